@@ -1,7 +1,9 @@
 //! What can go wrong with the truth.
 
+use std::sync::Arc;
+
 /// A failure of the store, sorted by what the caller can do about it.
-#[derive(Debug, thiserror::Error)]
+#[derive(Clone, Debug, thiserror::Error)]
 pub enum StoreError {
     /// Nothing of this workspace has that id.
     #[error("not found")]
@@ -14,15 +16,15 @@ pub enum StoreError {
     LeaseLost,
     /// The database cannot serve now; the same call may succeed later.
     #[error("the database is unavailable: {0}")]
-    Unavailable(#[source] sqlx::Error),
+    Unavailable(#[source] Arc<sqlx::Error>),
     /// The call itself is wrong, or the database refuses it for good.
     #[error("the database refused: {0}")]
-    Refused(#[source] sqlx::Error),
+    Refused(#[source] Arc<sqlx::Error>),
     /// A row that makes no sense.
     #[error("corrupt row in {table}.{column} ({id}): {detail}")]
     Corrupt { table: &'static str, column: &'static str, id: String, detail: String },
     #[error("cannot migrate: {0}")]
-    Migrate(#[from] sqlx::migrate::MigrateError),
+    Migrate(#[source] Arc<sqlx::migrate::MigrateError>),
 }
 
 impl StoreError {
@@ -42,21 +44,27 @@ impl From<sqlx::Error> for StoreError {
             | sqlx::Error::PoolTimedOut
             | sqlx::Error::PoolClosed
             | sqlx::Error::WorkerCrashed
-            | sqlx::Error::BeginFailed => Self::Unavailable(error),
+            | sqlx::Error::BeginFailed => Self::Unavailable(Arc::new(error)),
             sqlx::Error::Database(database) => {
                 let code = database.code().unwrap_or_default();
                 if is_transient_code(&code) {
-                    Self::Unavailable(error)
+                    Self::Unavailable(Arc::new(error))
                 } else if code == LEASE_LOST_STATE {
                     Self::LeaseLost
                 } else if database.is_unique_violation() || database.is_foreign_key_violation() {
                     Self::Conflict(database.constraint().unwrap_or(database.message()).to_owned())
                 } else {
-                    Self::Refused(error)
+                    Self::Refused(Arc::new(error))
                 }
             }
-            _ => Self::Refused(error),
+            _ => Self::Refused(Arc::new(error)),
         }
+    }
+}
+
+impl From<sqlx::migrate::MigrateError> for StoreError {
+    fn from(error: sqlx::migrate::MigrateError) -> Self {
+        Self::Migrate(Arc::new(error))
     }
 }
 

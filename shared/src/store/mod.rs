@@ -27,7 +27,7 @@ use crate::domain::{
     run::{BlockedBy, Claim, Ending, Run},
     step::Step,
     tool::ToolCall,
-    transition::RunStatus,
+    transition::{Reason, RunStatus},
 };
 
 pub use admission::{AdmitError, Admitted, IfBusy, NewRun};
@@ -347,15 +347,22 @@ pub struct WorkerRow {
     pub held: u32,
 }
 
+/// The wish that a held run ends, and the reason it is to end with.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct StopRequest {
+    pub run_id: RunId,
+    pub reason: Reason,
+}
+
 /// Leases: a worker's row is its lease on everything it holds.
 #[async_trait]
 pub trait Workers: Send + Sync {
     async fn register_worker(&self, worker: &NewWorker) -> Result<()>;
     /// Extends the lease and says which of the worker's runs are to stop. `LeaseLost` when it had run out: an
     /// expired lease is never revived.
-    async fn heartbeat(&self, worker: WorkerId, lease_ms: i64, draining: bool) -> Result<Vec<RunId>>;
+    async fn heartbeat(&self, worker: WorkerId, lease_ms: i64, draining: bool) -> Result<Vec<StopRequest>>;
     /// Which of the worker's runs are to stop.
-    async fn stop_requests(&self, worker: WorkerId) -> Result<Vec<RunId>>;
+    async fn stop_requests(&self, worker: WorkerId) -> Result<Vec<StopRequest>>;
     /// Ends the lease at once. What the worker still holds is for the reaper.
     async fn retire_worker(&self, worker: WorkerId) -> Result<()>;
     /// Ends all leases: for the one process that holds its database file for itself.

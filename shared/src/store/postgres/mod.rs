@@ -31,6 +31,9 @@ macro_rules! skip_locked {
     };
 }
 
+mod claim;
+mod commit;
+mod insert_run;
 #[path = "../sql/mod.rs"]
 mod sql;
 
@@ -118,4 +121,20 @@ impl SqlStore {
 
 fn millis(duration: Duration) -> String {
     duration.as_millis().to_string()
+}
+
+/// Bounds how long this transaction waits for a lock from here on.
+async fn set_lock_timeout(tx: &mut sqlx::Transaction<'static, Db>, ms: u32) -> Result<()> {
+    sqlx::query("select set_config('lock_timeout', $1, true)").bind(ms.to_string()).execute(&mut **tx).await?;
+    Ok(())
+}
+
+/// Back to the session's own bound.
+async fn reset_lock_timeout(tx: &mut sqlx::Transaction<'static, Db>) -> Result<()> {
+    sqlx::query("set local lock_timeout to default").execute(&mut **tx).await?;
+    Ok(())
+}
+
+fn is_lock_timeout(error: &sqlx::Error) -> bool {
+    error.as_database_error().and_then(|error| error.code()).is_some_and(|code| code == "55P03")
 }

@@ -33,6 +33,9 @@ macro_rules! skip_locked {
     };
 }
 
+mod claim;
+mod commit;
+mod insert_run;
 #[path = "../sql/mod.rs"]
 mod sql;
 
@@ -100,4 +103,17 @@ impl SqlStore {
     fn reserved(&self) -> &sqlx::Pool<Db> {
         &self.writer
     }
+}
+
+/// The one writer waits for nobody inside its transaction.
+async fn set_lock_timeout(_: &mut sqlx::Transaction<'static, Db>, _: u32) -> Result<()> {
+    Ok(())
+}
+
+async fn reset_lock_timeout(_: &mut sqlx::Transaction<'static, Db>) -> Result<()> {
+    Ok(())
+}
+
+fn is_lock_timeout(_: &sqlx::Error) -> bool {
+    false
 }
