@@ -62,12 +62,6 @@ impl From<sqlx::Error> for StoreError {
     }
 }
 
-impl From<sqlx::migrate::MigrateError> for StoreError {
-    fn from(error: sqlx::migrate::MigrateError) -> Self {
-        Self::Migrate(Arc::new(error))
-    }
-}
-
 /// The SQLSTATE that the schema's `fence` function raises.
 const LEASE_LOST_STATE: &str = "LH001";
 
@@ -76,7 +70,8 @@ const LEASE_LOST_STATE: &str = "LH001";
 fn is_transient_code(code: &str) -> bool {
     if code.len() == 5 {
         let class = &code[..2];
-        return matches!(class, "08" | "40" | "53" | "57" | "58") || matches!(code, "55P03" | "25006" | "25P02");
+        return matches!(class, "08" | "40" | "53" | "57" | "58")
+            || matches!(code, "55P03" | "25006" | "25P02");
     }
     // SQLite reports the extended code; its low byte is the primary one: BUSY, LOCKED, IOERR, FULL, CANTOPEN.
     code.parse::<u32>().is_ok_and(|code| matches!(code & 0xff, 5 | 6 | 10 | 13 | 14))
@@ -88,7 +83,8 @@ mod tests {
 
     #[test]
     fn trouble_that_passes_is_told_from_trouble_that_stays() {
-        for code in ["08006", "40001", "40P01", "53300", "57P01", "57P03", "55P03", "25006", "5", "13", "261"] {
+        for code in ["08006", "40001", "40P01", "53300", "57P01", "57P03", "55P03", "25006", "5", "13", "261"]
+        {
             assert!(is_transient_code(code), "{code}");
         }
         for code in ["23505", "42P01", "22P05", "1", "19", "1555"] {

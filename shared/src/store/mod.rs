@@ -8,13 +8,14 @@
 
 pub mod admission;
 mod error;
+mod page;
 pub mod postgres;
 pub mod sqlite;
 
 #[cfg(test)]
 mod conformance;
 
-use std::sync::Arc;
+use std::{fmt, str::FromStr, sync::Arc};
 
 use async_trait::async_trait;
 use serde_json::Value;
@@ -27,11 +28,12 @@ use crate::domain::{
     run::{BlockedBy, Claim, Ending, Run},
     step::Step,
     tool::ToolCall,
-    transition::{Reason, RunStatus},
+    transition::{Reason, RunStatus, stored_words},
 };
 
 pub use admission::{AdmitError, Admitted, IfBusy, NewRun};
 pub use error::StoreError;
+pub use page::{Listed, Page};
 
 pub type Result<T> = std::result::Result<T, StoreError>;
 
@@ -42,20 +44,6 @@ impl<S: Workspaces + Chats + Runs + Admission + Log + Jobs + Workers> Store for 
 /// How processes hold it.
 pub type SharedStore = Arc<dyn Store>;
 
-/// Part of a list: at most `limit` items behind `after`.
-#[derive(Clone, Debug)]
-pub struct Page<K> {
-    pub limit: u32,
-    pub after: Option<K>,
-}
-
-/// A page of a list, and the key to ask for the next one with, if there is more.
-#[derive(Clone, Debug)]
-pub struct Listed<T, K> {
-    pub items: Vec<T>,
-    pub next: Option<K>,
-}
-
 /// What the holder of a key may do; each includes the ones before.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, serde::Serialize, serde::Deserialize)]
 #[serde(rename_all = "lowercase")]
@@ -64,6 +52,8 @@ pub enum KeyRole {
     Operator,
     Admin,
 }
+
+stored_words!(KeyRole, "key role", { Viewer => "viewer", Operator => "operator", Admin => "admin" });
 
 /// A stored API key. The key itself is not in it, nor anywhere.
 #[derive(Clone, Debug)]
@@ -282,7 +272,8 @@ pub trait Log: LogReader {
 pub trait LogReader: Send + Sync {
     /// Segments that hold events behind the cursor, ascending, about `limit` of them.
     async fn read_log(&self, cursor: LogCursor, limit: u32) -> Result<Vec<Segment>>;
-    /// The same for many runs with one query, `limit` for all of them together.
+    /// The same for many runs with one query, about `limit` for all of them together: the nearest to each cursor
+    /// first, so that a run with much to read does not keep the others waiting. Empty only when nothing is left.
     async fn read_logs(&self, cursors: &[LogCursor], limit: u32) -> Result<Vec<Segment>>;
 }
 

@@ -32,7 +32,7 @@ const CLAIM: &str = concat!(
         select job.workspace_id, job.run_id, e.seq, e.seq, job.epoch,
             '[{\"type\":\"run.claimed\",\"data\":{\"workerId\":\"' || $1::text || '\",\"epoch\":' || job.epoch || '}}]'
         from job, lateral (
-            select coalesce(max(last_seq), 0) + 1 as seq from run_events where run_id = job.run_id) e
+            select coalesce((select last_seq from run_events where run_id = job.run_id order by first_seq desc limit 1), 0) + 1 as seq) e
         returning run_id, first_seq, created_at
     ), run as (
         update runs r

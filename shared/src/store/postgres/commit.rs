@@ -111,7 +111,7 @@ with share as (
     insert into run_events (workspace_id, run_id, first_seq, last_seq, epoch, events)
     select p.workspace_id, p.id, e.seq, e.seq, 0, '[{\"type\":\"run.queued\",\"data\":{\"status\":\"pending\"}}]'
     from promoted p,
-        lateral (select coalesce(max(last_seq), 0) + 1 as seq from run_events where run_id = p.id) e
+        lateral (select coalesce((select last_seq from run_events where run_id = p.id order by first_seq desc limit 1), 0) + 1 as seq) e
     returning run_id, first_seq, last_seq, events, created_at
 )
 select log.run_id, 0::bigint as first_seq, 0::bigint as last_seq, '' as events, log.created_at,

@@ -13,7 +13,10 @@ use super::{
 use crate::store::Result;
 
 /// Inserts the run, unless the chat's slot is taken: then nothing is inserted and the answer is `None`.
-pub(super) async fn insert_run(tx: &mut Transaction<'static, Db>, row: &RunRow<'_>) -> Result<Option<Inserted>> {
+pub(super) async fn insert_run(
+    tx: &mut Transaction<'static, Db>,
+    row: &RunRow<'_>,
+) -> Result<Option<Inserted>> {
     let new = row.new;
     let inserted = sqlx::query(
         "with run as (
@@ -60,5 +63,7 @@ pub(super) async fn insert_run(tx: &mut Transaction<'static, Db>, row: &RunRow<'
     .bind(&row.events)
     .fetch_optional(&mut **tx)
     .await?;
-    inserted.map(|row| Ok(Inserted { created_at: get(&row, "created_at")?, event_at: get(&row, "event_at")? })).transpose()
+    inserted
+        .map(|row| Ok(Inserted { created_at: get(&row, "created_at")?, event_at: get(&row, "event_at")? }))
+        .transpose()
 }

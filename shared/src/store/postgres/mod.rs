@@ -2,13 +2,18 @@
 
 use std::{str::FromStr, time::Duration};
 
-use async_trait::async_trait;
-use sqlx::postgres::{PgConnectOptions, PgPoolOptions};
+use sqlx::{
+    Connection,
+    migrate::MigrateError,
+    postgres::{PgConnectOptions, PgPoolOptions},
+};
 
 use super::{Result, StoreError};
 
 /// What the shared SQL files are compiled for.
 type Db = sqlx::Postgres;
+
+const KIND: &str = "postgres";
 
 /// The database's clock, as SQL.
 macro_rules! now {
@@ -24,17 +29,20 @@ macro_rules! for_update {
     };
 }
 
-/// The same, leaving out rows that somebody else has locked.
-macro_rules! skip_locked {
+/// Whether any migration was ever applied, as SQL.
+macro_rules! was_migrated {
     () => {
-        " for no key update skip locked"
+        "select to_regclass('_sqlx_migrations') is not null"
     };
 }
 
 mod claim;
 mod commit;
 mod insert_run;
+#[macro_use]
+mod lists;
 #[path = "../sql/mod.rs"]
+#[expect(clippy::duplicate_mod, reason = "one SQL text, compiled for each database")]
 mod sql;
 
 static MIGRATIONS: sqlx::migrate::Migrator = sqlx::migrate!("../migrations/postgres");
@@ -93,6 +101,18 @@ impl SqlStore {
         Ok(Self { pool: pool(options.max_connections), reserved: pool(3) })
     }
 
+    /// Applies the migrations on a connection of its own without time limits: changing a large table takes as long
+    /// as it takes. An advisory lock lets one process at a time do it.
+    async fn apply_migrations(&self) -> std::result::Result<(), MigrateError> {
+        let mut connection = self.pool.acquire().await?.detach();
+        for setting in ["statement_timeout", "lock_timeout", "idle_in_transaction_session_timeout"] {
+            sqlx::query("select set_config($1, '0', false)").bind(setting).execute(&mut connection).await?;
+        }
+        MIGRATIONS.run_direct(None, &mut connection, false).await?;
+        connection.close().await?;
+        Ok(())
+    }
+
     /// A transaction that reads and writes.
     async fn begin(&self) -> Result<sqlx::Transaction<'static, Db>> {
         Ok(self.pool.begin().await?)
@@ -125,7 +145,10 @@ fn millis(duration: Duration) -> String {
 
 /// Bounds how long this transaction waits for a lock from here on.
 async fn set_lock_timeout(tx: &mut sqlx::Transaction<'static, Db>, ms: u32) -> Result<()> {
-    sqlx::query("select set_config('lock_timeout', $1, true)").bind(ms.to_string()).execute(&mut **tx).await?;
+    sqlx::query("select set_config('lock_timeout', $1, true)")
+        .bind(ms.to_string())
+        .execute(&mut **tx)
+        .await?;
     Ok(())
 }
 

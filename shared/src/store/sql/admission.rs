@@ -112,8 +112,13 @@ impl crate::store::Admission for SqlStore {
         }
         tx.commit().await.map_err(StoreError::from)?;
         let run = row.as_run(&inserted);
-        let segment =
-            Segment { run_id: run.id, first: 1, last: 1, at: inserted.event_at, events: vec![event.of_run()] };
+        let segment = Segment {
+            run_id: run.id,
+            first: 1,
+            last: 1,
+            at: inserted.event_at,
+            events: vec![event.of_run()],
+        };
         Ok(Admitted {
             message_id: new.client_message_id.unwrap_or_else(|| run.user_message_id.to_string()),
             assistant_message_id: run.assistant_message_id,
@@ -328,7 +333,7 @@ async fn replayed(
     })
 }
 
-pub(super) async fn read_run(
+pub(crate) async fn read_run(
     tx: &mut Transaction<'static, Db>,
     workspace: WorkspaceId,
     run_id: RunId,

@@ -168,7 +168,9 @@ async fn reap_run(
     } else if crashes > max_crashes {
         let error = RunError::new(
             "crash_limit",
-            format!("{crashes} workers were lost while working on this run without a saved step between them"),
+            format!(
+                "{crashes} workers were lost while working on this run without a saved step between them"
+            ),
         );
         Some(Ending::failed(Reason::CrashLimit, error))
     } else {
@@ -244,7 +246,8 @@ async fn append(
     let row = sqlx::query(
         "insert into run_events (workspace_id, run_id, first_seq, last_seq, epoch, events) \
          select $1, $2, next.seq, next.seq, $3, $5 from (\
-             select coalesce($4, max(last_seq), 0) + 1 as seq from run_events where run_id = $2) as next \
+             select coalesce($4, (select last_seq from run_events where run_id = $2 order by first_seq desc limit 1), 0) \
+                 + 1 as seq) as next \
          where true on conflict (run_id, first_seq) do nothing returning first_seq, created_at",
     )
     .bind(workspace.0)

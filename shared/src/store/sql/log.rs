@@ -3,7 +3,7 @@
 use async_trait::async_trait;
 use uuid::Uuid;
 
-use super::{SqlStore, super::commit::commit_together};
+use super::{super::commit::commit_together, SqlStore};
 use crate::{
     domain::{event::Segment, ids::Millis},
     store::{Append, Committed, Log, Result, StoreError},

@@ -9,6 +9,7 @@ use uuid::Uuid;
 use super::Db;
 use crate::{
     domain::{
+        chat::Chat,
         event::{Event, Segment},
         message::Message,
         run::{Run, RunError, Usage},
@@ -70,6 +71,31 @@ fn corrupt(row: &DbRow, table: &'static str, column: &'static str, detail: &dyn 
     }
 }
 
+/// The columns that [`chat`] reads, of `chats`: also what a change of it returns.
+macro_rules! chat_columns {
+    () => {
+        "workspace_id, id, title, agent, context_ref, metadata, created_by, created_at, updated_at, \
+         (select r.id from runs r where r.chat_id = chats.id and r.workspace_id = chats.workspace_id \
+          and r.status in ('pending', 'running', 'waiting')) as active_run_id"
+    };
+}
+pub(crate) use chat_columns;
+
+pub(crate) fn chat(row: &DbRow) -> Result<Chat> {
+    Ok(Chat {
+        id: get::<Uuid>(row, "id")?.into(),
+        workspace_id: get::<Uuid>(row, "workspace_id")?.into(),
+        title: get(row, "title")?,
+        agent: get(row, "agent")?,
+        context_ref: get(row, "context_ref")?,
+        metadata: json(row, "chats", "metadata")?,
+        created_by: get(row, "created_by")?,
+        created_at: get(row, "created_at")?,
+        updated_at: get(row, "updated_at")?,
+        active_run_id: get::<Option<Uuid>>(row, "active_run_id")?.map(Into::into),
+    })
+}
+
 /// The columns that [`run`] reads, of `runs r`.
 macro_rules! run_columns {
     () => {
@@ -85,7 +111,8 @@ pub(crate) use run_columns;
 macro_rules! run_place {
     () => {
         "(select j.worker_id from jobs j where j.run_id = r.id and j.kind = 'run') as worker_id, \
-         coalesce((select max(e.last_seq) from run_events e where e.run_id = r.id), 0) as last_seq"
+         coalesce((select e.last_seq from run_events e where e.run_id = r.id order by e.first_seq desc limit 1), 0) \
+         as last_seq"
     };
 }
 pub(crate) use run_place;
@@ -133,6 +160,15 @@ pub(crate) fn usage(row: &DbRow) -> Result<Usage> {
         cached_input_tokens: get(row, "cached_input_tokens")?,
     })
 }
+
+/// The columns that [`message`] reads, of `messages m`.
+macro_rules! message_columns {
+    () => {
+        "m.workspace_id, m.id, m.chat_id, m.turn, m.position, m.role, m.status, m.client_id, m.in_reply_to, \
+         m.run_id, m.parts, m.created_at, m.updated_at"
+    };
+}
+pub(crate) use message_columns;
 
 pub(crate) fn message(row: &DbRow) -> Result<Message> {
     const TABLE: &str = "messages";

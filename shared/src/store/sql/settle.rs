@@ -237,11 +237,12 @@ async fn replay(tx: &mut Transaction<'static, Db>, run: &Run) -> Result<Replay> 
         .fetch_all(&mut **tx)
         .await?;
     let steps = steps.iter().map(step).collect::<Result<Vec<_>>>()?;
-    let calls = sqlx::query("select * from tool_calls where workspace_id = $1 and run_id = $2 order by step, call")
-        .bind(run.workspace_id.0)
-        .bind(run.id.0)
-        .fetch_all(&mut **tx)
-        .await?;
+    let calls =
+        sqlx::query("select * from tool_calls where workspace_id = $1 and run_id = $2 order by step, call")
+            .bind(run.workspace_id.0)
+            .bind(run.id.0)
+            .fetch_all(&mut **tx)
+            .await?;
     let calls = calls.iter().map(tool_call).collect::<Result<Vec<_>>>()?;
     let mut replay = Replay::from_rows(run.id, steps, calls);
     let segments = sqlx::query(

@@ -3,7 +3,10 @@
 use async_trait::async_trait;
 use uuid::Uuid;
 
-use super::{SqlStore, rows::{get, word_or_null}};
+use super::{
+    SqlStore,
+    rows::{get, word_or_null},
+};
 use crate::{
     domain::{ids::WorkerId, transition::Reason},
     store::{NewWorker, Result, StopRequest, StoreError, WorkerRow, Workers},
@@ -76,14 +79,10 @@ impl Workers for SqlStore {
     }
 
     async fn retire_all_workers(&self) -> Result<u64> {
-        let done = sqlx::query(concat!(
-            "update workers set expires_at = ",
-            now!(),
-            " where expires_at > ",
-            now!()
-        ))
-        .execute(self.reserved())
-        .await?;
+        let done =
+            sqlx::query(concat!("update workers set expires_at = ", now!(), " where expires_at > ", now!()))
+                .execute(self.reserved())
+                .await?;
         Ok(done.rows_affected())
     }
 

@@ -4,10 +4,7 @@ use uuid::Uuid;
 
 use super::{
     SqlStore,
-    sql::{
-        admission::read_run,
-        rows::get,
-    },
+    sql::{admission::read_run, rows::get},
 };
 use crate::{
     domain::{
@@ -55,8 +52,10 @@ pub(super) async fn claim(
         let events = vec![EventData::RunClaimed { worker_id: worker, epoch }.of_run()];
         let log = sqlx::query(
             "insert into run_events (workspace_id, run_id, first_seq, last_seq, epoch, events) \
-             select $1, $2, coalesce(max(last_seq), 0) + 1, coalesce(max(last_seq), 0) + 1, $3, $4 \
-             from run_events where run_id = $2 returning first_seq, created_at",
+             select $1, $2, next.seq, next.seq, $3, $4 from (\
+                 select coalesce((select last_seq from run_events where run_id = $2 order by first_seq desc limit 1), 0) \
+                     + 1 as seq) as next \
+             returning first_seq, created_at",
         )
         .bind(workspace)
         .bind(run_id)

@@ -206,9 +206,9 @@ async fn promote_next(tx: &mut SqliteConnection, append: &Append, outcome: &mut 
     .await?;
     let caused = sqlx::query(
         "insert into run_events (workspace_id, run_id, first_seq, last_seq, epoch, events) \
-         select $1, $2, coalesce(max(last_seq), 0) + 1, coalesce(max(last_seq), 0) + 1, 0, \
-             '[{\"type\":\"run.queued\",\"data\":{\"status\":\"pending\"}}]' \
-         from run_events where run_id = $2 \
+         select $1, $2, next.seq, next.seq, 0, '[{\"type\":\"run.queued\",\"data\":{\"status\":\"pending\"}}]' from (\
+             select coalesce((select last_seq from run_events where run_id = $2 order by first_seq desc limit 1), 0) \
+                 + 1 as seq) as next \
          returning run_id, first_seq, last_seq, events, created_at",
     )
     .bind(append.workspace_id.0)

@@ -16,7 +16,10 @@ use crate::{
 };
 
 /// Inserts the run, unless the chat's slot is taken: then nothing is inserted and the answer is `None`.
-pub(super) async fn insert_run(tx: &mut Transaction<'static, Db>, row: &RunRow<'_>) -> Result<Option<Inserted>> {
+pub(super) async fn insert_run(
+    tx: &mut Transaction<'static, Db>,
+    row: &RunRow<'_>,
+) -> Result<Option<Inserted>> {
     let new = row.new;
     let inserted = sqlx::query(
         "insert into runs (workspace_id, id, chat_id, turn, agent, status, trigger, created_by, user_message_id,
