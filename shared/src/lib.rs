@@ -1,1 +1,3 @@
+//! What the API and the workers must agree on.
 
+pub mod config;

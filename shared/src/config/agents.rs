@@ -1,0 +1,65 @@
+//! `[agents.<name>]`: who answers: model, instructions, tools and limits.
+
+use std::time::Duration;
+
+use serde::{Deserialize, Serialize};
+
+use super::{
+    report::{Report, is_name},
+    values::span,
+};
+
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct AgentConfig {
+    #[serde(default)]
+    pub description: String,
+    pub provider: String,
+    pub model: String,
+    #[serde(default)]
+    pub instructions: String,
+    #[serde(default)]
+    pub tools: Vec<String>,
+    #[serde(default)]
+    pub temperature: Option<f64>,
+    #[serde(default)]
+    pub limits: AgentLimits,
+}
+
+/// What is absent is taken from `[limits]`.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct AgentLimits {
+    pub max_steps: Option<u32>,
+    #[serde(with = "span::option")]
+    pub deadline: Option<Duration>,
+    #[serde(with = "span::option")]
+    pub tool_timeout: Option<Duration>,
+    pub max_output_tokens: Option<u32>,
+}
+
+impl AgentConfig {
+    pub(super) fn check(&self, name: &str, report: &mut Report) {
+        let key = |field: &str| format!("agents.{name}.{field}");
+        report.require(is_name(name), format!("agents.{name}"), || {
+            "an agent's name must be 1 to 64 letters, digits, `_` or `-`".to_owned()
+        });
+        report.require(!self.model.trim().is_empty(), key("model"), || "must not be empty".to_owned());
+        if let Some(temperature) = self.temperature {
+            report.require((0.0..=2.0).contains(&temperature), key("temperature"), || {
+                format!("must be between 0 and 2, not {temperature}")
+            });
+        }
+        let limits = &self.limits;
+        for (field, limit) in
+            [("limits.max_steps", limits.max_steps), ("limits.max_output_tokens", limits.max_output_tokens)]
+        {
+            limit.into_iter().for_each(|limit| report.above_zero(key(field), limit));
+        }
+        for (field, span) in
+            [("limits.deadline", limits.deadline), ("limits.tool_timeout", limits.tool_timeout)]
+        {
+            span.into_iter().for_each(|span| report.positive(key(field), span));
+        }
+    }
+}

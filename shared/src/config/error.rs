@@ -1,0 +1,75 @@
+//! Why a configuration is refused: always which key, where it was set, and what is wrong with it.
+
+use std::path::PathBuf;
+
+use figment::error::Kind;
+
+use super::{
+    layers::describe,
+    report::Problem,
+    settings::{self, SETTINGS},
+};
+
+#[derive(Debug, thiserror::Error)]
+pub enum ConfigError {
+    #[error("cannot read the configuration file {}: {source}", path.display())]
+    Unreadable { path: PathBuf, source: std::io::Error },
+    #[error("{origin} is not valid TOML: {reason}")]
+    Syntax { origin: String, reason: String },
+    #[error("unknown key `{key}` in {origin}{}", suggestion.as_ref().map(|s| format!("; did you mean `{s}`?")).unwrap_or_default())]
+    UnknownKey { key: String, origin: String, suggestion: Option<String> },
+    #[error("{0}")]
+    Value(Problem),
+    #[error("the configuration is refused:{}", .0.iter().map(|problem| format!("\n  {problem}")).collect::<String>())]
+    Refused(Vec<Problem>),
+}
+
+impl ConfigError {
+    pub(super) fn value(key: impl Into<String>, origin: impl Into<String>, rule: impl Into<String>) -> Self {
+        Self::Value(Problem { key: key.into(), origin: Some(origin.into()), rule: rule.into() })
+    }
+
+    /// Puts figment's first error into our words. Values of secret keys are left out of them.
+    pub(super) fn from_figment(error: &figment::Error) -> Self {
+        let origin = error.metadata.as_ref().map_or_else(|| "the configuration".to_owned(), describe);
+        let path = error.path.join(".");
+        let within = |name: &str| if path.is_empty() { name.to_owned() } else { format!("{path}.{name}") };
+        match &error.kind {
+            Kind::UnknownField(name, known) => {
+                let key = match path.rsplit('.').next() {
+                    // The path may or may not end with the field itself.
+                    Some(last) if last == name => path.clone(),
+                    _ => within(name),
+                };
+                let parent = key.strip_suffix(name.as_str()).unwrap_or_default();
+                let suggestion = closest(name, known.iter().copied())
+                    .map(|known| format!("{parent}{known}"))
+                    .or_else(|| elsewhere(name));
+                Self::UnknownKey { key, origin, suggestion }
+            }
+            Kind::MissingField(name) => Self::value(within(name), origin, "is required"),
+            _ if settings::is_secret(&path) => {
+                Self::value(path, origin, "has a value of the wrong form; it must be a string")
+            }
+            Kind::UnknownVariant(value, known) => {
+                Self::value(path, origin, format!("must be one of {}, not `{value}`", known.join(", ")))
+            }
+            kind => Self::value(path, origin, kind.to_string()),
+        }
+    }
+}
+
+/// The known name that a misspelt one most likely stands for.
+pub(super) fn closest<'a>(name: &str, known: impl Iterator<Item = &'a str>) -> Option<&'a str> {
+    known
+        .map(|known| (strsim::jaro_winkler(name, known), known))
+        .filter(|(likeness, _)| *likeness > 0.8)
+        .max_by(|(one, _), (other, _)| one.total_cmp(other))
+        .map(|(_, known)| known)
+}
+
+/// A key of this very name in another section: it was written at the wrong place.
+fn elsewhere(name: &str) -> Option<String> {
+    let same = |key: &&str| key.rsplit('.').next() == Some(name);
+    SETTINGS.iter().map(|setting| setting.key).find(same).map(str::to_owned)
+}
