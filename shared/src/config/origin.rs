@@ -38,12 +38,9 @@ impl Origins {
 
     /// The same; for a key that a named entry lacks, the origin of the entry.
     pub(super) fn near(&self, key: &str) -> Option<&str> {
-        let mut parts = key.splitn(3, '.');
-        let entry = || match (parts.next(), parts.next()) {
-            (Some(section @ ("providers" | "agents" | "tools")), Some(name)) => Some(format!("{section}.{name}")),
-            _ => None,
-        };
-        self.of(key).or_else(|| self.of(&entry()?))
+        let named = ["providers.", "agents.", "tools."].iter().any(|section| key.starts_with(section));
+        let entry = || key.splitn(3, '.').take(2).collect::<Vec<_>>().join(".");
+        self.of(key).or_else(|| if named { self.of(&entry()) } else { None })
     }
 }
 
