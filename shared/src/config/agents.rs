@@ -6,7 +6,7 @@ use serde::{Deserialize, Serialize};
 
 use super::{
     report::{Report, is_name},
-    values::span,
+    span,
 };
 
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
@@ -51,15 +51,9 @@ impl AgentConfig {
             });
         }
         let limits = &self.limits;
-        for (field, limit) in
-            [("limits.max_steps", limits.max_steps), ("limits.max_output_tokens", limits.max_output_tokens)]
-        {
-            limit.into_iter().for_each(|limit| report.above_zero(key(field), limit));
-        }
-        for (field, span) in
-            [("limits.deadline", limits.deadline), ("limits.tool_timeout", limits.tool_timeout)]
-        {
-            span.into_iter().for_each(|span| report.positive(key(field), span));
-        }
+        report.above_zero(key("limits.max_steps"), limits.max_steps);
+        report.above_zero(key("limits.max_output_tokens"), limits.max_output_tokens);
+        report.positive(key("limits.deadline"), limits.deadline);
+        report.positive(key("limits.tool_timeout"), limits.tool_timeout);
     }
 }

@@ -4,7 +4,7 @@ use std::{fmt, path::Path, time::Duration};
 
 use serde::{Deserialize, Deserializer, Serialize, Serializer, de::Error as _};
 
-use super::{report::Report, secret::masked_url, values::span};
+use super::{report::Report, secret::masked_url, span};
 
 /// The recorder, the heartbeat and one more for everything else: with fewer, a long commit could cost a lease.
 const NEEDED_CONNECTIONS: u32 = 3;
@@ -45,9 +45,7 @@ impl DatabaseConfig {
             )
         });
         report.positive("database.acquire_timeout", self.acquire_timeout);
-        self.statement_timeout
-            .into_iter()
-            .for_each(|timeout| report.positive("database.statement_timeout", timeout));
+        report.positive("database.statement_timeout", self.statement_timeout);
     }
 }
 

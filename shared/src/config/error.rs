@@ -14,13 +14,13 @@ use super::{
 pub enum ConfigError {
     #[error("cannot read the configuration file {}: {source}", path.display())]
     Unreadable { path: PathBuf, source: std::io::Error },
-    #[error("{origin} is not valid TOML: {reason}")]
-    Syntax { origin: String, reason: String },
-    #[error("unknown key `{key}` in {origin}{}", suggestion.as_ref().map(|s| format!("; did you mean `{s}`?")).unwrap_or_default())]
+    #[error("{origin} is not valid TOML: line {line}: {reason}")]
+    Syntax { origin: String, line: usize, reason: String },
+    #[error("unknown key `{key}` in {origin}{}", meant(suggestion.as_deref()))]
     UnknownKey { key: String, origin: String, suggestion: Option<String> },
     #[error("{0}")]
     Value(Problem),
-    #[error("the configuration is refused:{}", .0.iter().map(|problem| format!("\n  {problem}")).collect::<String>())]
+    #[error("the configuration is refused:{}", listed(.0))]
     Refused(Vec<Problem>),
 }
 
@@ -48,6 +48,8 @@ impl ConfigError {
                 Self::UnknownKey { key, origin, suggestion }
             }
             Kind::MissingField(name) => Self::value(within(name), origin, "is required"),
+            // Our own messages never quote a value; figment's do.
+            Kind::Message(rule) => Self::value(path, origin, rule.as_str()),
             _ if settings::is_secret(&path) => {
                 Self::value(path, origin, "has a value of the wrong form; it must be a string")
             }
@@ -57,6 +59,14 @@ impl ConfigError {
             kind => Self::value(path, origin, kind.to_string()),
         }
     }
+}
+
+fn meant(suggestion: Option<&str>) -> String {
+    suggestion.map_or_else(String::new, |known| format!("; did you mean `{known}`?"))
+}
+
+fn listed(problems: &[Problem]) -> String {
+    problems.iter().fold(String::new(), |list, problem| list + "\n  " + &problem.to_string())
 }
 
 /// The known name that a misspelt one most likely stands for.

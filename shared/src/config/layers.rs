@@ -215,7 +215,10 @@ impl Layer {
         match Toml::from_str(text) {
             Ok(values) => Ok(Self { origin, values }),
             Err(error) => {
-                Err(ConfigError::Syntax { origin, reason: error.to_string().trim_end().to_owned() })
+                // Its own text quotes the line, in which there may be a key.
+                let before = error.span().and_then(|span| text.get(..span.start)).unwrap_or_default();
+                let line = before.lines().count().max(1);
+                Err(ConfigError::Syntax { origin, line, reason: error.message().to_owned() })
             }
         }
     }

@@ -23,6 +23,7 @@ mod report;
 mod secret;
 mod server;
 mod settings;
+mod span;
 mod stream;
 #[cfg(test)]
 mod tests;

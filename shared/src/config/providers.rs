@@ -7,7 +7,8 @@ use serde::{Deserialize, Serialize};
 use super::{
     report::{Report, is_name},
     secret::Secret,
-    values::{HttpUrl, span},
+    span,
+    values::HttpUrl,
 };
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]

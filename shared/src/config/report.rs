@@ -33,12 +33,14 @@ impl Report {
         }
     }
 
-    pub(super) fn positive(&mut self, key: impl Into<String>, span: Duration) {
-        self.require(!span.is_zero(), key, || "must be longer than 0s".to_owned());
+    /// Refuses a duration of zero; one that is absent is fine.
+    pub(super) fn positive(&mut self, key: impl Into<String>, span: impl Into<Option<Duration>>) {
+        self.require(span.into() != Some(Duration::ZERO), key, || "must be longer than 0s".to_owned());
     }
 
-    pub(super) fn above_zero(&mut self, key: impl Into<String>, number: u32) {
-        self.require(number > 0, key, || "must be above 0".to_owned());
+    /// Refuses the number zero; one that is absent is fine.
+    pub(super) fn above_zero(&mut self, key: impl Into<String>, number: impl Into<Option<u32>>) {
+        self.require(number.into() != Some(0), key, || "must be above 0".to_owned());
     }
 
     pub(super) fn into_problems(self) -> Vec<Problem> {

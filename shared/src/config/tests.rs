@@ -220,7 +220,7 @@ fn values_of_the_wrong_form_name_the_key_and_the_form() {
         ),
         ("[agents.a]\nprovider = \"p\"", ["agents.a.model", "is required"]),
         ("[net]\nallow = [\"localhost\"]", ["net.allow", "host:port"]),
-        ("[worker\nlease = 15", ["longhaul.toml", "not valid TOML"]),
+        ("[worker]\npoll = \"1s\"\nlease = sk-1", ["longhaul.toml is not valid TOML: line 3: ", ""]),
     ] {
         let text = given(file).refused();
         assert!(parts.iter().all(|part| text.contains(part)), "{file}: {text}");
@@ -341,8 +341,14 @@ fn no_secret_is_ever_shown() {
     assert_eq!(value("providers.main.api_key"), "***");
     assert_eq!(value("redis.url"), "redis://:***@cache:6379");
 
-    for file in ["[providers.p]\nkind = \"openai\"\napi_key = 4242", "[redis]\nurl = \"cache:4242\""] {
-        assert!(!given(file).refused().contains("4242"));
+    for (file, says) in [
+        ("[providers.p]\nkind = \"openai\"\napi_key = 4242", "must be a string"),
+        ("[providers.p]\nkind = \"openai\"\napi_key = sk-4242", "line 3"),
+        ("[redis]\nurl = \"cache:4242\"", "must be written as redis://"),
+        ("[database]\nurl = \"mysql://a:4242@b\"", "must be written as postgres://"),
+    ] {
+        let text = Given { environment: Vec::new(), ..given(file) }.refused();
+        assert!(text.contains(says) && !text.contains("4242"), "{text}");
     }
 }
 

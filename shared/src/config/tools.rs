@@ -9,7 +9,8 @@ use serde_json::{Value, json};
 use super::{
     report::{Report, is_name},
     secret::Secret,
-    values::{ByteSize, HttpUrl, span},
+    span,
+    values::{ByteSize, HttpUrl},
 };
 
 /// Tools that every installation has; their names cannot be declared again.
@@ -112,7 +113,7 @@ impl ToolConfig {
             let own = OWN_HEADERS.iter().any(|own| own.eq_ignore_ascii_case(header));
             report.require(!own, key("headers"), || format!("`{header}` is set by the worker itself"));
         }
-        self.timeout.into_iter().for_each(|timeout| report.positive(key("timeout"), timeout));
+        report.positive(key("timeout"), self.timeout);
         report.require(self.max_bytes.as_u64() > 0, key("max_bytes"), || "must be above 0".to_owned());
     }
 }

@@ -1,4 +1,4 @@
-//! Typed values of settings: sizes, durations, addresses. Each says in its own error how it is written.
+//! Typed values of settings: sizes and addresses. Each says in its own error how it is written.
 
 use std::{fmt, ops::Deref, str::FromStr};
 
@@ -170,63 +170,6 @@ impl Serialize for HostPort {
 impl<'de> Deserialize<'de> for HostPort {
     fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
         String::deserialize(deserializer)?.parse().map_err(D::Error::custom)
-    }
-}
-
-/// Durations written as `"15s"`, for `#[serde(with = "span")]`.
-pub(super) mod span {
-    use std::{fmt, time::Duration};
-
-    use serde::{Deserializer, Serializer, de};
-
-    struct Written;
-
-    impl de::Visitor<'_> for Written {
-        type Value = Duration;
-
-        fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-            f.write_str("a duration with its unit, such as \"15s\", \"50ms\" or \"1h 30m\"")
-        }
-
-        fn visit_str<E: de::Error>(self, text: &str) -> Result<Duration, E> {
-            humantime::parse_duration(text).map_err(|_| E::invalid_value(de::Unexpected::Str(text), &self))
-        }
-    }
-
-    pub(in super::super) fn serialize<S: Serializer>(
-        span: &Duration,
-        serializer: S,
-    ) -> Result<S::Ok, S::Error> {
-        serializer.collect_str(&humantime::format_duration(*span))
-    }
-
-    pub(in super::super) fn deserialize<'de, D: Deserializer<'de>>(
-        deserializer: D,
-    ) -> Result<Duration, D::Error> {
-        deserializer.deserialize_str(Written)
-    }
-
-    /// The same for a duration that may be absent.
-    pub(in super::super) mod option {
-        use std::time::Duration;
-
-        use serde::{Deserializer, Serializer};
-
-        pub(in super::super::super) fn serialize<S: Serializer>(
-            span: &Option<Duration>,
-            serializer: S,
-        ) -> Result<S::Ok, S::Error> {
-            match span {
-                Some(span) => super::serialize(span, serializer),
-                None => serializer.serialize_none(),
-            }
-        }
-
-        pub(in super::super::super) fn deserialize<'de, D: Deserializer<'de>>(
-            deserializer: D,
-        ) -> Result<Option<Duration>, D::Error> {
-            super::deserialize(deserializer).map(Some)
-        }
     }
 }
 

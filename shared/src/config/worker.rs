@@ -6,7 +6,7 @@ use serde::{Deserialize, Serialize};
 
 use super::{
     report::{Report, is_name},
-    values::span,
+    span,
 };
 
 /// Longer than this, a drain is no longer a restart, and nothing that supervises processes waits for it.
