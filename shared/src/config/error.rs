@@ -50,14 +50,32 @@ impl ConfigError {
             Kind::MissingField(name) => Self::value(within(name), origin, "is required"),
             // Our own messages never quote a value; figment's do.
             Kind::Message(rule) => Self::value(path, origin, rule.as_str()),
-            _ if settings::is_secret(&path) => {
-                Self::value(path, origin, "has a value of the wrong form; it must be a string")
-            }
             Kind::UnknownVariant(value, known) => {
                 Self::value(path, origin, format!("must be one of {}, not `{value}`", known.join(", ")))
             }
+            Kind::InvalidType(_, expected) | Kind::InvalidValue(_, expected)
+                if settings::is_secret(&path) =>
+            {
+                Self::value(path, origin, format!("must be {}", in_words(expected)))
+            }
+            Kind::InvalidType(found, expected) | Kind::InvalidValue(found, expected) => {
+                Self::value(path, origin, format!("must be {}, not {found}", in_words(expected)))
+            }
             kind => Self::value(path, origin, kind.to_string()),
         }
+    }
+}
+
+/// What serde calls by Rust's names, as a reader of the file knows it.
+fn in_words(expected: &str) -> &str {
+    match expected {
+        "u16" => "a whole number from 0 to 65535",
+        "u32" => "a whole number from 0 to 4294967295",
+        "f64" => "a number",
+        "a sequence" => "a list",
+        "a map" => "a table",
+        other if other.starts_with("struct ") => "a table",
+        other => other,
     }
 }
 

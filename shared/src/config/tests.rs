@@ -210,7 +210,13 @@ fn values_of_the_wrong_form_name_the_key_and_the_form() {
     for (file, parts) in [
         ("[worker]\nlease = 15", ["worker.lease", "a duration with its unit"]),
         ("[worker]\nlease = \"15 parsecs\"", ["worker.lease", "15 parsecs"]),
-        ("[worker]\nslots = \"many\"", ["worker.slots", "many"]),
+        (
+            "[worker]\nslots = \"many\"",
+            ["worker.slots", "must be a whole number from 0 to 4294967295, not string \"many\""],
+        ),
+        ("[server]\nport = 65536", ["server.port", "must be a whole number from 0 to 65535"]),
+        ("[worker]\nqueues = \"bulk\"", ["worker.queues", "must be a list"]),
+        ("[agents]\na = 3", ["agents.a", "must be a table"]),
         ("[server]\nbody_limit = \"big\"", ["server.body_limit", "64 KiB"]),
         ("[auth]\nmode = \"open\"", ["auth.mode", "one of required, loopback"]),
         ("[providers.p]\nkind = \"gpt\"", ["providers.p.kind", "one of openai, scripted"]),
@@ -385,7 +391,7 @@ fn the_reference_says_each_key_its_variable_and_its_default() {
     for line in [
         "## `[worker]`",
         "| `worker.lease` | `LONGHAUL_WORKER_LEASE` | `15s` |",
-        "| `server.body_limit` | `LONGHAUL_SERVER_BODY_LIMIT` | `1 MiB` |",
+        "| `server.body_limit` | `LONGHAUL_SERVER_BODY_LIMIT` | `1MiB` |",
         "| `database.url` | `LONGHAUL_DATABASE_URL`, `DATABASE_URL`, `LONGHAUL_DATABASE_URL_FILE` | required |",
         "| `log.level` | `LONGHAUL_LOG_LEVEL`, `LONGHAUL_LOG`, `RUST_LOG` | `info` |",
         "## `[tools.<name>]`\n\n| Key | Default | Meaning |",
