@@ -54,7 +54,7 @@ pub use self::{
     secret::Secret,
     server::ServerConfig,
     stream::StreamConfig,
-    tools::{BUILT_IN_TOOLS, Effect, ToolConfig, ToolKind},
+    tools::{BUILT_IN_TOOLS, ToolConfig, ToolKind},
     values::{ByteSize, HostPort, HttpUrl},
     worker::WorkerConfig,
 };

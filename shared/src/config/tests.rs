@@ -3,6 +3,7 @@
 use std::{collections::BTreeSet, path::PathBuf, time::Duration};
 
 use super::{docs::defaults, settings::SETTINGS, *};
+use crate::domain::tool::Effect;
 
 const FULL: &str = r#"
 [providers.main]

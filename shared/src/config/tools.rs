@@ -6,6 +6,8 @@ use reqwest::header::{HeaderName, HeaderValue};
 use serde::{Deserialize, Serialize};
 use serde_json::{Value, json};
 
+use crate::domain::tool::Effect;
+
 use super::{
     report::{Report, is_name},
     secret::Secret,
@@ -36,17 +38,6 @@ pub enum ToolKind {
     Http,
 }
 
-/// What a second call of a tool would do: it decides what happens to a call whose outcome nobody knows.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(rename_all = "lowercase")]
-pub enum Effect {
-    Read,
-    Idempotent,
-    /// Never called twice: the safe assumption about a tool that says nothing.
-    #[default]
-    Once,
-}
-
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct ToolConfig {
@@ -60,13 +51,18 @@ pub struct ToolConfig {
     /// The JSON Schema of the arguments object.
     #[serde(default = "no_parameters")]
     pub parameters: Value,
-    #[serde(default)]
+    #[serde(default = "safest_effect")]
     pub effect: Effect,
     /// Absent is the run's own limit.
     #[serde(default, with = "span::option")]
     pub timeout: Option<Duration>,
     #[serde(default = "default_max_bytes")]
     pub max_bytes: ByteSize,
+}
+
+/// A tool that says nothing about itself is never called twice.
+fn safest_effect() -> Effect {
+    Effect::Once
 }
 
 fn default_method() -> String {

@@ -1,0 +1,84 @@
+//! Messages and the parts they are made of.
+
+use std::{fmt, str::FromStr};
+
+use serde::{Deserialize, Serialize};
+use serde_json::Value;
+
+use super::{
+    ids::{ChatId, MessageId, Millis, RunId, WorkspaceId},
+    tool::CallState,
+    transition::{MessageStatus, stored_words},
+};
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Role {
+    User,
+    Assistant,
+}
+
+stored_words!(Role, "role", { User => "user", Assistant => "assistant" });
+
+/// A piece of a message.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(tag = "type", rename_all = "snake_case", rename_all_fields = "camelCase")]
+pub enum Part {
+    /// Where a model call begins.
+    Step {
+        step: u32,
+    },
+    Text {
+        text: String,
+    },
+    Reasoning {
+        text: String,
+    },
+    Tool {
+        call_id: String,
+        name: String,
+        /// The arguments: JSON if they parse, else the text as the model wrote it.
+        arguments: Value,
+        state: CallState,
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        output: Option<String>,
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        error: Option<String>,
+    },
+}
+
+#[derive(Clone, Debug, PartialEq)]
+pub struct Message {
+    pub id: MessageId,
+    pub workspace_id: WorkspaceId,
+    pub chat_id: ChatId,
+    pub turn: i64,
+    /// 0 for the user's message, 1 for the answer.
+    pub position: i32,
+    pub role: Role,
+    /// `None`: imported, read as completed.
+    pub status: Option<MessageStatus>,
+    /// The name that the client gave it, unique in its chat.
+    pub client_id: Option<String>,
+    pub in_reply_to: Option<MessageId>,
+    pub run_id: Option<RunId>,
+    /// A user's message; an answer's parts are rebuilt from its run.
+    pub parts: Vec<Part>,
+    pub created_at: Millis,
+    pub updated_at: Millis,
+}
+
+impl Message {
+    /// The name that clients know it by.
+    pub fn public_id(&self) -> String {
+        self.client_id.clone().unwrap_or_else(|| self.id.to_string())
+    }
+}
+
+/// The text of the parts, without reasoning and tools.
+pub fn text_of(parts: &[Part]) -> String {
+    parts
+        .iter()
+        .filter_map(|part| if let Part::Text { text } = part { Some(text.as_str()) } else { None })
+        .collect()
+}

@@ -1,0 +1,13 @@
+//! Values and rules: no I/O, no clock, no async.
+
+pub mod chat;
+pub mod event;
+pub mod ids;
+pub mod message;
+pub mod replay;
+pub mod retry;
+pub mod run;
+pub mod step;
+pub mod text;
+pub mod tool;
+pub mod transition;

@@ -1,0 +1,121 @@
+//! The store on Postgres 15 or newer: many processes, one truth.
+
+use std::{str::FromStr, time::Duration};
+
+use async_trait::async_trait;
+use sqlx::postgres::{PgConnectOptions, PgPoolOptions};
+
+use super::{Result, StoreError};
+
+/// What the shared SQL files are compiled for.
+type Db = sqlx::Postgres;
+
+/// The database's clock, as SQL.
+macro_rules! now {
+    () => {
+        "now_ms()"
+    };
+}
+
+/// Locks the selected rows against other changes, but not against foreign keys that point at them.
+macro_rules! for_update {
+    () => {
+        " for no key update"
+    };
+}
+
+/// The same, leaving out rows that somebody else has locked.
+macro_rules! skip_locked {
+    () => {
+        " for no key update skip locked"
+    };
+}
+
+#[path = "../sql/mod.rs"]
+mod sql;
+
+static MIGRATIONS: sqlx::migrate::Migrator = sqlx::migrate!("../migrations/postgres");
+
+/// How this process talks to Postgres.
+#[derive(Clone, Debug)]
+pub struct Options {
+    pub url: String,
+    pub max_connections: u32,
+    /// Bounds of a statement, of waiting for a lock and of sitting in a transaction: below the lease, so that a
+    /// frozen owner cannot hold locks past it.
+    pub statement_timeout: Duration,
+    pub lock_timeout: Duration,
+    pub idle_in_transaction_timeout: Duration,
+}
+
+impl Options {
+    pub fn new(url: impl Into<String>) -> Self {
+        Self {
+            url: url.into(),
+            max_connections: 10,
+            statement_timeout: Duration::from_secs(10),
+            lock_timeout: Duration::from_secs(5),
+            idle_in_transaction_timeout: Duration::from_secs(10),
+        }
+    }
+}
+
+/// See [`super::Store`].
+#[derive(Clone, Debug)]
+pub struct SqlStore {
+    /// Requests and reads.
+    pool: sqlx::PgPool,
+    /// Heartbeats, commits of the recorder and claims: never starved by requests.
+    reserved: sqlx::PgPool,
+}
+
+impl SqlStore {
+    /// Opens the pools without connecting: a database that is down does not stop a process from starting.
+    pub fn open(options: &Options) -> Result<Self> {
+        let connect = PgConnectOptions::from_str(&options.url)
+            .map_err(StoreError::from)?
+            .application_name("longhaul")
+            .options([
+                ("statement_timeout", millis(options.statement_timeout)),
+                ("lock_timeout", millis(options.lock_timeout)),
+                ("idle_in_transaction_session_timeout", millis(options.idle_in_transaction_timeout)),
+            ]);
+        let pool = |connections: u32| {
+            PgPoolOptions::new()
+                .max_connections(connections)
+                .acquire_timeout(Duration::from_secs(5))
+                .idle_timeout(Duration::from_secs(60))
+                .connect_lazy_with(connect.clone())
+        };
+        Ok(Self { pool: pool(options.max_connections), reserved: pool(3) })
+    }
+
+    /// A transaction that reads and writes.
+    async fn begin(&self) -> Result<sqlx::Transaction<'static, Db>> {
+        Ok(self.pool.begin().await?)
+    }
+
+    /// The same on a connection that requests cannot use up.
+    async fn begin_reserved(&self) -> Result<sqlx::Transaction<'static, Db>> {
+        Ok(self.reserved.begin().await?)
+    }
+
+    /// For single statements that read.
+    fn reader(&self) -> &sqlx::Pool<Db> {
+        &self.pool
+    }
+
+    /// For single statements that write.
+    fn writer(&self) -> &sqlx::Pool<Db> {
+        &self.pool
+    }
+
+    /// For the single statements that keep a lease alive.
+    fn reserved(&self) -> &sqlx::Pool<Db> {
+        &self.reserved
+    }
+}
+
+fn millis(duration: Duration) -> String {
+    duration.as_millis().to_string()
+}

@@ -1,0 +1,103 @@
+//! The store on SQLite: one node, one file, the same promises.
+//!
+//! One connection writes and the others read (WAL), so that a transaction never fails for another's lock. A commit is
+//! on disk when it returns (`synchronous = FULL`).
+
+use std::{path::PathBuf, time::Duration};
+
+use async_trait::async_trait;
+use sqlx::sqlite::{SqliteConnectOptions, SqliteJournalMode, SqlitePoolOptions, SqliteSynchronous};
+
+use super::{Result, StoreError};
+
+/// What the shared SQL files are compiled for.
+type Db = sqlx::Sqlite;
+
+/// The database's clock, as SQL.
+macro_rules! now {
+    () => {
+        "(cast(unixepoch('subsec') * 1000 as integer))"
+    };
+}
+
+/// The one writer needs no row locks.
+macro_rules! for_update {
+    () => {
+        ""
+    };
+}
+
+macro_rules! skip_locked {
+    () => {
+        ""
+    };
+}
+
+#[path = "../sql/mod.rs"]
+mod sql;
+
+static MIGRATIONS: sqlx::migrate::Migrator = sqlx::migrate!("../migrations/sqlite");
+
+/// How this process talks to SQLite.
+#[derive(Clone, Debug)]
+pub struct Options {
+    pub path: PathBuf,
+    pub readers: u32,
+}
+
+impl Options {
+    pub fn new(path: impl Into<PathBuf>) -> Self {
+        Self { path: path.into(), readers: 4 }
+    }
+}
+
+/// See [`super::Store`].
+#[derive(Clone, Debug)]
+pub struct SqlStore {
+    readers: sqlx::SqlitePool,
+    writer: sqlx::SqlitePool,
+}
+
+impl SqlStore {
+    /// Opens the file, which is made if it is missing; its folder must exist.
+    pub fn open(options: &Options) -> Result<Self> {
+        let connect = SqliteConnectOptions::new()
+            .filename(&options.path)
+            .create_if_missing(true)
+            .journal_mode(SqliteJournalMode::Wal)
+            .synchronous(SqliteSynchronous::Full)
+            .foreign_keys(true)
+            .busy_timeout(Duration::from_secs(5));
+        let pool = |connections: u32| {
+            SqlitePoolOptions::new()
+                .max_connections(connections)
+                .acquire_timeout(Duration::from_secs(30))
+                .connect_lazy_with(connect.clone())
+        };
+        Ok(Self { readers: pool(options.readers), writer: pool(1) })
+    }
+
+    /// A transaction that reads and writes: it takes the write lock at once, since one that begins with a read could
+    /// not be upgraded behind another writer's commit.
+    async fn begin(&self) -> Result<sqlx::Transaction<'static, Db>> {
+        Ok(self.writer.begin_with("begin immediate").await?)
+    }
+
+    async fn begin_reserved(&self) -> Result<sqlx::Transaction<'static, Db>> {
+        self.begin().await
+    }
+
+    /// For single statements that read.
+    fn reader(&self) -> &sqlx::Pool<Db> {
+        &self.readers
+    }
+
+    /// For single statements that write.
+    fn writer(&self) -> &sqlx::Pool<Db> {
+        &self.writer
+    }
+
+    fn reserved(&self) -> &sqlx::Pool<Db> {
+        &self.writer
+    }
+}
