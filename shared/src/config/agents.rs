@@ -4,7 +4,10 @@ use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
 
+use crate::domain::run::Limits;
+
 use super::{
+    LimitsConfig,
     report::{Report, is_name},
     span,
 };
@@ -39,6 +42,19 @@ pub struct AgentLimits {
 }
 
 impl AgentConfig {
+    /// What a run of this agent may use when its request says nothing.
+    pub fn run_limits(&self, common: &LimitsConfig) -> Limits {
+        let ms = |own: Option<Duration>, common: Duration| {
+            i64::try_from(own.unwrap_or(common).as_millis()).unwrap_or(i64::MAX)
+        };
+        Limits {
+            max_steps: self.limits.max_steps.unwrap_or(common.max_steps),
+            deadline_ms: ms(self.limits.deadline, common.deadline),
+            tool_timeout_ms: ms(self.limits.tool_timeout, common.tool_timeout),
+            max_output_tokens: self.limits.max_output_tokens,
+        }
+    }
+
     pub(super) fn check(&self, name: &str, report: &mut Report) {
         let key = |field: &str| format!("agents.{name}.{field}");
         report.require(is_name(name), format!("agents.{name}"), || {

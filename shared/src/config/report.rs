@@ -19,6 +19,8 @@ impl std::fmt::Display for Problem {
     }
 }
 
+const LONGEST: Duration = Duration::from_hours(365 * 24);
+
 #[derive(Default)]
 pub(super) struct Report(Vec<Problem>);
 
@@ -33,9 +35,12 @@ impl Report {
         }
     }
 
-    /// Refuses a duration of zero; one that is absent is fine.
+    /// Refuses a duration of zero, or one with which times could no longer be added; one that is absent is fine.
     pub(super) fn positive(&mut self, key: impl Into<String>, span: impl Into<Option<Duration>>) {
-        self.require(span.into() != Some(Duration::ZERO), key, || "must be longer than 0s".to_owned());
+        let within = |span: Duration| !span.is_zero() && span <= LONGEST;
+        self.require(span.into().is_none_or(within), key, || {
+            "must be above 0s and at most 365days".to_owned()
+        });
     }
 
     /// Refuses the number zero; one that is absent is fine.

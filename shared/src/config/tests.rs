@@ -3,7 +3,7 @@
 use std::{collections::BTreeSet, path::PathBuf, time::Duration};
 
 use super::{docs::defaults, settings::SETTINGS, *};
-use crate::domain::tool::Effect;
+use crate::domain::{run::Limits, tool::Effect};
 
 const FULL: &str = r#"
 [providers.main]
@@ -77,6 +77,20 @@ fn the_documented_example_loads() {
     assert_eq!((tool.effect, tool.method.as_str()), (Effect::Once, "POST"));
     assert_eq!(tool.parameters["required"][0], "op");
     assert_eq!(config.net.allow[1].to_string(), "127.0.0.1:9200");
+}
+
+#[test]
+fn an_agents_limits_fall_back_to_the_common_ones() {
+    let file = "[limits]\nmax_steps = 7\ndeadline = \"2m\"\n[providers.p]\nkind = \"scripted\"\n[agents.a]\n\
+                provider = \"p\"\nmodel = \"m\"\nlimits = { deadline = \"1m\", max_output_tokens = 9 }";
+    let config = given(file).load().unwrap();
+    let limits = config.agents["a"].run_limits(&config.limits);
+    assert_eq!((limits.max_steps, limits.deadline_ms), (7, 60_000));
+    assert_eq!((limits.tool_timeout_ms, limits.max_output_tokens), (120_000, Some(9)));
+    let untouched = LimitsConfig::default();
+    let limits =
+        AgentConfig { limits: AgentLimits::default(), ..config.agents["a"].clone() }.run_limits(&untouched);
+    assert_eq!(limits, Limits::default(), "both places write the same defaults");
 }
 
 #[test]
@@ -265,8 +279,9 @@ fn values_that_contradict_each_other_are_refused() {
             "shorter than worker.lease",
         ),
         ("[limits]\nmax_steps = 0".into(), "limits.max_steps", "above 0"),
-        ("[limits]\ndeadline = \"0s\"".into(), "limits.deadline", "longer than 0s"),
-        ("[stream]\nheartbeat = \"0s\"".into(), "stream.heartbeat", "longer than 0s"),
+        ("[limits]\ndeadline = \"0s\"".into(), "limits.deadline", "above 0s and at most 365days"),
+        ("[stream]\nheartbeat = \"0s\"".into(), "stream.heartbeat", "above 0s and at most 365days"),
+        ("[limits]\ndeadline = \"500years\"".into(), "limits.deadline", "at most 365days"),
         ("[log]\nlevel = \"a=b=c\"".into(), "log.level", "not a log filter"),
         (
             "[auth]\nmode = \"loopback\"\n[server]\nhost = \"0.0.0.0\"".into(),

@@ -46,6 +46,7 @@ impl WorkerConfig {
         report.require((1..=10_000).contains(&self.slots), "worker.slots", || {
             format!("must be between 1 and 10000, not {}", self.slots)
         });
+        report.positive("worker.lease", self.lease);
         report.positive("worker.heartbeat", self.heartbeat);
         report.positive("worker.poll", self.poll);
         // Two heartbeats may be lost on the way before the lease runs out.
