@@ -14,7 +14,7 @@ use signal_hook::consts::{SIGHUP, SIGINT, SIGTERM};
 const LOOK_EVERY: Duration = Duration::from_millis(50);
 
 /// How long a test runner may tidy up after Ctrl-C before it is told again.
-const TIDY_UP: Duration = Duration::from_secs(10);
+const TIDY_UP: Duration = Duration::from_secs(3);
 
 /// Whether somebody asked us to end. The signals only set a flag, so that servers are always stopped on the way out.
 pub(crate) struct Interrupt(Arc<AtomicBool>);

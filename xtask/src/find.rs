@@ -94,7 +94,8 @@ fn install(package: &str, interrupt: &Interrupt) -> Result<()> {
             .env("DEBIAN_FRONTEND", "noninteractive")
             .args(["-q", "-o", "DPkg::Lock::Timeout=120"])
             .args(args);
-        run(&mut command, interrupt)
+        // Our own output may be read by a program: `servers` prints what to export.
+        run(command.stdout(std::io::stderr()), interrupt)
     };
     apt(&["update"])?;
     apt(&["install", "-y", "--no-install-recommends", package])
