@@ -1,6 +1,7 @@
 //! One answer: from a request through gates and faults to its end.
 
 use std::io;
+use std::sync::Arc;
 use std::time::Instant;
 
 use serde_json::{Value, json};
@@ -73,7 +74,7 @@ async fn complete(
         pieces: 0,
         end: None,
         headers: asked.headers.clone(),
-        request,
+        request: Arc::new(request),
     });
 
     let Some(script) = script else {

@@ -1,7 +1,7 @@
 //! What the fake provider was asked and how each answer ended.
 
 use std::collections::HashMap;
-use std::sync::Mutex;
+use std::sync::{Arc, Mutex};
 use std::time::Instant;
 
 use serde_json::Value;
@@ -40,7 +40,7 @@ pub struct Call {
     /// In lower case, as they came.
     pub headers: Vec<(String, String)>,
     /// The whole body.
-    pub request: Value,
+    pub request: Arc<Value>,
 }
 
 impl Call {
@@ -73,6 +73,11 @@ struct Entries {
 impl Log {
     pub(super) fn calls(&self) -> Vec<Call> {
         locked(&self.entries).calls.clone()
+    }
+
+    /// Whether the calls look as they should, without copying them.
+    pub(super) fn holds(&self, holds: impl Fn(&[Call]) -> bool) -> bool {
+        holds(&locked(&self.entries).calls)
     }
 
     pub(super) fn violations(&self) -> Vec<String> {
