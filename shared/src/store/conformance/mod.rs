@@ -6,7 +6,10 @@
 mod chats;
 mod fixtures;
 mod harness;
+mod log_read;
+mod runs;
 mod schema;
+mod tenants;
 mod workspaces;
 
 /// Makes `async fn name(db: Database)` a test on either back-end.
