@@ -45,7 +45,7 @@ mod lists;
 #[expect(clippy::duplicate_mod, reason = "one SQL text, compiled for each database")]
 mod sql;
 
-static MIGRATIONS: sqlx::migrate::Migrator = sqlx::migrate!("../migrations/postgres");
+pub(super) static MIGRATIONS: sqlx::migrate::Migrator = sqlx::migrate!("../migrations/postgres");
 
 /// How this process talks to Postgres.
 #[derive(Clone, Debug)]
@@ -95,7 +95,7 @@ impl SqlStore {
             PgPoolOptions::new()
                 .max_connections(connections)
                 .acquire_timeout(Duration::from_secs(5))
-                .idle_timeout(Duration::from_secs(60))
+                .idle_timeout(Duration::from_mins(1))
                 .connect_lazy_with(connect.clone())
         };
         Ok(Self { pool: pool(options.max_connections), reserved: pool(3) })

@@ -46,7 +46,7 @@ mod lists;
 #[path = "../sql/mod.rs"]
 mod sql;
 
-static MIGRATIONS: sqlx::migrate::Migrator = sqlx::migrate!("../migrations/sqlite");
+pub(super) static MIGRATIONS: sqlx::migrate::Migrator = sqlx::migrate!("../migrations/sqlite");
 
 /// How this process talks to SQLite.
 #[derive(Clone, Debug)]
