@@ -1,5 +1,7 @@
 //! What the API and the workers must agree on.
 //!
 //! - [`domain`]: values and rules, pure.
+//! - [`bus`]: hints and live copies between processes; may be lost, never the only copy.
 
+pub mod bus;
 pub mod domain;
