@@ -31,6 +31,8 @@ use crate::domain::{event::Segment, ids::RunId, retry::Backoff};
 
 mod publisher;
 mod subscriber;
+#[cfg(test)]
+mod tests;
 mod wire;
 
 /// How long `subscribe` waits for Redis. Beyond it the subscriber starts from the log, and hears `Resync` later.

@@ -67,19 +67,14 @@ impl Subscriber {
         let mut failures = 0;
         loop {
             let lost = Arc::new(Notify::new());
-            let opening = open(
-                self.client.clone(),
-                self.names.clone(),
-                Arc::clone(&self.fanout),
-                Arc::clone(&lost),
-            );
-            match self.meanwhile(opening).await {
+            match self.open(&lost).await {
                 Ok((connection, subscribed)) => {
                     if failures > 0 {
                         tracing::info!("Redis is back: live feeds resume");
                     }
-                    self.connected.store(true, Ordering::Release);
+                    // In this order: who sees the bus connected is not interrupted any more.
                     self.fanout.resync_all();
+                    self.connected.store(true, Ordering::Release);
                     let error = self.serve(connection, subscribed, &lost).await.err();
                     self.connected.store(false, Ordering::Release);
                     self.fanout.resync_all();
@@ -96,6 +91,30 @@ impl Subscriber {
             }
             self.meanwhile(sleep(RECONNECT.wait(failures, rand::random()))).await;
         }
+    }
+
+    /// Connects and subscribes to everything that is wanted at this moment.
+    async fn open(&mut self, lost: &Arc<Notify>) -> RedisResult<(MultiplexedConnection, HashSet<RunId>)> {
+        let (names, fanout, lost) = (self.names.clone(), Arc::clone(&self.fanout), Arc::clone(lost));
+        let config = AsyncConnectionConfig::new()
+            .set_connection_timeout(Some(ANSWER_WITHIN))
+            .set_response_timeout(Some(ANSWER_WITHIN))
+            .set_push_sender(move |push| {
+                route(&names, &fanout, &lost, &push);
+                Ok::<(), redis::aio::SendError>(())
+            });
+        let client = self.client.clone();
+        let connecting = async move { client.get_multiplexed_async_connection_with_config(&config).await };
+        let mut connection = self.meanwhile(connecting).await?;
+
+        // From here on changes stay in their queue: whoever joins after the next line is found there.
+        let runs = self.fanout.all();
+        connection.subscribe(self.names.signal()).await?;
+        for some in runs.chunks(CHANNELS) {
+            let channels: Vec<_> = some.iter().map(|run| self.names.run(*run)).collect();
+            connection.subscribe(channels).await?;
+        }
+        Ok((connection, runs.into_iter().collect()))
     }
 
     /// Serves one connection until it fails or is lost.
@@ -177,33 +196,6 @@ impl Subscriber {
     }
 }
 
-/// Connects and subscribes to everything that is wanted at this moment.
-async fn open(
-    client: Client,
-    names: Names,
-    fanout: Arc<Fanout>,
-    lost: Arc<Notify>,
-) -> RedisResult<(MultiplexedConnection, HashSet<RunId>)> {
-    let config = AsyncConnectionConfig::new()
-        .set_connection_timeout(Some(ANSWER_WITHIN))
-        .set_response_timeout(Some(ANSWER_WITHIN))
-        .set_push_sender({
-            let (names, fanout) = (names.clone(), Arc::clone(&fanout));
-            move |push| {
-                route(&names, &fanout, &lost, &push);
-                Ok::<(), redis::aio::SendError>(())
-            }
-        });
-    let mut connection = client.get_multiplexed_async_connection_with_config(&config).await?;
-    connection.subscribe(names.signal()).await?;
-    let runs = fanout.all();
-    for some in runs.chunks(CHANNELS) {
-        let channels: Vec<_> = some.iter().map(|run| names.run(*run)).collect();
-        connection.subscribe(channels).await?;
-    }
-    Ok((connection, runs.into_iter().collect()))
-}
-
 /// Called by the connection for every push, so it never waits.
 fn route(names: &Names, fanout: &Fanout, lost: &Notify, push: &PushInfo) {
     match (&push.kind, push.data.as_slice()) {
@@ -212,7 +204,9 @@ fn route(names: &Names, fanout: &Fanout, lost: &Notify, push: &PushInfo) {
             match names.parse(channel) {
                 Some(Channel::Run(run)) if fanout.has(run) => match decode_segment(run, payload) {
                     Some(segment) => fanout.deliver(run, Live::Segment(Arc::new(segment))),
-                    None => tracing::debug!(run.id = %run, "a message that is no segment of its run was dropped"),
+                    None => {
+                        tracing::debug!(run.id = %run, "a message that is no segment of its run was dropped")
+                    }
                 },
                 Some(Channel::Signal) => {
                     if let Some(signal) = decode_signal(payload) {

@@ -94,7 +94,8 @@ mod tests {
         let names = Names::new("acme").unwrap();
         assert!(matches!(names.parse(names.run(run).as_bytes()), Some(Channel::Run(id)) if id == run));
         assert!(matches!(names.parse(b"acme:signal"), Some(Channel::Signal)));
-        for foreign in [format!("acme2:run:{run}"), "acme:run:".into(), "acme:run:x".into(), "signal".into()] {
+        for foreign in [format!("acme2:run:{run}"), "acme:run:".into(), "acme:run:x".into(), "signal".into()]
+        {
             assert!(names.parse(foreign.as_bytes()).is_none(), "{foreign}");
         }
     }
@@ -118,7 +119,8 @@ mod tests {
             let bad = serde_json::to_vec(&Segment { first, last, ..segment(run) }).unwrap();
             assert!(decode_segment(run, &bad).is_none(), "{first}..={last}");
         }
-        let empty = serde_json::to_vec(&Segment { first: 1, last: 0, events: vec![], ..segment(run) }).unwrap();
+        let empty =
+            serde_json::to_vec(&Segment { first: 1, last: 0, events: vec![], ..segment(run) }).unwrap();
         assert!(decode_segment(run, &empty).is_none());
     }
 
