@@ -201,21 +201,26 @@ fn route(names: &Names, fanout: &Fanout, lost: &Notify, push: &PushInfo) {
     match (&push.kind, push.data.as_slice()) {
         (PushKind::Disconnection, _) => lost.notify_one(),
         (PushKind::Message, [Value::BulkString(channel), Value::BulkString(payload)]) => {
-            match names.parse(channel) {
-                Some(Channel::Run(run)) if fanout.has(run) => match decode_segment(run, payload) {
-                    Some(segment) => fanout.deliver(run, Live::Segment(Arc::new(segment))),
-                    None => {
-                        tracing::debug!(run.id = %run, "a message that is no segment of its run was dropped")
-                    }
-                },
-                Some(Channel::Signal) => {
-                    if let Some(signal) = decode_signal(payload) {
-                        fanout.signal(signal);
-                    }
-                }
-                Some(Channel::Run(_)) | None => {}
-            }
+            hear(names, fanout, channel, payload);
         }
         _ => {}
+    }
+}
+
+fn hear(names: &Names, fanout: &Fanout, channel: &[u8], payload: &[u8]) {
+    match names.parse(channel) {
+        Some(Channel::Run(run)) if fanout.has(run) => {
+            if let Some(segment) = decode_segment(run, payload) {
+                fanout.deliver(run, Live::Segment(Arc::new(segment)));
+            } else {
+                tracing::debug!(run.id = %run, "a message that is no segment of its run was dropped");
+            }
+        }
+        Some(Channel::Signal) => {
+            if let Some(signal) = decode_signal(payload) {
+                fanout.signal(signal);
+            }
+        }
+        Some(Channel::Run(_)) | None => {}
     }
 }
