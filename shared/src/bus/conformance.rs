@@ -37,7 +37,7 @@ pub(super) async fn next_segment(subscription: &mut Subscription) -> Seq {
 }
 
 /// Waits for a fact about the outside.
-pub(super) async fn until(what: &str, mut fact: impl AsyncFnMut() -> bool) {
+pub(crate) async fn until(what: &str, mut fact: impl AsyncFnMut() -> bool) {
     let reached = async {
         while !fact().await {
             tokio::time::sleep(Duration::from_millis(10)).await;

@@ -12,7 +12,7 @@ use tokio::sync::broadcast;
 use crate::domain::{event::Segment, ids::RunId};
 
 #[cfg(test)]
-mod conformance;
+pub(crate) mod conformance;
 mod fanout;
 pub mod in_process;
 pub mod redis;

@@ -32,6 +32,8 @@ use crate::domain::{event::Segment, ids::RunId, retry::Backoff};
 mod publisher;
 mod subscriber;
 #[cfg(test)]
+pub(crate) mod test_server;
+#[cfg(test)]
 mod tests;
 mod wire;
 

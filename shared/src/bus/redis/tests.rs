@@ -2,15 +2,16 @@
 //! server, subscriptions that multiply or leak, and a server that is absent, frozen or killed.
 
 use std::{
-    net::TcpListener,
-    process::{Child, Command, Stdio},
     sync::Arc,
     time::{Duration, Instant},
 };
 
 use redis::aio::MultiplexedConnection;
 
-use super::RedisBus;
+use super::{
+    RedisBus,
+    test_server::{PrivateRedis, server_url},
+};
 use crate::{
     bus::{
         Bus, Live, Signal,
@@ -18,24 +19,6 @@ use crate::{
     },
     domain::ids::RunId,
 };
-
-/// The server that all tests share, or `None` where tests with servers were left out on purpose.
-fn server_url() -> Option<String> {
-    if quick() {
-        return None;
-    }
-    Some(std::env::var("LONGHAUL_TEST_REDIS_URL").unwrap_or_else(|_| {
-        panic!("LONGHAUL_TEST_REDIS_URL is not set: `cargo xtask test` starts a Redis and sets it")
-    }))
-}
-
-fn quick() -> bool {
-    let quick = std::env::var("LONGHAUL_TEST_QUICK").is_ok_and(|value| value == "1");
-    if quick {
-        println!("left out: LONGHAUL_TEST_QUICK=1 means no Redis");
-    }
-    quick
-}
 
 fn fresh_prefix() -> String {
     format!("test-{}", RunId::generate())
@@ -149,62 +132,6 @@ async fn deployments_with_different_prefixes_do_not_hear_each_other() {
     theirs.close().await;
     ours.publish(segment(run, 2));
     assert_eq!(next_segment(&mut subscription).await, 2);
-}
-
-/// A Redis of the test's own, to be killed and frozen.
-struct PrivateRedis {
-    port: u16,
-    process: Option<Child>,
-    folder: tempfile::TempDir,
-}
-
-impl PrivateRedis {
-    /// Reserves a port; nothing listens there yet.
-    fn absent() -> Option<Self> {
-        if quick() {
-            return None;
-        }
-        let port = TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port();
-        Some(Self { port, process: None, folder: tempfile::tempdir().unwrap() })
-    }
-
-    fn url(&self) -> String {
-        format!("redis://127.0.0.1:{}/", self.port)
-    }
-
-    async fn start(&mut self) {
-        let program = std::env::var("LONGHAUL_TEST_REDIS_SERVER").unwrap_or_else(|_| "redis-server".into());
-        let process = Command::new(&program)
-            .args(["--bind", "127.0.0.1", "--save", "", "--port", &self.port.to_string()])
-            .current_dir(self.folder.path())
-            .stdout(Stdio::null())
-            .spawn()
-            .unwrap_or_else(|error| {
-                panic!("{program} did not start ({error}): `cargo xtask test` finds or installs one")
-            });
-        self.process = Some(process);
-        let client = redis::Client::open(self.url()).unwrap();
-        until("the private Redis answers", async || client.get_multiplexed_async_connection().await.is_ok())
-            .await;
-    }
-
-    fn kill(&mut self) {
-        if let Some(mut process) = self.process.take() {
-            process.kill().unwrap();
-            process.wait().unwrap();
-        }
-    }
-
-    fn send(&self, signal: &str) {
-        let pid = self.process.as_ref().unwrap().id().to_string();
-        assert!(Command::new("kill").args([signal, &pid]).status().unwrap().success());
-    }
-}
-
-impl Drop for PrivateRedis {
-    fn drop(&mut self) {
-        self.kill();
-    }
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
