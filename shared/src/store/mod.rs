@@ -270,7 +270,8 @@ pub trait Log: LogReader {
 
 #[async_trait]
 pub trait LogReader: Send + Sync {
-    /// Segments that hold events behind the cursor, ascending, about `limit` of them.
+    /// Segments that hold events behind the cursor, ascending, at most `limit` of them: fewer mean that the log
+    /// had no more.
     async fn read_log(&self, cursor: LogCursor, limit: u32) -> Result<Vec<Segment>>;
     /// The same for many runs with one query, about `limit` for all of them together: the nearest to each cursor
     /// first, so that a run with much to read does not keep the others waiting. Empty only when nothing is left.
@@ -309,8 +310,10 @@ pub trait Jobs: Send + Sync {
     async fn reap(&self, max_crashes: i32, limit: u32) -> Result<Vec<Released>>;
     /// Scheduled runs that are due take the chat's slot or queue up for it.
     async fn promote_due(&self, limit: u32) -> Result<Vec<Released>>;
-    /// When the next job or scheduled run becomes due, if in the future.
-    async fn next_due(&self, queues: &[String]) -> Result<Option<Millis>>;
+    /// The runs that the worker holds according to the database.
+    async fn held_by(&self, worker: WorkerId) -> Result<Vec<(WorkspaceId, RunId)>>;
+    /// Gives back a run that the worker holds without knowing it: the answer to its claim was lost.
+    async fn disown(&self, worker: WorkerId, workspace: WorkspaceId, run: RunId) -> Result<Option<Released>>;
     /// Repairs what no path should produce: active runs without a job, streaming messages of finished runs. The
     /// count is that of repaired rows; above zero is a bug.
     async fn reconcile(&self) -> Result<u64>;

@@ -14,7 +14,7 @@ use super::{
 use crate::{
     domain::{
         event::{EventData, ReleaseReason, Segment},
-        ids::{Epoch, Millis, RunId, Seq, WorkerId, WorkspaceId},
+        ids::{Epoch, RunId, Seq, WorkerId, WorkspaceId},
         retry::crash_delay_ms,
         run::{Claim, Ending, RunError},
         transition::{Reason, RunStatus},
@@ -97,22 +97,33 @@ impl Jobs for SqlStore {
         Ok(promoted)
     }
 
-    async fn next_due(&self, queues: &[String]) -> Result<Option<Millis>> {
-        let mut next: Option<Millis> = None;
-        for queue in queues {
-            let row = sqlx::query(concat!(
-                "select min(at) as at from (\
-                     select min(run_at) as at from jobs where queue = $1 and worker_id is null and run_at > ",
-                now!(),
-                " union all select min(run_at) from runs where status = 'scheduled' and queue = $1) as due"
-            ))
-            .bind(queue)
-            .fetch_one(self.reader())
+    async fn held_by(&self, worker: WorkerId) -> Result<Vec<(WorkspaceId, RunId)>> {
+        let rows = sqlx::query("select workspace_id, run_id from jobs where worker_id = $1 and kind = 'run'")
+            .bind(worker.0)
+            .fetch_all(self.reserved())
             .await?;
-            let at: Option<Millis> = get(&row, "at")?;
-            next = [next, at].into_iter().flatten().min();
+        rows.iter()
+            .map(|row| Ok((get::<Uuid>(row, "workspace_id")?.into(), get::<Uuid>(row, "run_id")?.into())))
+            .collect()
+    }
+
+    async fn disown(
+        &self,
+        worker: WorkerId,
+        workspace: WorkspaceId,
+        run_id: RunId,
+    ) -> Result<Option<Released>> {
+        let mut tx = self.begin_reserved().await?;
+        let Some(job) = lock_job(&mut tx, workspace, run_id).await? else { return Ok(None) };
+        if job.worker_id != Some(worker) {
+            return Ok(None);
         }
-        Ok(next)
+        let event = EventData::RunReleased { reason: ReleaseReason::Broken, epoch: job.epoch };
+        let segment = append(&mut tx, workspace, run_id, job.epoch, None, &event).await?;
+        make_pending(&mut tx, workspace, run_id, job.id, job.crashes, 0).await?;
+        tx.commit().await?;
+        let (segments, wake) = (vec![segment], vec![job.queue]);
+        Ok(Some(Released { run_id, workspace_id: workspace, segments, wake, ended: false }))
     }
 
     async fn reconcile(&self) -> Result<u64> {
