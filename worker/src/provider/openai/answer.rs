@@ -5,6 +5,7 @@ use longhaul_shared::domain::{
     step::FinishReason,
     text::{clean_owned, one_line},
 };
+use serde_json::Value;
 
 use super::{
     calls::Calls,
@@ -68,8 +69,9 @@ impl Answer {
         // Only one answer was asked for; were there others, they would be mixed into it.
         for choice in chunk.choices.into_iter().filter(|choice| choice.index.unwrap_or(0) == 0) {
             self.take_delta(choice.delta, &mut events)?;
-            let word = choice.finish_reason.0;
-            self.finish = self.finish.or_else(|| chunk::finish_reason(&word));
+            self.blank_finish = choice.finish_reason.as_ref().is_some_and(|word| word.0.is_empty());
+            let reason = choice.finish_reason.and_then(|word| chunk::finish_reason(&word.0));
+            self.finish = self.finish.or(reason);
         }
         Ok(events)
     }
@@ -112,6 +114,10 @@ impl Answer {
 
     fn error(&self, name: &str, data: &str, chunk: &Chunk) -> Option<ModelError> {
         let error = match &chunk.error {
+            // Some providers have the field in every chunk, empty.
+            Some(Value::Bool(false)) => return None,
+            Some(Value::String(text)) if text.is_empty() => return None,
+            Some(Value::Object(fields)) if fields.is_empty() => return None,
             Some(error) => error.clone(),
             None if name == "error" => serde_json::from_str(data).ok()?,
             None => return None,
@@ -141,7 +147,8 @@ impl Answer {
 
     /// How the model ended, once the stream has: without a reason it is not an answer.
     pub(super) fn finish(&self) -> Result<FinishReason, ModelError> {
-        match self.finish {
+        let blank = (self.done && self.blank_finish).then_some(FinishReason::Stop);
+        match self.finish.or(blank) {
             // Calls are there to be made, whatever word the provider ended with.
             Some(FinishReason::Stop | FinishReason::Other) if self.calls.len() > 0 => {
                 Ok(FinishReason::ToolCalls)

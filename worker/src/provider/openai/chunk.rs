@@ -29,7 +29,7 @@ pub(super) struct Choice {
     pub(super) index: Option<u32>,
     #[serde(deserialize_with = "nullable")]
     pub(super) delta: Delta,
-    pub(super) finish_reason: Text,
+    pub(super) finish_reason: Option<Text>,
 }
 
 #[derive(Debug, Default, Deserialize)]
