@@ -335,7 +335,7 @@ async fn tokens_flow_without_a_bus() {
             world.tokens(*run);
         }
         let read = join_all(tails.iter_mut().map(StreamExt::next));
-        let slices = timeout(Duration::from_millis(500), read).await.expect("tokens are late");
+        let slices = timeout(Duration::from_millis(900), read).await.expect("tokens are late");
         for (run, slice) in runs.iter().zip(slices) {
             check(*run, after, &slice.unwrap().unwrap());
         }
