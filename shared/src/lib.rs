@@ -1,9 +1,16 @@
 //! What the API and the workers must agree on.
 //!
 //! - [`domain`]: values and rules, pure.
+//! - [`store`]: what must survive a crash, on Postgres or SQLite.
 //! - [`bus`]: hints and live copies between processes; may be lost, never the only copy.
 //! - [`tail`]: who is watching a run: replay from a cursor, then follow.
+//! - [`config`]: every setting, parsed and cross-checked once.
+//! - [`shutdown`] and [`telemetry`]: how a process ends, and what it tells.
 
 pub mod bus;
+pub mod config;
 pub mod domain;
+pub mod shutdown;
+pub mod store;
 pub mod tail;
+pub mod telemetry;

@@ -22,16 +22,14 @@ use crate::{
         ids::Seq,
         retry::Backoff,
     },
+    store::{LogCursor, LogReader, StoreError},
 };
 
 mod poll;
-mod port;
 mod reader;
 #[cfg(test)]
 mod tests;
 mod watchers;
-
-pub use port::{LogCursor, LogReader, StoreError};
 
 /// How long a tail keeps trying to read a log that cannot be read.
 const PATIENCE: Duration = Duration::from_secs(30);

@@ -48,7 +48,7 @@ impl FakeLog {
     fn select(&self, cursors: &[LogCursor], limit: u32) -> Result<Vec<Segment>, StoreError> {
         self.reads.fetch_add(1, SeqCst);
         if self.is_down.load(SeqCst) {
-            return Err(StoreError::Unavailable(sqlx::Error::PoolTimedOut));
+            return Err(StoreError::from(sqlx::Error::PoolTimedOut));
         }
         let corrupt = *self.corrupt.lock().unwrap();
         if let Some(run) = corrupt.filter(|run| cursors.iter().any(|cursor| cursor.run_id == *run)) {

@@ -1,0 +1,365 @@
+//! What must survive a crash, as small traits in domain words.
+//!
+//! Postgres and SQLite keep the same promises. Most SQL is one text for both (`sql/`, compiled once for each);
+//! what only one of them can say well stands in `postgres/` and `sqlite/`. `conformance` holds both to these pages.
+//!
+//! Lock order, for every transaction that takes more than one: chat → job → log → run → message; batches sorted by
+//! id. Whoever takes or frees a chat's slot first locks the chat's row.
+
+pub mod admission;
+mod error;
+mod page;
+pub mod postgres;
+pub mod sqlite;
+
+#[cfg(test)]
+mod conformance;
+
+use std::{fmt, str::FromStr, sync::Arc};
+
+use async_trait::async_trait;
+use serde_json::Value;
+
+use crate::domain::{
+    chat::Chat,
+    event::{Event, ReleaseReason, Segment},
+    ids::{ChatId, Epoch, KeyId, MessageId, Millis, RunId, Seq, WorkerId, WorkspaceId},
+    message::Message,
+    run::{BlockedBy, Claim, Ending, Run},
+    step::Step,
+    tool::ToolCall,
+    transition::{Reason, RunStatus, stored_words},
+};
+
+pub use admission::{AdmitError, Admitted, IfBusy, NewRun};
+pub use error::StoreError;
+pub use page::{Listed, Page};
+
+pub type Result<T> = std::result::Result<T, StoreError>;
+
+/// The truth, chosen by configuration at start.
+pub trait Store: Workspaces + Chats + Runs + Admission + Log + Jobs + Workers {}
+impl<S: Workspaces + Chats + Runs + Admission + Log + Jobs + Workers> Store for S {}
+
+/// How processes hold it.
+pub type SharedStore = Arc<dyn Store>;
+
+/// What the holder of a key may do; each includes the ones before.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, serde::Serialize, serde::Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum KeyRole {
+    Viewer,
+    Operator,
+    Admin,
+}
+
+stored_words!(KeyRole, "key role", { Viewer => "viewer", Operator => "operator", Admin => "admin" });
+
+/// A stored API key. The key itself is not in it, nor anywhere.
+#[derive(Clone, Debug)]
+pub struct ApiKey {
+    pub id: KeyId,
+    pub workspace_id: WorkspaceId,
+    pub name: String,
+    pub role: KeyRole,
+    /// The public part, by which the row is found.
+    pub prefix: String,
+    /// SHA-256 of the whole key.
+    pub digest: Vec<u8>,
+    pub last_four: String,
+    pub created_at: Millis,
+    pub expires_at: Option<Millis>,
+    pub revoked_at: Option<Millis>,
+    /// By the database's clock, when the row was read.
+    pub is_expired: bool,
+}
+
+pub struct NewKey<'a> {
+    pub workspace_id: WorkspaceId,
+    pub name: &'a str,
+    pub role: KeyRole,
+    pub prefix: &'a str,
+    pub digest: &'a [u8],
+    pub last_four: &'a str,
+    pub expires_at: Option<Millis>,
+}
+
+/// Tenants and their keys, and the store as a whole.
+#[async_trait]
+pub trait Workspaces: Send + Sync {
+    /// Applies the migrations that are missing. Safe to call from many processes at once.
+    async fn migrate(&self) -> Result<()>;
+    /// Versions and names of the migrations, and whether each is applied.
+    async fn migrations(&self) -> Result<Vec<(i64, String, bool)>>;
+    /// The database's clock.
+    async fn now(&self) -> Result<Millis>;
+    /// `postgres` or `sqlite`.
+    fn kind(&self) -> &'static str;
+    /// Waits for what is under way and closes all connections.
+    async fn close(&self);
+
+    /// The workspace of that name, made if it is missing.
+    async fn ensure_workspace(&self, name: &str) -> Result<WorkspaceId>;
+    async fn workspace(&self, name: &str) -> Result<Option<WorkspaceId>>;
+    async fn create_key(&self, key: NewKey<'_>) -> Result<ApiKey>;
+    /// The key with that public part, revoked and expired ones included: the caller compares and decides.
+    async fn find_key(&self, prefix: &str) -> Result<Option<ApiKey>>;
+    async fn list_keys(&self, workspace: WorkspaceId) -> Result<Vec<ApiKey>>;
+    /// Revokes; again is fine. `NotFound` for a key of another workspace.
+    async fn revoke_key(&self, workspace: WorkspaceId, key: KeyId) -> Result<()>;
+}
+
+#[derive(Clone, Debug, Default)]
+pub struct NewChat {
+    pub title: Option<String>,
+    pub agent: Option<String>,
+    pub context_ref: Option<String>,
+    pub metadata: Value,
+    pub created_by: Option<String>,
+}
+
+/// Absent: keep. `Some(None)`: clear.
+#[derive(Clone, Debug, Default)]
+pub struct ChatPatch {
+    pub title: Option<Option<String>>,
+    pub agent: Option<Option<String>>,
+    pub context_ref: Option<Option<String>>,
+    pub metadata: Option<Value>,
+}
+
+/// Conversations and their messages. Deleted chats are as good as unknown.
+#[async_trait]
+pub trait Chats: Send + Sync {
+    async fn create_chat(&self, workspace: WorkspaceId, chat: NewChat) -> Result<Chat>;
+    async fn chat(&self, workspace: WorkspaceId, chat: ChatId) -> Result<Chat>;
+    /// Newest first, by id.
+    async fn list_chats(&self, workspace: WorkspaceId, page: Page<ChatId>) -> Result<Listed<Chat, ChatId>>;
+    async fn update_chat(&self, workspace: WorkspaceId, chat: ChatId, patch: ChatPatch) -> Result<Chat>;
+    /// Soft delete. In the same transaction every run of the chat that no live worker holds ends with the reason
+    /// `chat_deleted`, and the stop of the one that is held is requested. Again is `NotFound`.
+    async fn delete_chat(&self, workspace: WorkspaceId, chat: ChatId) -> Result<Vec<StopOutcome>>;
+    /// Oldest first, by turn and position. Answers come without parts: [`Runs::records`] has them.
+    async fn messages(
+        &self,
+        workspace: WorkspaceId,
+        chat: ChatId,
+        page: Page<(i64, i32)>,
+    ) -> Result<Listed<Message, (i64, i32)>>;
+    async fn message(&self, workspace: WorkspaceId, message: MessageId) -> Result<Message>;
+}
+
+#[derive(Clone, Debug, Default)]
+pub struct RunFilter {
+    pub status: Vec<RunStatus>,
+    pub chat_id: Option<ChatId>,
+    pub agent: Option<String>,
+    pub tag: Option<String>,
+    pub created_after: Option<Millis>,
+    pub created_before: Option<Millis>,
+}
+
+/// All that the reconstruction of one run's answer needs.
+#[derive(Clone, Debug)]
+pub struct RunRecord {
+    pub run_id: RunId,
+    pub steps: Vec<Step>,
+    pub calls: Vec<ToolCall>,
+    /// The log behind the last saved step.
+    pub tail: Vec<Segment>,
+}
+
+/// What became of a stop.
+#[derive(Clone, Debug)]
+pub enum StopOutcome {
+    /// It was over already, with this status.
+    AlreadyOver(Run),
+    /// Nobody held it: it is over now. The segments are to be published; a run in `promoted` waits for a worker.
+    Ended { run: Run, segments: Vec<Segment>, wake: Vec<String> },
+    /// A live worker holds it and will end it.
+    Requested(Run),
+}
+
+impl StopOutcome {
+    pub fn run(&self) -> &Run {
+        match self {
+            Self::AlreadyOver(run) | Self::Ended { run, .. } | Self::Requested(run) => run,
+        }
+    }
+}
+
+#[async_trait]
+pub trait Runs: Send + Sync {
+    async fn run(&self, workspace: WorkspaceId, run: RunId) -> Result<Run>;
+    /// Newest first, by id.
+    async fn list_runs(
+        &self,
+        workspace: WorkspaceId,
+        filter: &RunFilter,
+        page: Page<RunId>,
+    ) -> Result<Listed<Run, RunId>>;
+    /// The run of the chat's newest turn that began, else of its newest turn: what a reconnecting page asks for.
+    async fn latest_run(&self, workspace: WorkspaceId, chat: ChatId) -> Result<Option<Run>>;
+    /// Why a run that is not over is not moving.
+    async fn blocked_by(&self, run: &Run) -> Result<Option<BlockedBy>>;
+    /// Steps, ledger and the log behind the steps, for several runs at once, in the order asked for.
+    async fn records(&self, workspace: WorkspaceId, runs: &[RunId]) -> Result<Vec<RunRecord>>;
+    /// Records the wish to stop, and ends the run at once if no live worker holds it.
+    async fn stop_run(&self, workspace: WorkspaceId, run: RunId) -> Result<StopOutcome>;
+}
+
+/// The one way in for a run.
+#[async_trait]
+pub trait Admission: Send + Sync {
+    /// One transaction: idempotency → chat → run → messages → job → `run.queued`. See [`NewRun`].
+    async fn admit(&self, new: NewRun) -> std::result::Result<Admitted, AdmitError>;
+}
+
+/// One run's share of a group commit.
+#[derive(Clone, Debug)]
+pub struct Append {
+    pub workspace_id: WorkspaceId,
+    pub chat_id: ChatId,
+    pub run_id: RunId,
+    pub assistant_message_id: MessageId,
+    pub epoch: Epoch,
+    /// The position that the writer expects: one behind the last event it knows of.
+    pub first_seq: Seq,
+    /// Never empty.
+    pub events: Vec<Event>,
+    /// Steps to insert.
+    pub steps: Vec<Step>,
+    /// Ledger rows as they stand after this commit, one per call.
+    pub calls: Vec<ToolCall>,
+    pub ending: Option<Ending>,
+}
+
+impl Append {
+    pub fn last_seq(&self) -> Seq {
+        self.first_seq + self.events.len() as Seq - 1
+    }
+}
+
+/// What a committed append made visible.
+#[derive(Clone, Debug)]
+pub struct Committed {
+    /// The append's own segment.
+    pub segment: Segment,
+    /// Segments of other runs that it caused: the chat's next run.
+    pub caused: Vec<Segment>,
+    /// Queues in which a job became ready.
+    pub wake: Vec<String>,
+}
+
+/// A place in a run's log.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct LogCursor {
+    pub workspace_id: WorkspaceId,
+    pub run_id: RunId,
+    /// The last event that is known.
+    pub after: Seq,
+}
+
+/// The log: append with expected position. It is the fence.
+#[async_trait]
+pub trait Log: LogReader {
+    /// Commits the appends of several runs together, each whole or not at all: events, steps, ledger, counters,
+    /// message and ending. The answers stand in the order of the appends. `LeaseLost` for one whose position is
+    /// taken or whose message is no longer streaming; it changes nothing and does not disturb the others.
+    async fn commit(&self, appends: &[Append]) -> Vec<Result<Committed>>;
+}
+
+#[async_trait]
+pub trait LogReader: Send + Sync {
+    /// Segments that hold events behind the cursor, ascending, at most `limit` of them: fewer mean that the log
+    /// had no more.
+    async fn read_log(&self, cursor: LogCursor, limit: u32) -> Result<Vec<Segment>>;
+    /// The same for many runs with one query, about `limit` for all of them together: the nearest to each cursor
+    /// first, so that a run with much to read does not keep the others waiting. Empty only when nothing is left.
+    async fn read_logs(&self, cursors: &[LogCursor], limit: u32) -> Result<Vec<Segment>>;
+}
+
+/// A job that changed hands without its holder.
+#[derive(Clone, Debug)]
+pub struct Released {
+    pub run_id: RunId,
+    pub workspace_id: WorkspaceId,
+    pub segments: Vec<Segment>,
+    pub wake: Vec<String>,
+    /// The run was given up instead of handed on.
+    pub ended: bool,
+}
+
+/// The queue: claimable work. Rows are deleted when done.
+#[async_trait]
+pub trait Jobs: Send + Sync {
+    /// Takes up to `limit` due jobs for a worker whose lease is alive: job to worker, epoch + 1, run to running,
+    /// `run.claimed` appended. Highest priority first, then oldest.
+    async fn claim(&self, worker: WorkerId, queues: &[String], limit: u32) -> Result<Vec<(Claim, Segment)>>;
+    /// The holder gives a run back: it is pending again, due after `delay_ms`. Not counted as a crash unless
+    /// `reason` is `broken`. `last_seq` is the last event that the holder appended.
+    async fn hand_back(
+        &self,
+        claim: &Claim,
+        last_seq: Seq,
+        reason: ReleaseReason,
+        delay_ms: i64,
+    ) -> Result<Released>;
+    /// Jobs whose worker's lease ran out go back to pending with `run.released` appended and their crash counted;
+    /// after more than `max_crashes` without progress the run fails with `crash_limit`. A run whose stop is requested
+    /// ends. Up to `limit`; the expiry is checked again under the job's lock.
+    async fn reap(&self, max_crashes: i32, limit: u32) -> Result<Vec<Released>>;
+    /// Scheduled runs that are due take the chat's slot or queue up for it.
+    async fn promote_due(&self, limit: u32) -> Result<Vec<Released>>;
+    /// The runs that the worker holds according to the database.
+    async fn held_by(&self, worker: WorkerId) -> Result<Vec<(WorkspaceId, RunId)>>;
+    /// Gives back a run that the worker holds without knowing it: the answer to its claim was lost.
+    async fn disown(&self, worker: WorkerId, workspace: WorkspaceId, run: RunId) -> Result<Option<Released>>;
+    /// Repairs what no path should produce: active runs without a job, streaming messages of finished runs. The
+    /// count is that of repaired rows; above zero is a bug.
+    async fn reconcile(&self) -> Result<u64>;
+}
+
+#[derive(Clone, Debug)]
+pub struct NewWorker {
+    pub id: WorkerId,
+    pub host: String,
+    pub version: String,
+    pub slots: u32,
+    pub lease_ms: i64,
+}
+
+#[derive(Clone, Debug)]
+pub struct WorkerRow {
+    pub id: WorkerId,
+    pub host: String,
+    pub version: String,
+    pub slots: u32,
+    pub draining: bool,
+    pub expires_at: Millis,
+    pub started_at: Millis,
+    pub is_alive: bool,
+    pub held: u32,
+}
+
+/// The wish that a held run ends, and the reason it is to end with.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct StopRequest {
+    pub run_id: RunId,
+    pub reason: Reason,
+}
+
+/// Leases: a worker's row is its lease on everything it holds.
+#[async_trait]
+pub trait Workers: Send + Sync {
+    async fn register_worker(&self, worker: &NewWorker) -> Result<()>;
+    /// Extends the lease and says which of the worker's runs are to stop. `LeaseLost` when it had run out: an
+    /// expired lease is never revived.
+    async fn heartbeat(&self, worker: WorkerId, lease_ms: i64, draining: bool) -> Result<Vec<StopRequest>>;
+    /// Which of the worker's runs are to stop.
+    async fn stop_requests(&self, worker: WorkerId) -> Result<Vec<StopRequest>>;
+    /// Ends the lease at once. What the worker still holds is for the reaper.
+    async fn retire_worker(&self, worker: WorkerId) -> Result<()>;
+    /// Ends all leases: for the one process that holds its database file for itself.
+    async fn retire_all_workers(&self) -> Result<u64>;
+    async fn list_workers(&self) -> Result<Vec<WorkerRow>>;
+}

@@ -1,0 +1,163 @@
+//! The store on Postgres 15 or newer: many processes, one truth.
+
+use std::{str::FromStr, time::Duration};
+
+use sqlx::{
+    Connection,
+    migrate::MigrateError,
+    postgres::{PgConnectOptions, PgPoolOptions},
+};
+
+use super::{Result, StoreError};
+
+/// What the shared SQL files are compiled for.
+type Db = sqlx::Postgres;
+
+const KIND: &str = "postgres";
+
+/// The database's clock, as SQL.
+macro_rules! now {
+    () => {
+        "now_ms()"
+    };
+}
+
+/// Locks the selected rows against other changes, but not against foreign keys that point at them.
+macro_rules! for_update {
+    () => {
+        " for no key update"
+    };
+}
+
+/// Whether any migration was ever applied, as SQL.
+macro_rules! was_migrated {
+    () => {
+        "select to_regclass('_sqlx_migrations') is not null"
+    };
+}
+
+mod claim;
+mod commit;
+mod insert_run;
+#[macro_use]
+mod lists;
+#[path = "../sql/mod.rs"]
+#[expect(clippy::duplicate_mod, reason = "one SQL text, compiled for each database")]
+mod sql;
+
+pub(super) static MIGRATIONS: sqlx::migrate::Migrator = sqlx::migrate!("../migrations/postgres");
+
+/// How this process talks to Postgres.
+#[derive(Clone, Debug)]
+pub struct Options {
+    pub url: String,
+    pub max_connections: u32,
+    /// Bounds of a statement, of waiting for a lock and of sitting in a transaction: below the lease, so that a
+    /// frozen owner cannot hold locks past it.
+    pub statement_timeout: Duration,
+    pub lock_timeout: Duration,
+    pub idle_in_transaction_timeout: Duration,
+}
+
+impl Options {
+    pub fn new(url: impl Into<String>) -> Self {
+        Self {
+            url: url.into(),
+            max_connections: 10,
+            statement_timeout: Duration::from_secs(10),
+            lock_timeout: Duration::from_secs(5),
+            idle_in_transaction_timeout: Duration::from_secs(10),
+        }
+    }
+}
+
+/// See [`super::Store`].
+#[derive(Clone, Debug)]
+pub struct SqlStore {
+    /// Requests and reads.
+    pool: sqlx::PgPool,
+    /// Heartbeats, commits of the recorder and claims: never starved by requests.
+    reserved: sqlx::PgPool,
+}
+
+impl SqlStore {
+    /// Opens the pools without connecting: a database that is down does not stop a process from starting.
+    pub fn open(options: &Options) -> Result<Self> {
+        let connect = PgConnectOptions::from_str(&options.url)
+            .map_err(StoreError::from)?
+            .application_name("longhaul")
+            .options([
+                ("statement_timeout", millis(options.statement_timeout)),
+                ("lock_timeout", millis(options.lock_timeout)),
+                ("idle_in_transaction_session_timeout", millis(options.idle_in_transaction_timeout)),
+            ]);
+        let pool = |connections: u32| {
+            PgPoolOptions::new()
+                .max_connections(connections)
+                .acquire_timeout(Duration::from_secs(5))
+                .idle_timeout(Duration::from_mins(1))
+                .connect_lazy_with(connect.clone())
+        };
+        Ok(Self { pool: pool(options.max_connections), reserved: pool(3) })
+    }
+
+    /// Applies the migrations on a connection of its own without time limits: changing a large table takes as long
+    /// as it takes. An advisory lock lets one process at a time do it.
+    async fn apply_migrations(&self) -> std::result::Result<(), MigrateError> {
+        let mut connection = self.pool.acquire().await?.detach();
+        for setting in ["statement_timeout", "lock_timeout", "idle_in_transaction_session_timeout"] {
+            sqlx::query("select set_config($1, '0', false)").bind(setting).execute(&mut connection).await?;
+        }
+        MIGRATIONS.run_direct(None, &mut connection, false).await?;
+        connection.close().await?;
+        Ok(())
+    }
+
+    /// A transaction that reads and writes.
+    async fn begin(&self) -> Result<sqlx::Transaction<'static, Db>> {
+        Ok(self.pool.begin().await?)
+    }
+
+    /// The same on a connection that requests cannot use up.
+    async fn begin_reserved(&self) -> Result<sqlx::Transaction<'static, Db>> {
+        Ok(self.reserved.begin().await?)
+    }
+
+    /// For single statements that read.
+    fn reader(&self) -> &sqlx::Pool<Db> {
+        &self.pool
+    }
+
+    /// For single statements that write.
+    fn writer(&self) -> &sqlx::Pool<Db> {
+        &self.pool
+    }
+
+    /// For the single statements that keep a lease alive.
+    fn reserved(&self) -> &sqlx::Pool<Db> {
+        &self.reserved
+    }
+}
+
+fn millis(duration: Duration) -> String {
+    duration.as_millis().to_string()
+}
+
+/// Bounds how long this transaction waits for a lock from here on.
+async fn set_lock_timeout(tx: &mut sqlx::Transaction<'static, Db>, ms: u32) -> Result<()> {
+    sqlx::query("select set_config('lock_timeout', $1, true)")
+        .bind(ms.to_string())
+        .execute(&mut **tx)
+        .await?;
+    Ok(())
+}
+
+/// Back to the session's own bound.
+async fn reset_lock_timeout(tx: &mut sqlx::Transaction<'static, Db>) -> Result<()> {
+    sqlx::query("set local lock_timeout to default").execute(&mut **tx).await?;
+    Ok(())
+}
+
+fn is_lock_timeout(error: &sqlx::Error) -> bool {
+    error.as_database_error().and_then(|error| error.code()).is_some_and(|code| code == "55P03")
+}
