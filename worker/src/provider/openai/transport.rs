@@ -110,7 +110,10 @@ impl Frames {
             }
             self.decoder.push(&bytes);
             if self.decoder.held() > self.limits.frame + bytes.len() {
-                return Err(ModelError::OutputTooLarge { limit: self.limits.frame, of: "bytes in one event" });
+                return Err(ModelError::OutputTooLarge {
+                    limit: self.limits.frame,
+                    of: "bytes in one event",
+                });
             }
         }
     }
