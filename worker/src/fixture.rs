@@ -158,7 +158,8 @@ async fn read_request(socket: &mut TcpStream) -> io::Result<Option<Seen>> {
 
 /// A whole answer of known length.
 pub(crate) fn answer(status: &str, headers: &[(&str, &str)], body: &str) -> Vec<Act> {
-    let headers: String = headers.iter().map(|(name, value)| format!("{name}: {value}\r\n")).collect();
+    let headers: Vec<_> = headers.iter().map(|(name, value)| format!("{name}: {value}\r\n")).collect();
+    let headers = headers.concat();
     vec![Act::Send(
         format!("HTTP/1.1 {status}\r\ncontent-length: {}\r\n{headers}\r\n{body}", body.len()).into_bytes(),
     )]

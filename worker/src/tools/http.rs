@@ -108,7 +108,8 @@ impl HttpTool {
             value.set_sensitive(true);
             headers.insert(HeaderName::from_bytes(name.as_bytes()).map_err(|_| bad())?, value);
         }
-        let redactor = Redactor::new(options.headers.iter().map(|(_, value)| value.as_str()));
+        let secrets = options.headers.iter().filter(|(name, _)| !is_plain(name));
+        let redactor = Redactor::new(secrets.map(|(_, value)| value.as_str()));
         Ok(Self { options, headers, redactor })
     }
 
@@ -189,7 +190,7 @@ impl HttpTool {
         while body.len() <= enough {
             match timeout(self.options.idle_timeout, response.chunk()).await {
                 Ok(Ok(Some(bytes))) => {
-                    body.extend_from_slice(&bytes[..bytes.len().min(enough + 1 - body.len())])
+                    body.extend_from_slice(&bytes[..bytes.len().min(enough + 1 - body.len())]);
                 }
                 Ok(Ok(None)) => break,
                 Ok(Err(_)) => {
@@ -254,6 +255,13 @@ impl Tool for HttpTool {
             sleep(wait).await;
         }
     }
+}
+
+/// Headers whose values are ordinary words, which an answer may well contain.
+fn is_plain(name: &str) -> bool {
+    ["accept", "accept-language", "cache-control", "user-agent"]
+        .iter()
+        .any(|plain| plain.eq_ignore_ascii_case(name))
 }
 
 /// The innermost cause, which does not name the URL.

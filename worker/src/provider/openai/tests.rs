@@ -264,8 +264,10 @@ async fn every_way_to_break_off_is_an_incomplete_answer() {
         (vec![Act::Send(b"\xff\x00 garbage \x01\n\n\n".to_vec())], "provider_malformed"),
         (vec![token("a"), event(r#"{"error":{"message":"x","code":500}}"#)], "provider_status"),
     ] {
-        let (_, error) = play(stream_of(acts)).await;
+        let fixture = Fixture::start(vec![stream_of(acts)]).await;
+        let (_, error) = collect(&model(&fixture, |_| {})).await;
         let error = error.expect("not a success");
+        assert_eq!(fixture.seen().len(), 1, "a torn answer is the step's to do over: {error}");
         assert_eq!(error.code(), code, "{error}");
         assert!(error.is_torn(), "{error}");
     }
