@@ -96,10 +96,10 @@ impl NetGuard {
 
     /// A client that calls what this guard lets through. The TLS provider must have been installed.
     pub fn client(&self, options: &ClientOptions) -> reqwest::Result<GuardedClient> {
-        self.client_with(options, system_lookup())
+        self.client_with(options, &system_lookup())
     }
 
-    fn client_with(&self, options: &ClientOptions, lookup: Lookup) -> reqwest::Result<GuardedClient> {
+    fn client_with(&self, options: &ClientOptions, lookup: &Lookup) -> reqwest::Result<GuardedClient> {
         let build = |check| {
             let mut builder = reqwest::Client::builder()
                 .redirect(Policy::none())
@@ -109,7 +109,7 @@ impl NetGuard {
                 .connect_timeout(options.connect_timeout)
                 .pool_idle_timeout(options.idle_timeout)
                 .tcp_nodelay(true)
-                .dns_resolver(CheckedResolver { lookup: Arc::clone(&lookup), check });
+                .dns_resolver(CheckedResolver { lookup: Arc::clone(lookup), check });
             if let Some(timeout) = options.read_timeout {
                 builder = builder.read_timeout(timeout);
             }

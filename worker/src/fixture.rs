@@ -3,7 +3,10 @@
 use std::{
     collections::VecDeque,
     io,
-    sync::{Arc, Mutex, PoisonError},
+    sync::{
+        Arc, Mutex, PoisonError,
+        atomic::{AtomicUsize, Ordering},
+    },
     time::Duration,
 };
 
@@ -51,6 +54,7 @@ impl Seen {
 pub(crate) struct Fixture {
     pub(crate) url: Url,
     seen: Arc<Mutex<Vec<Seen>>>,
+    accepted: Arc<AtomicUsize>,
     closed: Arc<Notify>,
 }
 
@@ -62,10 +66,12 @@ impl Fixture {
         let url = Url::parse(&format!("http://{}/v1", listener.local_addr().unwrap())).unwrap();
         let seen = Arc::new(Mutex::new(vec![]));
         let closed = Arc::new(Notify::new());
+        let accepted = Arc::new(AtomicUsize::new(0));
         let plays = Arc::new(Mutex::new(plays.into_iter().map(Arc::new).collect::<VecDeque<_>>()));
-        let (log, gone) = (Arc::clone(&seen), Arc::clone(&closed));
+        let (log, gone, count) = (Arc::clone(&seen), Arc::clone(&closed), Arc::clone(&accepted));
         tokio::spawn(async move {
             while let Ok((socket, _)) = listener.accept().await {
+                count.fetch_add(1, Ordering::SeqCst);
                 let (plays, log, gone) = (Arc::clone(&plays), Arc::clone(&log), Arc::clone(&gone));
                 tokio::spawn(async move {
                     // The other side going away is one of the things that are tested.
@@ -74,7 +80,7 @@ impl Fixture {
                 });
             }
         });
-        Self { url, seen, closed }
+        Self { url, seen, accepted, closed }
     }
 
     pub(crate) fn client(&self) -> GuardedClient {
@@ -84,6 +90,11 @@ impl Fixture {
 
     pub(crate) fn seen(&self) -> Vec<Seen> {
         self.seen.lock().unwrap_or_else(PoisonError::into_inner).clone()
+    }
+
+    /// How many connections there have been.
+    pub(crate) fn connections(&self) -> usize {
+        self.accepted.load(Ordering::SeqCst)
     }
 
     /// Waits until a connection has gone.
@@ -147,7 +158,8 @@ async fn read_request(socket: &mut TcpStream) -> io::Result<Option<Seen>> {
 
 /// A whole answer of known length.
 pub(crate) fn answer(status: &str, headers: &[(&str, &str)], body: &str) -> Vec<Act> {
-    let headers: String = headers.iter().map(|(name, value)| format!("{name}: {value}\r\n")).collect();
+    let headers: Vec<_> = headers.iter().map(|(name, value)| format!("{name}: {value}\r\n")).collect();
+    let headers = headers.concat();
     vec![Act::Send(
         format!("HTTP/1.1 {status}\r\ncontent-length: {}\r\n{headers}\r\n{body}", body.len()).into_bytes(),
     )]

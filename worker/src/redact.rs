@@ -33,11 +33,9 @@ impl Redactor {
     }
 
     pub fn redact(&self, text: &str) -> String {
-        self.secrets
-            .iter()
-            .fold(text.to_owned(), |text, secret| {
-                if text.contains(secret) { text.replace(secret, Self::MARK) } else { text }
-            })
+        self.secrets.iter().fold(text.to_owned(), |text, secret| {
+            if text.contains(secret) { text.replace(secret, Self::MARK) } else { text }
+        })
     }
 }
 

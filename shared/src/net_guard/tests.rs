@@ -183,7 +183,7 @@ async fn answers_that_flip_between_public_and_private_never_reach_the_private_on
         };
         Box::pin(async move { Ok(answer) })
     });
-    let client = guard(&[]).client_with(&ClientOptions::default(), lookup).unwrap();
+    let client = guard(&[]).client_with(&ClientOptions::default(), &lookup).unwrap();
     let url = Url::parse(&format!("http://rebind.example:{port}/")).unwrap();
     for _ in 0..300 {
         let error = client.request(Method::GET, &url).unwrap().send().await.unwrap_err();

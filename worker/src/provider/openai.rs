@@ -162,7 +162,9 @@ impl OpenAi {
     fn wait(&self, retry: u32, asked: Option<Duration>) -> Duration {
         let random = (self.options.random)();
         match asked {
-            Some(asked) => asked.min(self.options.retry_after_cap) + self.options.backoff.first.mul_f64(random),
+            Some(asked) => {
+                asked.min(self.options.retry_after_cap) + self.options.backoff.first.mul_f64(random)
+            }
             None => self.options.backoff.wait(retry, random),
         }
     }

@@ -335,8 +335,7 @@ mod tests {
             assert!(items.iter().any(|item| matches!(item, Ok(ModelEvent::Reasoning(_)))));
             assert!(items.iter().any(|item| matches!(item, Ok(ModelEvent::Usage(u)) if u.output_tokens > 0)));
             last = text(&items);
-            let call =
-                CallForModel { call_id: "c".into(), name: "clock".into(), arguments: "{}".into() };
+            let call = CallForModel { call_id: "c".into(), name: "clock".into(), arguments: "{}".into() };
             messages.push(ModelMessage::Assistant { text: last.clone(), calls: vec![call] });
             messages.push(ModelMessage::ToolResult { call_id: "c".into(), content: "half past nine".into() });
         }
@@ -358,7 +357,10 @@ mod tests {
         let answer = ModelMessage::Assistant { text: "x".into(), calls: vec![] };
 
         let torn = play(&model, &[user.clone(), answer.clone()], 2, 1).await;
-        assert_eq!((text(&torn).as_str(), torn.last()), ("a1.s2.1 a1.s2.2 ", Some(&Err(ModelError::Truncated))));
+        assert_eq!(
+            (text(&torn).as_str(), torn.last()),
+            ("a1.s2.1 a1.s2.2 ", Some(&Err(ModelError::Truncated)))
+        );
 
         let whole = play(&model, &[user.clone(), answer.clone()], 2, 2).await;
         assert_eq!(text(&whole), "a2.s2.1 a2.s2.2 a2.s2.3 a2.s2.4 ");
@@ -393,7 +395,9 @@ mod tests {
 
     #[test]
     fn a_script_with_an_unknown_field_or_no_step_is_refused() {
-        for script in [r#"{"steps": []}"#, r#"{"steps": [{"txt": ""}]}"#, r#"{"steps": [{"rate_per_second": -1}]}"#] {
+        for script in
+            [r#"{"steps": []}"#, r#"{"steps": [{"txt": ""}]}"#, r#"{"steps": [{"rate_per_second": -1}]}"#]
+        {
             assert!(Scripted::from_json(script).is_err(), "{script}");
         }
     }

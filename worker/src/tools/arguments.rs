@@ -129,7 +129,10 @@ mod tests {
 
     #[test]
     fn an_object_passes_sanitised() {
-        assert_eq!(parse(r#"{"a":[1,-2,0.5,null,true,"x\u0000"]}"#), Ok(json!({"a": [1, -2, 0.5, null, true, "x\u{fffd}"]})));
+        assert_eq!(
+            parse(r#"{"a":[1,-2,0.5,null,true,"x\u0000"]}"#),
+            Ok(json!({"a": [1, -2, 0.5, null, true, "x\u{fffd}"]}))
+        );
         assert_eq!(parse(" \n"), Ok(json!({})));
         assert_eq!(parse("{\"n\":9007199254740993}").unwrap()["n"].as_i64(), Some(9_007_199_254_740_993));
     }
@@ -154,7 +157,8 @@ mod tests {
 
     #[test]
     fn depth_and_size_are_accepted_at_the_limit_and_refused_above_it() {
-        let nested = |levels: usize| format!("{{\"a\":{}1{}}}", "[".repeat(levels - 1), "]".repeat(levels - 1));
+        let nested =
+            |levels: usize| format!("{{\"a\":{}1{}}}", "[".repeat(levels - 1), "]".repeat(levels - 1));
         assert!(parse(&nested(MAX_DEPTH)).is_ok());
         assert!(parse(&nested(MAX_DEPTH + 1)).unwrap_err().contains("nested deeper"));
         assert!(parse(&nested(100_000)).unwrap_err().contains("nested deeper"));

@@ -75,7 +75,8 @@ mod tests {
 
     #[tokio::test]
     async fn the_time_is_told_in_the_zone_that_was_asked_for() {
-        let clock = Arc::new(Clock::new(Arc::new(|| DateTime::from_timestamp(1_700_000_000, 5_000_000).unwrap())));
+        let clock =
+            Arc::new(Clock::new(Arc::new(|| DateTime::from_timestamp(1_700_000_000, 5_000_000).unwrap())));
         let mut registry = Registry::new();
         registry.add(clock.clone()).unwrap();
         let cx = ToolContext {

@@ -93,7 +93,10 @@ impl Registry {
             // Linear in its input, whatever the pattern.
             .with_pattern_options(PatternOptions::regex())
             .build(parameters)
-            .map_err(|error| BadTool::Schema { name: name.clone(), why: one_line(&error.to_string(), 300) })?;
+            .map_err(|error| BadTool::Schema {
+                name: name.clone(),
+                why: one_line(&error.to_string(), 300),
+            })?;
         self.tools.insert(name.clone(), Entry { tool, schema: Arc::new(schema) });
         Ok(())
     }
@@ -223,7 +226,10 @@ mod tests {
             json!({"$ref": "file:///etc/passwd"}),
             json!({"properties": {"a": {"type": "string", "pattern": "(?=lookahead)"}}}),
         ] {
-            assert!(matches!(registry.add(fake("new", schema.clone())), Err(BadTool::Schema { .. })), "{schema}");
+            assert!(
+                matches!(registry.add(fake("new", schema.clone())), Err(BadTool::Schema { .. })),
+                "{schema}"
+            );
         }
     }
 }

@@ -295,7 +295,8 @@ mod tests {
     #[test]
     fn text_is_read_from_strings_and_from_parts() {
         assert_eq!(delta(&json!({"content": "a"})).content.0, "a");
-        let parts = json!({"content": [{"type": "text", "text": "a"}, {"type": "image", "url": "x"}, {"text": "b"}]});
+        let parts =
+            json!({"content": [{"type": "text", "text": "a"}, {"type": "image", "url": "x"}, {"text": "b"}]});
         assert_eq!(delta(&parts).content.0, "ab");
     }
 
@@ -320,12 +321,8 @@ mod tests {
             "completion_tokens_details": {"reasoning_tokens": "12"},
             "prompt_tokens_details": {"cached_tokens": 3.9},
         }));
-        let expected = Usage {
-            input_tokens: i64::MAX,
-            output_tokens: 0,
-            reasoning_tokens: 12,
-            cached_input_tokens: 3,
-        };
+        let expected =
+            Usage { input_tokens: i64::MAX, output_tokens: 0, reasoning_tokens: 12, cached_input_tokens: 3 };
         assert_eq!(read, Some(expected));
         assert_eq!(usage(json!("lots")), None);
         assert_eq!(usage(json!({"completion_tokens": null})), Some(Usage::default()));
@@ -349,7 +346,10 @@ mod tests {
             (json!({"message": "slow down", "type": "rate_limit_error"}), 429),
             (json!({"message": "x", "code": 503}), 503),
             (json!({"message": "x", "code": "invalid_api_key", "type": "invalid_request_error"}), 401),
-            (json!({"message": "x", "type": "invalid_request_error", "code": "context_length_exceeded"}), 400),
+            (
+                json!({"message": "x", "type": "invalid_request_error", "code": "context_length_exceeded"}),
+                400,
+            ),
             (json!({"error": {"message": "x", "type": "overloaded_error"}}), 503),
             (json!("it broke"), 500),
         ] {

@@ -119,7 +119,10 @@ mod tests {
             messages: vec![
                 ModelMessage::System("be brief".into()),
                 ModelMessage::User("time?".into()),
-                ModelMessage::Assistant { text: String::new(), calls: vec![call("{\"a\":1}"), call("{\"a\"")] },
+                ModelMessage::Assistant {
+                    text: String::new(),
+                    calls: vec![call("{\"a\":1}"), call("{\"a\"")],
+                },
                 ModelMessage::ToolResult { call_id: "c1".into(), content: "noon".into() },
                 ModelMessage::Assistant { text: "noon".into(), calls: vec![] },
             ],
