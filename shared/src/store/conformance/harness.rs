@@ -104,17 +104,14 @@ pub(super) async fn on_postgres<F: Future<Output = ()>>(test: impl FnOnce(Databa
 
 /// Where Postgres is, or `None` if this run leaves it out on purpose.
 fn postgres_server() -> Option<PgConnectOptions> {
-    match env::var("LONGHAUL_TEST_POSTGRES_URL") {
-        Ok(url) => {
-            let options = PgConnectOptions::from_str(&url).expect("LONGHAUL_TEST_POSTGRES_URL is a URL");
-            Some(options)
-        }
-        Err(_) if env::var("LONGHAUL_TEST_QUICK").is_ok_and(|value| value == "1") => None,
-        Err(_) => panic!(
-            "no Postgres to test on: run `cargo xtask test`, set LONGHAUL_TEST_POSTGRES_URL, or leave it out with \
-             LONGHAUL_TEST_QUICK=1"
-        ),
+    if env::var("LONGHAUL_TEST_QUICK").is_ok_and(|value| value == "1") {
+        return None;
     }
+    let url = env::var("LONGHAUL_TEST_POSTGRES_URL").expect(
+        "no Postgres to test on: run `cargo xtask test`, set LONGHAUL_TEST_POSTGRES_URL, or leave it out with \
+         LONGHAUL_TEST_QUICK=1",
+    );
+    Some(PgConnectOptions::from_str(&url).expect("LONGHAUL_TEST_POSTGRES_URL is a URL"))
 }
 
 /// The name of the database that all tests copy. It carries the migrations' checksum, so that test processes share
@@ -125,8 +122,8 @@ async fn template(admin: &mut PgConnection, server: &PgConnectOptions) -> String
     for migration in postgres::MIGRATIONS.iter() {
         digest.update(&migration.checksum);
     }
-    let checksum: String = digest.finalize().iter().take(8).map(|byte| format!("{byte:02x}")).collect();
-    let name = format!("longhaul_template_{checksum}");
+    let checksum = u64::from_be_bytes(*digest.finalize().first_chunk().expect("SHA-256 has 32 bytes"));
+    let name = format!("longhaul_template_{checksum:016x}");
 
     execute(admin, format!("select pg_advisory_lock({LOCK})")).await;
     let exists: bool = sqlx::query_scalar("select exists (select 1 from pg_database where datname = $1)")
