@@ -4,7 +4,7 @@
 //! `LONGHAUL_TEST_POSTGRES_URL` names, dropped afterwards. A suite that cannot reach its server fails; only
 //! `LONGHAUL_TEST_QUICK=1` leaves the Postgres half out.
 
-use std::{env, future::Future, panic::AssertUnwindSafe, str::FromStr, sync::Arc};
+use std::{env, future::Future, panic::AssertUnwindSafe, str::FromStr, sync::Arc, time::Duration};
 
 use futures::FutureExt;
 use sha2::{Digest, Sha256};
@@ -16,6 +16,9 @@ use sqlx::{
 use uuid::Uuid;
 
 use crate::store::{SharedStore, Workspaces, postgres, sqlite};
+
+/// No test here takes a tenth of this, even on a busy machine.
+const LONGEST: Duration = Duration::from_mins(1);
 
 /// A migrated, empty database, and the store on it.
 #[derive(Clone)]
@@ -78,8 +81,7 @@ pub(super) async fn on_sqlite<F: Future<Output = ()>>(test: impl FnOnce(Database
     let raw = SqliteConnectOptions::new().filename(&path).foreign_keys(true);
     let raw = SqlitePool::connect_with(raw).await.expect("the file was just made");
     let db = Database { store: Arc::new(store), raw: Raw::Sqlite(raw) };
-    // Panics go on once the connections are closed and the files can go.
-    let outcome = AssertUnwindSafe(test(db.clone())).catch_unwind().await;
+    let outcome = outcome(test(db.clone())).await;
     db.close().await;
     outcome.unwrap_or_else(|panic| std::panic::resume_unwind(panic));
 }
@@ -95,11 +97,18 @@ pub(super) async fn on_postgres<F: Future<Output = ()>>(test: impl FnOnce(Databa
     let store = open(&here);
     let raw = PgPoolOptions::new().max_connections(4).connect_lazy_with(here);
     let db = Database { store: Arc::new(store), raw: Raw::Postgres(raw) };
-    let outcome = AssertUnwindSafe(test(db.clone())).catch_unwind().await;
+    let outcome = outcome(test(db.clone())).await;
     db.close().await;
     execute(&mut admin, format!("drop database {name} with (force)")).await;
     admin.close().await.expect("nothing is under way on this connection");
     outcome.unwrap_or_else(|panic| std::panic::resume_unwind(panic));
+}
+
+/// How a test ends: its panic goes on only when the connections are closed and its database is gone. One that hangs
+/// fails, so that a list without an end cannot stop the suite.
+async fn outcome(test: impl Future<Output = ()>) -> std::thread::Result<()> {
+    let test = tokio::time::timeout(LONGEST, test).map(|ended| ended.expect("the test ends within LONGEST"));
+    AssertUnwindSafe(test).catch_unwind().await
 }
 
 /// Where Postgres is, or `None` if this run leaves it out on purpose.
