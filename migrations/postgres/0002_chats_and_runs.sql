@@ -44,6 +44,7 @@ create table runs (
     attempts              int    not null default 0, -- how often a worker took it up
     run_at                bigint,
     stop_requested_at     bigint,
+    stop_reason           text,             -- the reason that a requested stop ends the run with
     created_at            bigint not null default now_ms(),
     updated_at            bigint not null default now_ms(),
     started_at            bigint,

@@ -44,6 +44,7 @@ create table runs (
     attempts              integer not null default 0, -- how often a worker took it up
     run_at                integer,
     stop_requested_at     integer,
+    stop_reason           text,             -- the reason that a requested stop ends the run with
     created_at            integer not null default (cast(unixepoch('subsec') * 1000 as integer)),
     updated_at            integer not null default (cast(unixepoch('subsec') * 1000 as integer)),
     started_at            integer,

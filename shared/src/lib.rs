@@ -2,7 +2,21 @@
 //!
 //! - [`api_key`]: the form of API keys, made and checked.
 //! - [`domain`]: values and rules, pure.
+//! - [`store`]: what must survive a crash, on Postgres or SQLite.
+//! - [`bus`]: hints and live copies between processes; may be lost, never the only copy.
+//! - [`admission`]: the one way in for a run, whoever asks.
+//! - [`queue`]: who works next: claim, hold, hand back.
+//! - [`tail`]: who is watching a run: replay from a cursor, then follow.
+//! - [`config`]: every setting, parsed and cross-checked once.
+//! - [`shutdown`] and [`telemetry`]: how a process ends, and what it tells.
 
+pub mod admission;
 pub mod api_key;
+pub mod bus;
+pub mod config;
 pub mod domain;
+pub mod queue;
+pub mod shutdown;
 pub mod store;
+pub mod tail;
+pub mod telemetry;

@@ -7,6 +7,7 @@ pub mod message;
 pub mod replay;
 pub mod retry;
 pub mod run;
+pub mod settle;
 pub mod step;
 pub mod text;
 pub mod tool;

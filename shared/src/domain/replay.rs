@@ -9,8 +9,8 @@ use std::collections::BTreeMap;
 use serde_json::Value;
 
 use super::{
-    event::{Event, EventData},
-    ids::{RunId, Seq},
+    event::{Event, EventData, Segment},
+    ids::{Millis, RunId, Seq},
     message::Part,
     run::{RunError, Usage},
     step::{OutputPart, Step, output_text, push_output},
@@ -23,6 +23,8 @@ use super::{
 pub struct OpenStep {
     pub step: u32,
     pub attempt: u32,
+    pub model: String,
+    pub started_at: Millis,
     /// The number of the event that began this attempt: a restart drops from here on.
     pub first_seq: Seq,
     pub output: Vec<OutputPart>,
@@ -121,16 +123,24 @@ impl Replay {
         self.calls.values().filter(|call| !call.state.is_settled())
     }
 
+    /// Takes in a piece of the log, which begins at most one event behind [`Replay::position`].
+    pub fn apply_segment(&mut self, segment: &Segment) {
+        for (seq, event) in segment.after(self.position) {
+            self.apply(seq, segment.at, event);
+        }
+    }
+
     /// Takes in the event number `seq`. Events at or before [`Replay::position`] change nothing.
-    pub fn apply(&mut self, seq: Seq, event: &Event) {
+    pub fn apply(&mut self, seq: Seq, at: Millis, event: &Event) {
         if seq <= self.position {
             return;
         }
         self.position = seq;
         let (step, attempt) = (event.step.unwrap_or(0), event.attempt.unwrap_or(1));
         match event.data() {
-            Some(EventData::StepStarted { .. }) => {
-                self.open = Some(OpenStep { step, attempt, first_seq: seq, output: vec![] });
+            Some(EventData::StepStarted { model }) => {
+                let output = vec![];
+                self.open = Some(OpenStep { step, attempt, model, started_at: at, first_seq: seq, output });
             }
             Some(EventData::StepRestarted { .. }) => self.open = None,
             Some(EventData::TextDelta { text }) => self.push(OutputPart::Text { text }),
@@ -322,7 +332,7 @@ mod tests {
     fn whole() -> Replay {
         let mut replay = Replay::new(RunId::generate());
         for (seq, event) in (1..).zip(&log()) {
-            replay.apply(seq, event);
+            replay.apply(seq, 0, event);
         }
         replay
     }
@@ -352,7 +362,7 @@ mod tests {
         let mut replay = whole();
         let before = replay.clone();
         for (seq, event) in (1..).zip(&log()) {
-            replay.apply(seq, event);
+            replay.apply(seq, 0, event);
         }
         assert_eq!(replay, before);
     }
@@ -396,7 +406,7 @@ mod tests {
             };
             let mut replay = Replay::from_rows(run_id, [step.clone()], [call]);
             for (seq, event) in (1..).zip(&events) {
-                replay.apply(seq, event);
+                replay.apply(seq, 0, event);
             }
             assert_eq!(replay.parts(), whole().parts());
         }

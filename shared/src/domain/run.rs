@@ -131,6 +131,8 @@ pub struct Run {
     pub traceparent: Option<String>,
     pub run_at: Option<Millis>,
     pub stop_requested_at: Option<Millis>,
+    /// The reason that a requested stop ends the run with.
+    pub stop_reason: Option<Reason>,
     pub created_at: Millis,
     pub started_at: Option<Millis>,
     pub finished_at: Option<Millis>,

@@ -80,7 +80,7 @@ macro_rules! stored_words {
 
         impl FromStr for $type {
             type Err = $crate::domain::transition::UnknownWord;
-            fn from_str(word: &str) -> Result<Self, Self::Err> {
+            fn from_str(word: &str) -> std::result::Result<Self, Self::Err> {
                 match word {
                     $($word => Ok(Self::$variant),)+
                     _ => Err($crate::domain::transition::UnknownWord { kind: $kind, word: word.to_owned() }),

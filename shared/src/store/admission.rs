@@ -7,6 +7,7 @@ use crate::domain::{
     ids::{ChatId, MessageId, Millis, RunId, WorkspaceId},
     message::Part,
     run::{Limits, Run, Trigger},
+    transition::RunStatus,
 };
 
 use super::StoreError;
@@ -67,6 +68,8 @@ pub struct NewRun {
 #[derive(Clone, Debug)]
 pub struct Admitted {
     pub run: Run,
+    /// How the first call was answered; the run may have gone on since.
+    pub status: RunStatus,
     /// The client's name for the user's message, else its id.
     pub message_id: String,
     pub assistant_message_id: MessageId,

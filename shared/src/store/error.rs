@@ -1,7 +1,9 @@
 //! What can go wrong with the truth.
 
+use std::sync::Arc;
+
 /// A failure of the store, sorted by what the caller can do about it.
-#[derive(Debug, thiserror::Error)]
+#[derive(Clone, Debug, thiserror::Error)]
 pub enum StoreError {
     /// Nothing of this workspace has that id.
     #[error("not found")]
@@ -14,15 +16,15 @@ pub enum StoreError {
     LeaseLost,
     /// The database cannot serve now; the same call may succeed later.
     #[error("the database is unavailable: {0}")]
-    Unavailable(#[source] sqlx::Error),
+    Unavailable(#[source] Arc<sqlx::Error>),
     /// The call itself is wrong, or the database refuses it for good.
     #[error("the database refused: {0}")]
-    Refused(#[source] sqlx::Error),
+    Refused(#[source] Arc<sqlx::Error>),
     /// A row that makes no sense.
     #[error("corrupt row in {table}.{column} ({id}): {detail}")]
     Corrupt { table: &'static str, column: &'static str, id: String, detail: String },
     #[error("cannot migrate: {0}")]
-    Migrate(#[from] sqlx::migrate::MigrateError),
+    Migrate(#[source] Arc<sqlx::migrate::MigrateError>),
 }
 
 impl StoreError {
@@ -42,20 +44,20 @@ impl From<sqlx::Error> for StoreError {
             | sqlx::Error::PoolTimedOut
             | sqlx::Error::PoolClosed
             | sqlx::Error::WorkerCrashed
-            | sqlx::Error::BeginFailed => Self::Unavailable(error),
+            | sqlx::Error::BeginFailed => Self::Unavailable(Arc::new(error)),
             sqlx::Error::Database(database) => {
                 let code = database.code().unwrap_or_default();
                 if is_transient_code(&code) {
-                    Self::Unavailable(error)
+                    Self::Unavailable(Arc::new(error))
                 } else if code == LEASE_LOST_STATE {
                     Self::LeaseLost
                 } else if database.is_unique_violation() || database.is_foreign_key_violation() {
                     Self::Conflict(database.constraint().unwrap_or(database.message()).to_owned())
                 } else {
-                    Self::Refused(error)
+                    Self::Refused(Arc::new(error))
                 }
             }
-            _ => Self::Refused(error),
+            _ => Self::Refused(Arc::new(error)),
         }
     }
 }
@@ -68,7 +70,8 @@ const LEASE_LOST_STATE: &str = "LH001";
 fn is_transient_code(code: &str) -> bool {
     if code.len() == 5 {
         let class = &code[..2];
-        return matches!(class, "08" | "40" | "53" | "57" | "58") || matches!(code, "55P03" | "25006" | "25P02");
+        return matches!(class, "08" | "40" | "53" | "57" | "58")
+            || matches!(code, "55P03" | "25006" | "25P02");
     }
     // SQLite reports the extended code; its low byte is the primary one: BUSY, LOCKED, IOERR, FULL, CANTOPEN.
     code.parse::<u32>().is_ok_and(|code| matches!(code & 0xff, 5 | 6 | 10 | 13 | 14))
@@ -80,7 +83,8 @@ mod tests {
 
     #[test]
     fn trouble_that_passes_is_told_from_trouble_that_stays() {
-        for code in ["08006", "40001", "40P01", "53300", "57P01", "57P03", "55P03", "25006", "5", "13", "261"] {
+        for code in ["08006", "40001", "40P01", "53300", "57P01", "57P03", "55P03", "25006", "5", "13", "261"]
+        {
             assert!(is_transient_code(code), "{code}");
         }
         for code in ["23505", "42P01", "22P05", "1", "19", "1555"] {

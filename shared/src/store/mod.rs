@@ -8,13 +8,14 @@
 
 pub mod admission;
 mod error;
+mod page;
 pub mod postgres;
 pub mod sqlite;
 
 #[cfg(test)]
 mod conformance;
 
-use std::sync::Arc;
+use std::{fmt, str::FromStr, sync::Arc};
 
 use async_trait::async_trait;
 use serde_json::Value;
@@ -27,11 +28,12 @@ use crate::domain::{
     run::{BlockedBy, Claim, Ending, Run},
     step::Step,
     tool::ToolCall,
-    transition::RunStatus,
+    transition::{Reason, RunStatus, stored_words},
 };
 
 pub use admission::{AdmitError, Admitted, IfBusy, NewRun};
 pub use error::StoreError;
+pub use page::{Listed, Page};
 
 pub type Result<T> = std::result::Result<T, StoreError>;
 
@@ -42,20 +44,6 @@ impl<S: Workspaces + Chats + Runs + Admission + Log + Jobs + Workers> Store for 
 /// How processes hold it.
 pub type SharedStore = Arc<dyn Store>;
 
-/// Part of a list: at most `limit` items behind `after`.
-#[derive(Clone, Debug)]
-pub struct Page<K> {
-    pub limit: u32,
-    pub after: Option<K>,
-}
-
-/// A page of a list, and the key to ask for the next one with, if there is more.
-#[derive(Clone, Debug)]
-pub struct Listed<T, K> {
-    pub items: Vec<T>,
-    pub next: Option<K>,
-}
-
 /// What the holder of a key may do; each includes the ones before.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, serde::Serialize, serde::Deserialize)]
 #[serde(rename_all = "lowercase")]
@@ -64,6 +52,8 @@ pub enum KeyRole {
     Operator,
     Admin,
 }
+
+stored_words!(KeyRole, "key role", { Viewer => "viewer", Operator => "operator", Admin => "admin" });
 
 /// A stored API key. The key itself is not in it, nor anywhere.
 #[derive(Clone, Debug)]
@@ -280,9 +270,11 @@ pub trait Log: LogReader {
 
 #[async_trait]
 pub trait LogReader: Send + Sync {
-    /// Segments that hold events behind the cursor, ascending, about `limit` of them.
+    /// Segments that hold events behind the cursor, ascending, at most `limit` of them: fewer mean that the log
+    /// had no more.
     async fn read_log(&self, cursor: LogCursor, limit: u32) -> Result<Vec<Segment>>;
-    /// The same for many runs with one query, `limit` for all of them together.
+    /// The same for many runs with one query, about `limit` for all of them together: the nearest to each cursor
+    /// first, so that a run with much to read does not keep the others waiting. Empty only when nothing is left.
     async fn read_logs(&self, cursors: &[LogCursor], limit: u32) -> Result<Vec<Segment>>;
 }
 
@@ -318,8 +310,10 @@ pub trait Jobs: Send + Sync {
     async fn reap(&self, max_crashes: i32, limit: u32) -> Result<Vec<Released>>;
     /// Scheduled runs that are due take the chat's slot or queue up for it.
     async fn promote_due(&self, limit: u32) -> Result<Vec<Released>>;
-    /// When the next job or scheduled run becomes due, if in the future.
-    async fn next_due(&self, queues: &[String]) -> Result<Option<Millis>>;
+    /// The runs that the worker holds according to the database.
+    async fn held_by(&self, worker: WorkerId) -> Result<Vec<(WorkspaceId, RunId)>>;
+    /// Gives back a run that the worker holds without knowing it: the answer to its claim was lost.
+    async fn disown(&self, worker: WorkerId, workspace: WorkspaceId, run: RunId) -> Result<Option<Released>>;
     /// Repairs what no path should produce: active runs without a job, streaming messages of finished runs. The
     /// count is that of repaired rows; above zero is a bug.
     async fn reconcile(&self) -> Result<u64>;
@@ -347,15 +341,22 @@ pub struct WorkerRow {
     pub held: u32,
 }
 
+/// The wish that a held run ends, and the reason it is to end with.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct StopRequest {
+    pub run_id: RunId,
+    pub reason: Reason,
+}
+
 /// Leases: a worker's row is its lease on everything it holds.
 #[async_trait]
 pub trait Workers: Send + Sync {
     async fn register_worker(&self, worker: &NewWorker) -> Result<()>;
     /// Extends the lease and says which of the worker's runs are to stop. `LeaseLost` when it had run out: an
     /// expired lease is never revived.
-    async fn heartbeat(&self, worker: WorkerId, lease_ms: i64, draining: bool) -> Result<Vec<RunId>>;
+    async fn heartbeat(&self, worker: WorkerId, lease_ms: i64, draining: bool) -> Result<Vec<StopRequest>>;
     /// Which of the worker's runs are to stop.
-    async fn stop_requests(&self, worker: WorkerId) -> Result<Vec<RunId>>;
+    async fn stop_requests(&self, worker: WorkerId) -> Result<Vec<StopRequest>>;
     /// Ends the lease at once. What the worker still holds is for the reaper.
     async fn retire_worker(&self, worker: WorkerId) -> Result<()>;
     /// Ends all leases: for the one process that holds its database file for itself.

@@ -2,13 +2,18 @@
 
 use std::{str::FromStr, time::Duration};
 
-use async_trait::async_trait;
-use sqlx::postgres::{PgConnectOptions, PgPoolOptions};
+use sqlx::{
+    Connection,
+    migrate::MigrateError,
+    postgres::{PgConnectOptions, PgPoolOptions},
+};
 
 use super::{Result, StoreError};
 
 /// What the shared SQL files are compiled for.
 type Db = sqlx::Postgres;
+
+const KIND: &str = "postgres";
 
 /// The database's clock, as SQL.
 macro_rules! now {
@@ -24,17 +29,23 @@ macro_rules! for_update {
     };
 }
 
-/// The same, leaving out rows that somebody else has locked.
-macro_rules! skip_locked {
+/// Whether any migration was ever applied, as SQL.
+macro_rules! was_migrated {
     () => {
-        " for no key update skip locked"
+        "select to_regclass('_sqlx_migrations') is not null"
     };
 }
 
+mod claim;
+mod commit;
+mod insert_run;
+#[macro_use]
+mod lists;
 #[path = "../sql/mod.rs"]
+#[expect(clippy::duplicate_mod, reason = "one SQL text, compiled for each database")]
 mod sql;
 
-static MIGRATIONS: sqlx::migrate::Migrator = sqlx::migrate!("../migrations/postgres");
+pub(super) static MIGRATIONS: sqlx::migrate::Migrator = sqlx::migrate!("../migrations/postgres");
 
 /// How this process talks to Postgres.
 #[derive(Clone, Debug)]
@@ -84,10 +95,22 @@ impl SqlStore {
             PgPoolOptions::new()
                 .max_connections(connections)
                 .acquire_timeout(Duration::from_secs(5))
-                .idle_timeout(Duration::from_secs(60))
+                .idle_timeout(Duration::from_mins(1))
                 .connect_lazy_with(connect.clone())
         };
         Ok(Self { pool: pool(options.max_connections), reserved: pool(3) })
+    }
+
+    /// Applies the migrations on a connection of its own without time limits: changing a large table takes as long
+    /// as it takes. An advisory lock lets one process at a time do it.
+    async fn apply_migrations(&self) -> std::result::Result<(), MigrateError> {
+        let mut connection = self.pool.acquire().await?.detach();
+        for setting in ["statement_timeout", "lock_timeout", "idle_in_transaction_session_timeout"] {
+            sqlx::query("select set_config($1, '0', false)").bind(setting).execute(&mut connection).await?;
+        }
+        MIGRATIONS.run_direct(None, &mut connection, false).await?;
+        connection.close().await?;
+        Ok(())
     }
 
     /// A transaction that reads and writes.
@@ -118,4 +141,23 @@ impl SqlStore {
 
 fn millis(duration: Duration) -> String {
     duration.as_millis().to_string()
+}
+
+/// Bounds how long this transaction waits for a lock from here on.
+async fn set_lock_timeout(tx: &mut sqlx::Transaction<'static, Db>, ms: u32) -> Result<()> {
+    sqlx::query("select set_config('lock_timeout', $1, true)")
+        .bind(ms.to_string())
+        .execute(&mut **tx)
+        .await?;
+    Ok(())
+}
+
+/// Back to the session's own bound.
+async fn reset_lock_timeout(tx: &mut sqlx::Transaction<'static, Db>) -> Result<()> {
+    sqlx::query("set local lock_timeout to default").execute(&mut **tx).await?;
+    Ok(())
+}
+
+fn is_lock_timeout(error: &sqlx::Error) -> bool {
+    error.as_database_error().and_then(|error| error.code()).is_some_and(|code| code == "55P03")
 }

@@ -9,6 +9,7 @@ use uuid::Uuid;
 use super::Db;
 use crate::{
     domain::{
+        chat::Chat,
         event::{Event, Segment},
         message::Message,
         run::{Run, RunError, Usage},
@@ -18,10 +19,10 @@ use crate::{
     store::{Result, StoreError},
 };
 
-pub(super) type DbRow = <Db as sqlx::Database>::Row;
+pub(crate) type DbRow = <Db as sqlx::Database>::Row;
 
 /// A column that must decode.
-pub(super) fn get<'r, T>(row: &'r DbRow, column: &'static str) -> Result<T>
+pub(crate) fn get<'r, T>(row: &'r DbRow, column: &'static str) -> Result<T>
 where
     T: Decode<'r, Db> + Type<Db>,
     &'static str: ColumnIndex<DbRow>,
@@ -30,7 +31,7 @@ where
 }
 
 /// A column that holds one of our stored words.
-pub(super) fn word<T>(row: &DbRow, table: &'static str, column: &'static str) -> Result<T>
+pub(crate) fn word<T>(row: &DbRow, table: &'static str, column: &'static str) -> Result<T>
 where
     T: FromStr,
     T::Err: Display,
@@ -40,7 +41,7 @@ where
 }
 
 /// The same, where null is allowed.
-pub(super) fn word_or_null<T>(row: &DbRow, table: &'static str, column: &'static str) -> Result<Option<T>>
+pub(crate) fn word_or_null<T>(row: &DbRow, table: &'static str, column: &'static str) -> Result<Option<T>>
 where
     T: FromStr,
     T::Err: Display,
@@ -50,7 +51,7 @@ where
 }
 
 /// A JSON column of a known shape.
-pub(super) fn json<T>(row: &DbRow, table: &'static str, column: &'static str) -> Result<T>
+pub(crate) fn json<T>(row: &DbRow, table: &'static str, column: &'static str) -> Result<T>
 where
     T: DeserializeOwned + 'static,
 {
@@ -70,20 +71,53 @@ fn corrupt(row: &DbRow, table: &'static str, column: &'static str, detail: &dyn 
     }
 }
 
-/// The columns that [`run`] reads, of `runs r` joined with its job as `j`.
+/// The columns that [`chat`] reads, of `chats`: also what a change of it returns.
+macro_rules! chat_columns {
+    () => {
+        "workspace_id, id, title, agent, context_ref, metadata, created_by, created_at, updated_at, \
+         (select r.id from runs r where r.chat_id = chats.id and r.workspace_id = chats.workspace_id \
+          and r.status in ('pending', 'running', 'waiting')) as active_run_id"
+    };
+}
+pub(crate) use chat_columns;
+
+pub(crate) fn chat(row: &DbRow) -> Result<Chat> {
+    Ok(Chat {
+        id: get::<Uuid>(row, "id")?.into(),
+        workspace_id: get::<Uuid>(row, "workspace_id")?.into(),
+        title: get(row, "title")?,
+        agent: get(row, "agent")?,
+        context_ref: get(row, "context_ref")?,
+        metadata: json(row, "chats", "metadata")?,
+        created_by: get(row, "created_by")?,
+        created_at: get(row, "created_at")?,
+        updated_at: get(row, "updated_at")?,
+        active_run_id: get::<Option<Uuid>>(row, "active_run_id")?.map(Into::into),
+    })
+}
+
+/// The columns that [`run`] reads, of `runs r`.
 macro_rules! run_columns {
     () => {
         "r.workspace_id, r.id, r.chat_id, r.turn, r.agent, r.status, r.reason, r.trigger, r.created_by, \
          r.user_message_id, r.assistant_message_id, r.limits, r.step_count, r.input_tokens, r.output_tokens, \
          r.reasoning_tokens, r.cached_input_tokens, r.error_code, r.error_message, r.tags, r.metadata, r.traceparent, \
-         r.attempts, r.run_at, r.stop_requested_at, r.created_at, r.started_at, r.finished_at, \
-         (select j.worker_id from jobs j where j.run_id = r.id and j.kind = 'run') as worker_id, \
-         coalesce((select max(e.last_seq) from run_events e where e.run_id = r.id), 0) as last_seq"
+         r.attempts, r.run_at, r.stop_requested_at, r.stop_reason, r.created_at, r.started_at, r.finished_at"
     };
 }
-pub(super) use run_columns;
+pub(crate) use run_columns;
 
-pub(super) fn run(row: &DbRow) -> Result<Run> {
+/// The columns that [`run`] reads beside those: who holds it and how long its log is.
+macro_rules! run_place {
+    () => {
+        "(select j.worker_id from jobs j where j.run_id = r.id and j.kind = 'run') as worker_id, \
+         coalesce((select e.last_seq from run_events e where e.run_id = r.id order by e.first_seq desc limit 1), 0) \
+         as last_seq"
+    };
+}
+pub(crate) use run_place;
+
+pub(crate) fn run(row: &DbRow) -> Result<Run> {
     const TABLE: &str = "runs";
     let error_code: Option<String> = get(row, "error_code")?;
     let error_message: Option<String> = get(row, "error_message")?;
@@ -108,6 +142,7 @@ pub(super) fn run(row: &DbRow) -> Result<Run> {
         traceparent: get(row, "traceparent")?,
         run_at: get(row, "run_at")?,
         stop_requested_at: get(row, "stop_requested_at")?,
+        stop_reason: word_or_null(row, TABLE, "stop_reason")?,
         created_at: get(row, "created_at")?,
         started_at: get(row, "started_at")?,
         finished_at: get(row, "finished_at")?,
@@ -117,7 +152,7 @@ pub(super) fn run(row: &DbRow) -> Result<Run> {
     })
 }
 
-pub(super) fn usage(row: &DbRow) -> Result<Usage> {
+pub(crate) fn usage(row: &DbRow) -> Result<Usage> {
     Ok(Usage {
         input_tokens: get(row, "input_tokens")?,
         output_tokens: get(row, "output_tokens")?,
@@ -126,7 +161,16 @@ pub(super) fn usage(row: &DbRow) -> Result<Usage> {
     })
 }
 
-pub(super) fn message(row: &DbRow) -> Result<Message> {
+/// The columns that [`message`] reads, of `messages m`.
+macro_rules! message_columns {
+    () => {
+        "m.workspace_id, m.id, m.chat_id, m.turn, m.position, m.role, m.status, m.client_id, m.in_reply_to, \
+         m.run_id, m.parts, m.created_at, m.updated_at"
+    };
+}
+pub(crate) use message_columns;
+
+pub(crate) fn message(row: &DbRow) -> Result<Message> {
     const TABLE: &str = "messages";
     Ok(Message {
         id: get::<Uuid>(row, "id")?.into(),
@@ -145,7 +189,7 @@ pub(super) fn message(row: &DbRow) -> Result<Message> {
     })
 }
 
-pub(super) fn step(row: &DbRow) -> Result<Step> {
+pub(crate) fn step(row: &DbRow) -> Result<Step> {
     const TABLE: &str = "steps";
     Ok(Step {
         run_id: get::<Uuid>(row, "run_id")?.into(),
@@ -163,7 +207,7 @@ pub(super) fn step(row: &DbRow) -> Result<Step> {
     })
 }
 
-pub(super) fn tool_call(row: &DbRow) -> Result<ToolCall> {
+pub(crate) fn tool_call(row: &DbRow) -> Result<ToolCall> {
     const TABLE: &str = "tool_calls";
     Ok(ToolCall {
         run_id: get::<Uuid>(row, "run_id")?.into(),
@@ -184,7 +228,7 @@ pub(super) fn tool_call(row: &DbRow) -> Result<ToolCall> {
     })
 }
 
-pub(super) fn segment(row: &DbRow) -> Result<Segment> {
+pub(crate) fn segment(row: &DbRow) -> Result<Segment> {
     let events: String = get(row, "events")?;
     let events: Vec<Event> =
         serde_json::from_str(&events).map_err(|error| corrupt(row, "run_events", "events", &error))?;

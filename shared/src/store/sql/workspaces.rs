@@ -1,20 +1,166 @@
 //! Tenants, their keys, and the store as a whole.
 
+use std::{collections::HashSet, time::Duration};
+
+use std::sync::Arc;
+
 use async_trait::async_trait;
+use sqlx::{Row, migrate::MigrateError};
 use uuid::Uuid;
 
 use super::{
-    Db, MIGRATIONS, SqlStore,
-    rows::{DbRow, get},
+    Db, KIND, MIGRATIONS, SqlStore,
+    rows::{DbRow, get, word},
 };
 use crate::{
-    domain::ids::{KeyId, Millis, WorkspaceId},
-    store::{ApiKey, KeyRole, NewKey, Result, StoreError, Workspaces},
+    domain::{
+        ids::{KeyId, Millis, WorkspaceId},
+        retry::Backoff,
+    },
+    store::{ApiKey, NewKey, Result, StoreError, Workspaces},
 };
 
-const KEY_COLUMNS: &str = concat!(
-    "select workspace_id, id, name, role, prefix, digest, last_four, created_at, expires_at, revoked_at, \
-     (expires_at is not null and expires_at <= ",
-    now!(),
-    ") as is_expired from api_keys "
-);
+/// A database that is just starting, or in the middle of a fail-over, gets this many tries.
+const MIGRATE_TRIES: u32 = 5;
+const MIGRATE_BACKOFF: Backoff = Backoff::new(Duration::from_millis(200), Duration::from_secs(2));
+
+macro_rules! key_columns {
+    () => {
+        concat!(
+            "workspace_id, id, name, role, prefix, digest, last_four, created_at, expires_at, revoked_at, \
+             (expires_at is not null and expires_at <= ",
+            now!(),
+            ") as is_expired"
+        )
+    };
+}
+
+#[async_trait]
+impl Workspaces for SqlStore {
+    async fn migrate(&self) -> Result<()> {
+        let mut tries = 1;
+        loop {
+            let Err(error) = self.apply_migrations().await else { return Ok(()) };
+            match migration_error(error) {
+                error if error.is_transient() && tries < MIGRATE_TRIES => {
+                    tokio::time::sleep(MIGRATE_BACKOFF.wait(tries, 1.0)).await;
+                    tries += 1;
+                }
+                error => return Err(error),
+            }
+        }
+    }
+
+    async fn migrations(&self) -> Result<Vec<(i64, String, bool)>> {
+        let was_migrated: bool =
+            sqlx::query::<Db>(was_migrated!()).fetch_one(self.reader()).await?.try_get(0)?;
+        let mut applied = HashSet::new();
+        if was_migrated {
+            const SQL: &str = "select version from _sqlx_migrations where success";
+            for row in sqlx::query::<Db>(SQL).fetch_all(self.reader()).await? {
+                applied.insert(get::<i64>(&row, "version")?);
+            }
+        }
+        let known = MIGRATIONS.iter();
+        Ok(known.map(|m| (m.version, m.description.to_string(), applied.contains(&m.version))).collect())
+    }
+
+    async fn now(&self) -> Result<Millis> {
+        const SQL: &str = concat!("select ", now!());
+        Ok(sqlx::query::<Db>(SQL).fetch_one(self.reader()).await?.try_get(0)?)
+    }
+
+    fn kind(&self) -> &'static str {
+        KIND
+    }
+
+    async fn close(&self) {
+        for pool in [self.reader(), self.reserved(), self.writer()] {
+            pool.close().await;
+        }
+    }
+
+    async fn ensure_workspace(&self, name: &str) -> Result<WorkspaceId> {
+        const SQL: &str = "insert into workspaces (id, name) values ($1, $2) on conflict (name) do nothing";
+        if let Some(id) = self.workspace(name).await? {
+            return Ok(id);
+        }
+        sqlx::query::<Db>(SQL).bind(WorkspaceId::generate().0).bind(name).execute(self.writer()).await?;
+        // Another process may have made it first: its id counts.
+        self.workspace(name).await?.ok_or(StoreError::NotFound)
+    }
+
+    async fn workspace(&self, name: &str) -> Result<Option<WorkspaceId>> {
+        const SQL: &str = "select id from workspaces where name = $1";
+        let row = sqlx::query::<Db>(SQL).bind(name).fetch_optional(self.reader()).await?;
+        row.map(|row| Ok(get::<Uuid>(&row, "id")?.into())).transpose()
+    }
+
+    async fn create_key(&self, key: NewKey<'_>) -> Result<ApiKey> {
+        const SQL: &str = concat!(
+            "insert into api_keys (workspace_id, id, name, role, prefix, digest, last_four, expires_at) \
+             values ($1, $2, $3, $4, $5, $6, $7, $8) returning ",
+            key_columns!()
+        );
+        let row = sqlx::query::<Db>(SQL)
+            .bind(key.workspace_id.0)
+            .bind(KeyId::generate().0)
+            .bind(key.name)
+            .bind(key.role.as_str())
+            .bind(key.prefix)
+            .bind(key.digest)
+            .bind(key.last_four)
+            .bind(key.expires_at)
+            .fetch_one(self.writer())
+            .await?;
+        api_key(&row)
+    }
+
+    async fn find_key(&self, prefix: &str) -> Result<Option<ApiKey>> {
+        const SQL: &str = concat!("select ", key_columns!(), " from api_keys where prefix = $1");
+        let row = sqlx::query::<Db>(SQL).bind(prefix).fetch_optional(self.reader()).await?;
+        row.as_ref().map(api_key).transpose()
+    }
+
+    async fn list_keys(&self, workspace: WorkspaceId) -> Result<Vec<ApiKey>> {
+        const SQL: &str =
+            concat!("select ", key_columns!(), " from api_keys where workspace_id = $1 order by id");
+        let rows = sqlx::query::<Db>(SQL).bind(workspace.0).fetch_all(self.reader()).await?;
+        rows.iter().map(api_key).collect()
+    }
+
+    async fn revoke_key(&self, workspace: WorkspaceId, key: KeyId) -> Result<()> {
+        // The first revocation's time stays.
+        const SQL: &str = concat!(
+            "update api_keys set revoked_at = coalesce(revoked_at, ",
+            now!(),
+            ") where workspace_id = $1 and id = $2"
+        );
+        let done = sqlx::query::<Db>(SQL).bind(workspace.0).bind(key.0).execute(self.writer()).await?;
+        if done.rows_affected() == 0 { Err(StoreError::NotFound) } else { Ok(()) }
+    }
+}
+
+/// Trouble with the connection is told from trouble with a migration.
+fn migration_error(error: MigrateError) -> StoreError {
+    match error {
+        MigrateError::Execute(error) => error.into(),
+        error => StoreError::Migrate(Arc::new(error)),
+    }
+}
+
+fn api_key(row: &DbRow) -> Result<ApiKey> {
+    Ok(ApiKey {
+        id: get::<Uuid>(row, "id")?.into(),
+        workspace_id: get::<Uuid>(row, "workspace_id")?.into(),
+        name: get(row, "name")?,
+        role: word(row, "api_keys", "role")?,
+        prefix: get(row, "prefix")?,
+        digest: get(row, "digest")?,
+        last_four: get(row, "last_four")?,
+        created_at: get(row, "created_at")?,
+        expires_at: get(row, "expires_at")?,
+        revoked_at: get(row, "revoked_at")?,
+        is_expired: get(row, "is_expired")?,
+    })
+}

@@ -5,13 +5,17 @@
 
 use std::{path::PathBuf, time::Duration};
 
-use async_trait::async_trait;
-use sqlx::sqlite::{SqliteConnectOptions, SqliteJournalMode, SqlitePoolOptions, SqliteSynchronous};
+use sqlx::{
+    migrate::MigrateError,
+    sqlite::{SqliteConnectOptions, SqliteJournalMode, SqlitePoolOptions, SqliteSynchronous},
+};
 
-use super::{Result, StoreError};
+use super::Result;
 
 /// What the shared SQL files are compiled for.
 type Db = sqlx::Sqlite;
+
+const KIND: &str = "sqlite";
 
 /// The database's clock, as SQL.
 macro_rules! now {
@@ -27,16 +31,22 @@ macro_rules! for_update {
     };
 }
 
-macro_rules! skip_locked {
+/// Whether any migration was ever applied, as SQL.
+macro_rules! was_migrated {
     () => {
-        ""
+        "select exists (select 1 from sqlite_schema where name = '_sqlx_migrations')"
     };
 }
 
+mod claim;
+mod commit;
+mod insert_run;
+#[macro_use]
+mod lists;
 #[path = "../sql/mod.rs"]
 mod sql;
 
-static MIGRATIONS: sqlx::migrate::Migrator = sqlx::migrate!("../migrations/sqlite");
+pub(super) static MIGRATIONS: sqlx::migrate::Migrator = sqlx::migrate!("../migrations/sqlite");
 
 /// How this process talks to SQLite.
 #[derive(Clone, Debug)]
@@ -77,6 +87,15 @@ impl SqlStore {
         Ok(Self { readers: pool(options.readers), writer: pool(1) })
     }
 
+    /// Applies the migrations in one transaction that locks the file first: the one process that comes second finds
+    /// nothing left to do.
+    async fn apply_migrations(&self) -> std::result::Result<(), MigrateError> {
+        let mut transaction = self.writer.begin_with("begin immediate").await?;
+        MIGRATIONS.run_direct(None, &mut *transaction, false).await?;
+        transaction.commit().await?;
+        Ok(())
+    }
+
     /// A transaction that reads and writes: it takes the write lock at once, since one that begins with a read could
     /// not be upgraded behind another writer's commit.
     async fn begin(&self) -> Result<sqlx::Transaction<'static, Db>> {
@@ -100,4 +119,17 @@ impl SqlStore {
     fn reserved(&self) -> &sqlx::Pool<Db> {
         &self.writer
     }
+}
+
+/// The one writer waits for nobody inside its transaction.
+async fn set_lock_timeout(_: &mut sqlx::Transaction<'static, Db>, _: u32) -> Result<()> {
+    Ok(())
+}
+
+async fn reset_lock_timeout(_: &mut sqlx::Transaction<'static, Db>) -> Result<()> {
+    Ok(())
+}
+
+fn is_lock_timeout(_: &sqlx::Error) -> bool {
+    false
 }

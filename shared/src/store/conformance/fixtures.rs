@@ -1,0 +1,185 @@
+//! What many tests begin with.
+
+use serde_json::json;
+
+use super::harness::Database;
+use crate::{
+    domain::{
+        chat::Chat,
+        event::{Event, EventData, Segment},
+        ids::{ChatId, WorkerId, WorkspaceId},
+        message::Part,
+        run::{Claim, Limits, Run, Trigger, Usage},
+        step::{FinishReason, OutputPart, Step},
+        tool::{CallState, Effect, ToolCall},
+    },
+    store::{Admitted, ApiKey, Append, IfBusy, KeyRole, LogCursor, NewChat, NewKey, NewRun, NewWorker, Page},
+};
+
+impl Database {
+    /// A workspace of that name.
+    pub(super) async fn workspace(&self, name: &str) -> WorkspaceId {
+        self.store.ensure_workspace(name).await.unwrap()
+    }
+
+    /// A chat with nothing in it.
+    pub(super) async fn chat(&self, workspace: WorkspaceId, title: &str) -> Chat {
+        let chat = NewChat {
+            title: Some(title.to_owned()),
+            agent: Some("helper".to_owned()),
+            context_ref: None,
+            metadata: json!({ "of": title }),
+            created_by: Some("tester".to_owned()),
+        };
+        self.store.create_chat(workspace, chat).await.unwrap()
+    }
+
+    /// An operator's key with that public part.
+    pub(super) async fn key(&self, workspace: WorkspaceId, prefix: &str) -> ApiKey {
+        let key = NewKey {
+            workspace_id: workspace,
+            name: "a key",
+            role: KeyRole::Operator,
+            prefix,
+            digest: &[7; 32],
+            last_four: "abcd",
+            expires_at: None,
+        };
+        self.store.create_key(key).await.unwrap()
+    }
+
+    /// A run in that chat, behind the others if it is busy.
+    pub(super) async fn submit(&self, workspace: WorkspaceId, chat: ChatId) -> Admitted {
+        self.store.admit(new_run(workspace, Some(chat))).await.unwrap()
+    }
+
+    /// A worker with a lease of a minute.
+    pub(super) async fn worker(&self, slots: u32) -> WorkerId {
+        let id = WorkerId::generate();
+        let worker =
+            NewWorker { id, host: "test".to_owned(), version: "0".to_owned(), slots, lease_ms: 60_000 };
+        self.store.register_worker(&worker).await.unwrap();
+        id
+    }
+
+    /// The one job that is there to claim, claimed.
+    pub(super) async fn claim(&self, worker: WorkerId) -> Claim {
+        let mut claims = self.store.claim(worker, &[QUEUE.to_owned()], 1).await.unwrap();
+        assert_eq!(claims.len(), 1, "one job was to be claimed");
+        claims.remove(0).0
+    }
+
+    /// Commits one append that must succeed.
+    pub(super) async fn commit(&self, append: Append) -> Segment {
+        self.store.commit(&[append]).await.remove(0).unwrap().segment
+    }
+}
+
+/// The queue of every run here.
+pub(super) const QUEUE: &str = "default";
+
+/// A submission with nothing special about it, to be queued if the chat is busy.
+pub(super) fn new_run(workspace: WorkspaceId, chat: Option<ChatId>) -> NewRun {
+    NewRun {
+        workspace_id: workspace,
+        chat_id: chat,
+        client_message_id: None,
+        agent: "helper".to_owned(),
+        input: vec![Part::Text { text: "hello".to_owned() }],
+        if_busy: IfBusy::Enqueue,
+        start: None,
+        trigger: Trigger::User,
+        created_by: Some("tester".to_owned()),
+        limits: Limits::default(),
+        tags: vec![],
+        metadata: json!({}),
+        traceparent: None,
+        queue: QUEUE.to_owned(),
+        priority: 0,
+        idempotency: None,
+    }
+}
+
+/// What the holder of that claim appends at `first_seq`: these events and nothing else.
+pub(super) fn append(claim: &Claim, first_seq: i64, events: Vec<Event>) -> Append {
+    Append {
+        workspace_id: claim.run.workspace_id,
+        chat_id: claim.run.chat_id,
+        run_id: claim.run.id,
+        assistant_message_id: claim.run.assistant_message_id,
+        epoch: claim.epoch,
+        first_seq,
+        events,
+        steps: vec![],
+        calls: vec![],
+        ending: None,
+    }
+}
+
+/// So many pieces of text of that step.
+pub(super) fn deltas(step: u32, count: usize) -> Vec<Event> {
+    (0..count).map(|n| EventData::TextDelta { text: format!("{n} ") }.of_step(step, 1)).collect()
+}
+
+/// A step whose last event has the number `last_seq`.
+pub(super) fn step(claim: &Claim, step: u32, first_seq: i64, last_seq: i64) -> Step {
+    Step {
+        run_id: claim.run.id,
+        step,
+        attempt: 1,
+        epoch: claim.epoch,
+        model: "a-model".to_owned(),
+        output: vec![
+            OutputPart::Reasoning { text: "hm".to_owned() },
+            OutputPart::Text { text: format!("text of step {step}") },
+        ],
+        finish_reason: FinishReason::ToolCalls,
+        usage: Usage { input_tokens: 1, output_tokens: 2, reasoning_tokens: 3, cached_input_tokens: 4 },
+        first_seq,
+        last_seq,
+        started_at: claim.now,
+        finished_at: claim.now,
+    }
+}
+
+/// A call of that step which nobody has sent yet.
+pub(super) fn planned(claim: &Claim, step: u32, call: u32) -> ToolCall {
+    let id = format!("call_{step}_{call}");
+    ToolCall {
+        run_id: claim.run.id,
+        step,
+        call,
+        call_id: id.clone(),
+        name: "clock".to_owned(),
+        arguments: "{\"zone\":\"UTC\"}".to_owned(),
+        effect: Effect::Read,
+        state: CallState::Planned,
+        idempotency_key: id,
+        epoch: claim.epoch,
+        output: None,
+        error: None,
+        planned_at: None,
+        dispatched_at: None,
+        settled_at: None,
+    }
+}
+
+/// The place behind that event of the run's log.
+pub(super) fn cursor(run: &Run, after: i64) -> LogCursor {
+    LogCursor { workspace_id: run.workspace_id, run_id: run.id, after }
+}
+
+/// First and last numbers of the segments.
+pub(super) fn spans(segments: &[Segment]) -> Vec<(i64, i64)> {
+    segments.iter().map(|segment| (segment.first, segment.last)).collect()
+}
+
+/// The first page, of that size.
+pub(super) fn first<K>(limit: u32) -> Page<K> {
+    Page { limit, after: None }
+}
+
+/// The page behind `after`, of that size.
+pub(super) fn behind<K>(after: K, limit: u32) -> Page<K> {
+    Page { limit, after: Some(after) }
+}

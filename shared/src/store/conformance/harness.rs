@@ -1,0 +1,160 @@
+//! A database for each test.
+//!
+//! SQLite: a file in a temporary folder. Postgres: a copy of a migrated template on the server that
+//! `LONGHAUL_TEST_POSTGRES_URL` names, dropped afterwards. A suite that cannot reach its server fails; only
+//! `LONGHAUL_TEST_QUICK=1` leaves the Postgres half out.
+
+use std::{env, future::Future, panic::AssertUnwindSafe, str::FromStr, sync::Arc};
+
+use futures::FutureExt;
+use sha2::{Digest, Sha256};
+use sqlx::{
+    AssertSqlSafe, ConnectOptions, Connection, PgConnection, PgPool, SqlitePool,
+    postgres::{PgConnectOptions, PgPoolOptions},
+    sqlite::SqliteConnectOptions,
+};
+use uuid::Uuid;
+
+use crate::store::{SharedStore, Workspaces, postgres, sqlite};
+
+/// A migrated, empty database, and the store on it.
+#[derive(Clone)]
+pub(super) struct Database {
+    pub(super) store: SharedStore,
+    raw: Raw,
+}
+
+/// The way around the store, for what it would never do.
+#[derive(Clone)]
+enum Raw {
+    Sqlite(SqlitePool),
+    Postgres(PgPool),
+}
+
+impl Database {
+    /// Executes SQL that the test wrote itself.
+    pub(super) async fn execute(&self, sql: &str) -> Result<u64, sqlx::Error> {
+        let sql = AssertSqlSafe(sql.to_owned());
+        Ok(match &self.raw {
+            Raw::Sqlite(pool) => sqlx::query(sql).execute(pool).await?.rows_affected(),
+            Raw::Postgres(pool) => sqlx::query(sql).execute(pool).await?.rows_affected(),
+        })
+    }
+
+    /// The first column of the rows, as text.
+    pub(super) async fn texts(&self, sql: &str) -> Vec<String> {
+        let sql = AssertSqlSafe(sql.to_owned());
+        match &self.raw {
+            Raw::Sqlite(pool) => sqlx::query_scalar(sql).fetch_all(pool).await,
+            Raw::Postgres(pool) => sqlx::query_scalar(sql).fetch_all(pool).await,
+        }
+        .expect("the test's own SQL is right")
+    }
+
+    pub(super) fn is_postgres(&self) -> bool {
+        matches!(self.raw, Raw::Postgres(_))
+    }
+
+    /// An id as an SQL literal.
+    pub(super) fn id(&self, id: impl Into<Uuid>) -> String {
+        let id = id.into();
+        if self.is_postgres() { format!("'{id}'::uuid") } else { format!("x'{}'", id.simple()) }
+    }
+
+    async fn close(self) {
+        self.store.close().await;
+        match self.raw {
+            Raw::Sqlite(pool) => pool.close().await,
+            Raw::Postgres(pool) => pool.close().await,
+        }
+    }
+}
+
+pub(super) async fn on_sqlite<F: Future<Output = ()>>(test: impl FnOnce(Database) -> F) {
+    let folder = tempfile::tempdir().expect("the temporary folder can be written to");
+    let path = folder.path().join("test.db");
+    let store = sqlite::SqlStore::open(&sqlite::Options::new(&path)).expect("the path is valid");
+    store.migrate().await.expect("the migrations apply");
+    let raw = SqliteConnectOptions::new().filename(&path).foreign_keys(true);
+    let raw = SqlitePool::connect_with(raw).await.expect("the file was just made");
+    let db = Database { store: Arc::new(store), raw: Raw::Sqlite(raw) };
+    // Panics go on once the connections are closed and the files can go.
+    let outcome = AssertUnwindSafe(test(db.clone())).catch_unwind().await;
+    db.close().await;
+    outcome.unwrap_or_else(|panic| std::panic::resume_unwind(panic));
+}
+
+pub(super) async fn on_postgres<F: Future<Output = ()>>(test: impl FnOnce(Database) -> F) {
+    let Some(server) = postgres_server() else { return };
+    let mut admin = server.clone().connect().await.expect("Postgres answers at LONGHAUL_TEST_POSTGRES_URL");
+    let template = template(&mut admin, &server).await;
+    let name = format!("longhaul_test_{}", Uuid::now_v7().simple());
+    execute(&mut admin, format!("create database {name} template {template}")).await;
+
+    let here = server.database(&name);
+    let store = open(&here);
+    let raw = PgPoolOptions::new().max_connections(4).connect_lazy_with(here);
+    let db = Database { store: Arc::new(store), raw: Raw::Postgres(raw) };
+    let outcome = AssertUnwindSafe(test(db.clone())).catch_unwind().await;
+    db.close().await;
+    execute(&mut admin, format!("drop database {name} with (force)")).await;
+    admin.close().await.expect("nothing is under way on this connection");
+    outcome.unwrap_or_else(|panic| std::panic::resume_unwind(panic));
+}
+
+/// Where Postgres is, or `None` if this run leaves it out on purpose.
+fn postgres_server() -> Option<PgConnectOptions> {
+    match env::var("LONGHAUL_TEST_POSTGRES_URL") {
+        Ok(url) => {
+            let options = PgConnectOptions::from_str(&url).expect("LONGHAUL_TEST_POSTGRES_URL is a URL");
+            Some(options)
+        }
+        Err(_) if env::var("LONGHAUL_TEST_QUICK").is_ok_and(|value| value == "1") => None,
+        Err(_) => panic!(
+            "no Postgres to test on: run `cargo xtask test`, set LONGHAUL_TEST_POSTGRES_URL, or leave it out with \
+             LONGHAUL_TEST_QUICK=1"
+        ),
+    }
+}
+
+/// The name of the database that all tests copy. It carries the migrations' checksum, so that test processes share
+/// it, beside and after one another, until a migration changes.
+async fn template(admin: &mut PgConnection, server: &PgConnectOptions) -> String {
+    const LOCK: i64 = 0x6c6f_6e67;
+    let mut digest = Sha256::new();
+    for migration in postgres::MIGRATIONS.iter() {
+        digest.update(&migration.checksum);
+    }
+    let checksum: String = digest.finalize().iter().take(8).map(|byte| format!("{byte:02x}")).collect();
+    let name = format!("longhaul_template_{checksum}");
+
+    execute(admin, format!("select pg_advisory_lock({LOCK})")).await;
+    let exists: bool = sqlx::query_scalar("select exists (select 1 from pg_database where datname = $1)")
+        .bind(&name)
+        .fetch_one(&mut *admin)
+        .await
+        .expect("the catalogue can be read");
+    if !exists {
+        // Under another name until it is whole: a test process that dies here leaves no half template.
+        let draft = format!("{name}_draft");
+        execute(admin, format!("drop database if exists {draft} with (force)")).await;
+        execute(admin, format!("create database {draft}")).await;
+        let store = open(&server.clone().database(&draft));
+        store.migrate().await.expect("the migrations apply");
+        store.close().await;
+        execute(admin, format!("alter database {draft} rename to {name}")).await;
+    }
+    execute(admin, format!("select pg_advisory_unlock({LOCK})")).await;
+    name
+}
+
+fn open(database: &PgConnectOptions) -> postgres::SqlStore {
+    let url = database.to_url_lossy().to_string();
+    postgres::SqlStore::open(&postgres::Options::new(url)).expect("the URL was made from valid options")
+}
+
+async fn execute(connection: &mut PgConnection, sql: String) {
+    if let Err(error) = sqlx::query(AssertSqlSafe(sql.as_str())).execute(connection).await {
+        panic!("{sql}: {error}");
+    }
+}

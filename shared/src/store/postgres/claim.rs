@@ -1,0 +1,79 @@
+//! The claim in one statement.
+
+use super::{
+    SqlStore,
+    sql::rows::{get, run, run_columns},
+};
+use crate::{
+    domain::{
+        event::{EventData, Segment},
+        ids::WorkerId,
+        run::Claim,
+    },
+    store::Result,
+};
+
+/// The rows to take are found in a materialised sub-query: inside the update it would be run again for each row and
+/// take more than the limit.
+const CLAIM: &str = concat!(
+    "with due as materialized (
+        select j.id from jobs j
+        join runs r on r.workspace_id = j.workspace_id and r.id = j.run_id and r.status = 'pending'
+        where j.worker_id is null and j.kind = 'run' and j.queue = any($2) and j.run_at <= now_ms()
+          and exists (select 1 from workers w where w.id = $1 and w.expires_at > now_ms() and not w.draining)
+        order by j.priority desc, j.run_at, j.id limit $3
+        for no key update of j skip locked
+    ), job as (
+        update jobs j set worker_id = $1, epoch = j.epoch + 1, attempts = j.attempts + 1 from due
+        where j.id = due.id
+        returning j.workspace_id, j.run_id, j.epoch, j.attempts
+    ), log as (
+        insert into run_events (workspace_id, run_id, first_seq, last_seq, epoch, events)
+        select job.workspace_id, job.run_id, e.seq, e.seq, job.epoch,
+            '[{\"type\":\"run.claimed\",\"data\":{\"workerId\":\"' || $1::text || '\",\"epoch\":' || job.epoch || '}}]'
+        from job, lateral (
+            select coalesce((select last_seq from run_events where run_id = job.run_id order by first_seq desc limit 1), 0) + 1 as seq) e
+        returning run_id, first_seq, created_at
+    ), run as (
+        update runs r
+        set status = 'running', attempts = job.attempts, started_at = coalesce(r.started_at, log.created_at),
+            updated_at = log.created_at
+        from job join log using (run_id)
+        where r.workspace_id = job.workspace_id and r.id = job.run_id and r.status = 'pending'
+        returning ",
+    run_columns!(),
+    ", job.epoch, log.first_seq as last_seq, log.created_at as claimed_at
+    )
+    select run.*, $1 as worker_id from run
+    where fence((select count(*) from run) = (select count(*) from job))"
+);
+
+pub(super) async fn claim(
+    store: &SqlStore,
+    worker: WorkerId,
+    queues: &[String],
+    limit: u32,
+) -> Result<Vec<(Claim, Segment)>> {
+    let rows = sqlx::query(CLAIM)
+        .bind(worker.0)
+        .bind(queues)
+        .bind(i64::from(limit))
+        .fetch_all(store.reserved())
+        .await?;
+    rows.iter()
+        .map(|row| {
+            let run = run(row)?;
+            let (epoch, at) = (get(row, "epoch")?, get(row, "claimed_at")?);
+            let event = EventData::RunClaimed { worker_id: worker, epoch };
+            let segment = Segment {
+                run_id: run.id,
+                first: run.last_seq,
+                last: run.last_seq,
+                at,
+                events: vec![event.of_run()],
+            };
+            let last_seq = run.last_seq;
+            Ok((Claim { run, epoch, worker_id: worker, last_seq, now: at }, segment))
+        })
+        .collect()
+}

@@ -1,0 +1,213 @@
+//! Runs as readers see them.
+
+use std::collections::HashMap;
+
+use async_trait::async_trait;
+use sqlx::{QueryBuilder, Row};
+use uuid::Uuid;
+
+use super::{
+    Db, SqlStore,
+    chats::{BEHIND_ALL, require_chat},
+    lists::{HAS_TAG, bind_ids},
+    log_read::log_behind,
+    rows::{self, get, run_columns, run_place},
+};
+use crate::{
+    domain::{
+        ids::{ChatId, Millis, RunId, WorkspaceId},
+        run::{BlockedBy, Run},
+        transition::RunStatus,
+    },
+    store::{Listed, LogCursor, Page, Result, RunFilter, RunRecord, Runs, StopOutcome},
+};
+
+#[async_trait]
+impl Runs for SqlStore {
+    async fn run(&self, workspace: WorkspaceId, run: RunId) -> Result<Run> {
+        const SQL: &str = concat!(
+            "select ",
+            run_columns!(),
+            ", ",
+            run_place!(),
+            " from runs r where r.workspace_id = $1 and r.id = $2"
+        );
+        rows::run(&sqlx::query::<Db>(SQL).bind(workspace.0).bind(run.0).fetch_one(self.reader()).await?)
+    }
+
+    async fn list_runs(
+        &self,
+        workspace: WorkspaceId,
+        filter: &RunFilter,
+        page: Page<RunId>,
+    ) -> Result<Listed<Run, RunId>> {
+        let mut query = QueryBuilder::<Db>::new(concat!(
+            "select ",
+            run_columns!(),
+            ", ",
+            run_place!(),
+            " from runs r where "
+        ));
+        query.push("r.workspace_id = ").push_bind(workspace.0);
+        query.push(" and r.id < ").push_bind(page.after.map_or(BEHIND_ALL, |id| id.0));
+        push_filter(&mut query, filter);
+        query.push(" order by r.id desc limit ").push_bind(page.fetch());
+        let rows = query.build().fetch_all(self.reader()).await?;
+        let runs = rows.iter().map(rows::run).collect::<Result<Vec<_>>>()?;
+        Ok(Listed::cut(runs, &page, |run| run.id))
+    }
+
+    async fn latest_run(&self, workspace: WorkspaceId, chat: ChatId) -> Result<Option<Run>> {
+        const BEGUN: &str = concat!(
+            "select ",
+            run_columns!(),
+            ", ",
+            run_place!(),
+            " from runs r where r.workspace_id = $1 and r.chat_id = $2 \
+             and (r.status in ('pending', 'running', 'waiting') or r.started_at is not null) \
+             order by r.turn desc limit 1"
+        );
+        const ANY: &str = concat!(
+            "select ",
+            run_columns!(),
+            ", ",
+            run_place!(),
+            " from runs r where r.workspace_id = $1 and r.chat_id = $2 order by r.turn desc limit 1"
+        );
+        require_chat(self, workspace, chat).await?;
+        for sql in [BEGUN, ANY] {
+            let row =
+                sqlx::query::<Db>(sql).bind(workspace.0).bind(chat.0).fetch_optional(self.reader()).await?;
+            if let Some(row) = row {
+                return rows::run(&row).map(Some);
+            }
+        }
+        Ok(None)
+    }
+
+    async fn blocked_by(&self, run: &Run) -> Result<Option<BlockedBy>> {
+        Ok(match run.status {
+            RunStatus::Scheduled => run.run_at.map(|run_at| BlockedBy::RunAt { run_at }),
+            RunStatus::Queued => slot_holder(self, run).await?.map(|run_id| BlockedBy::Run { run_id }),
+            RunStatus::Pending => blocked_job(self, run).await?,
+            RunStatus::Waiting => Some(BlockedBy::Wait),
+            RunStatus::Running | RunStatus::Succeeded | RunStatus::Failed | RunStatus::Aborted => None,
+        })
+    }
+
+    async fn records(&self, workspace: WorkspaceId, runs: &[RunId]) -> Result<Vec<RunRecord>> {
+        const STEPS: &str = concat!(
+            "select run_id, step, attempt, epoch, model, output, finish_reason, input_tokens, output_tokens, \
+             reasoning_tokens, cached_input_tokens, first_seq, last_seq, started_at, finished_at from steps \
+             where workspace_id = $1 and run_id in ",
+            listed_ids!("2"),
+            " order by run_id, step"
+        );
+        const CALLS: &str = concat!(
+            "select run_id, step, call, call_id, name, arguments, effect, state, idempotency_key, epoch, output, \
+             error, planned_at, dispatched_at, settled_at from tool_calls \
+             where workspace_id = $1 and run_id in ",
+            listed_ids!("2"),
+            " order by run_id, step, call"
+        );
+        let mut records: HashMap<RunId, RunRecord> = runs.iter().map(|id| (*id, empty_record(*id))).collect();
+        let read = async |sql: &'static str| {
+            bind_ids(sqlx::query::<Db>(sql).bind(workspace.0), runs).fetch_all(self.reader()).await
+        };
+
+        for row in &read(STEPS).await? {
+            let step = rows::step(row)?;
+            if let Some(record) = records.get_mut(&step.run_id) {
+                record.steps.push(step);
+            }
+        }
+        for row in &read(CALLS).await? {
+            let call = rows::tool_call(row)?;
+            if let Some(record) = records.get_mut(&call.run_id) {
+                record.calls.push(call);
+            }
+        }
+        // Last, and from the steps that were read: what was saved meanwhile comes as events, without a gap.
+        let cursors: Vec<LogCursor> = records
+            .values()
+            .map(|record| LogCursor {
+                workspace_id: workspace,
+                run_id: record.run_id,
+                after: record.steps.last().map_or(0, |step| step.last_seq),
+            })
+            .collect();
+        for segment in log_behind(self, &cursors, i64::MAX, i64::MAX).await? {
+            if let Some(record) = records.get_mut(&segment.run_id) {
+                record.tail.push(segment);
+            }
+        }
+        Ok(runs.iter().map(|id| records.get(id).cloned().unwrap_or_else(|| empty_record(*id))).collect())
+    }
+
+    async fn stop_run(&self, workspace: WorkspaceId, run: RunId) -> Result<StopOutcome> {
+        super::settle::stop_run(self, workspace, run).await
+    }
+}
+
+fn push_filter(query: &mut QueryBuilder<Db>, filter: &RunFilter) {
+    if !filter.status.is_empty() {
+        // As literals, which are ours: the planner can then use the partial index of what is not over.
+        let words: Vec<_> = filter.status.iter().map(|status| format!("'{status}'")).collect();
+        query.push(" and r.status in (").push(words.join(", ")).push(")");
+    }
+    if let Some(chat) = filter.chat_id {
+        query.push(" and r.chat_id = ").push_bind(chat.0);
+    }
+    if let Some(agent) = &filter.agent {
+        query.push(" and r.agent = ").push_bind(agent.as_str());
+    }
+    if let Some(tag) = &filter.tag {
+        query.push(" and ").push(HAS_TAG[0]).push_bind(tag.as_str()).push(HAS_TAG[1]);
+    }
+    if let Some(after) = filter.created_after {
+        query.push(" and r.created_at > ").push_bind(after);
+    }
+    if let Some(before) = filter.created_before {
+        query.push(" and r.created_at < ").push_bind(before);
+    }
+}
+
+fn empty_record(run_id: RunId) -> RunRecord {
+    RunRecord { run_id, steps: vec![], calls: vec![], tail: vec![] }
+}
+
+/// The run that holds the slot of the run's chat.
+async fn slot_holder(store: &SqlStore, run: &Run) -> Result<Option<RunId>> {
+    const SQL: &str = "select id from runs where workspace_id = $1 and chat_id = $2 \
+                       and status in ('pending', 'running', 'waiting')";
+    let row = sqlx::query::<Db>(SQL)
+        .bind(run.workspace_id.0)
+        .bind(run.chat_id.0)
+        .fetch_optional(store.reader())
+        .await?;
+    row.map(|row| Ok(get::<Uuid>(&row, "id")?.into())).transpose()
+}
+
+/// Why nobody has claimed the run's job: it is due later, or there is no worker, or none with a free slot.
+async fn blocked_job(store: &SqlStore, run: &Run) -> Result<Option<BlockedBy>> {
+    const SQL: &str = concat!(
+        "select (select j.run_at from jobs j where j.workspace_id = $1 and j.run_id = $2 and j.kind = 'run' \
+         and j.run_at > ",
+        now!(),
+        ") as due, count(*) as live, count(*) filter (where w.slots > \
+         (select count(*) from jobs h where h.worker_id = w.id)) as free \
+         from workers w where not w.draining and w.expires_at > ",
+        now!()
+    );
+    let row =
+        sqlx::query::<Db>(SQL).bind(run.workspace_id.0).bind(run.id.0).fetch_one(store.reader()).await?;
+    let due: Option<Millis> = row.try_get("due")?;
+    let live: i64 = row.try_get("live")?;
+    let free: i64 = row.try_get("free")?;
+    Ok(match (due, live, free) {
+        (Some(run_at), ..) => Some(BlockedBy::RunAt { run_at }),
+        (None, 0, _) => Some(BlockedBy::NoWorker),
+        (None, _, 0) => Some(BlockedBy::Workers),
+        (None, ..) => None,
+    })
+}

@@ -1,0 +1,262 @@
+//! Endings that no worker makes: the stop of a run that nobody holds, the deletion of its chat, the reaper's verdict.
+//!
+//! All of them lock the chat, then the job, and append at the position up to which they have read: a zombie that
+//! still writes, or anybody else, makes the append fail and the transaction is tried again.
+
+use sqlx::Transaction;
+use uuid::Uuid;
+
+use super::{
+    super::commit::write,
+    Db, SqlStore,
+    admission::read_run,
+    log::spread,
+    rows::{get, segment, step, tool_call},
+};
+use crate::{
+    domain::{
+        event::Segment,
+        ids::{ChatId, Epoch, RunId, WorkerId, WorkspaceId},
+        replay::Replay,
+        run::{Ending, Run},
+        settle::settle,
+        transition::Reason,
+    },
+    store::{Append, Committed, Result, StopOutcome, StoreError},
+};
+
+/// How often a transaction is tried that lost a position to a concurrent append.
+const TRIES: u32 = 5;
+
+/// A run's job under its lock.
+pub(crate) struct HeldJob {
+    pub(crate) id: Uuid,
+    pub(crate) epoch: Epoch,
+    pub(crate) worker_id: Option<WorkerId>,
+    pub(crate) crashes: i32,
+    pub(crate) queue: String,
+    /// A worker holds it whose lease has not run out.
+    pub(crate) is_held: bool,
+}
+
+pub(super) async fn stop_run(store: &SqlStore, workspace: WorkspaceId, run_id: RunId) -> Result<StopOutcome> {
+    let mut tries = 0;
+    loop {
+        tries += 1;
+        match try_stop(store, workspace, run_id).await {
+            Err(StoreError::LeaseLost) if tries < TRIES => {}
+            result => return result,
+        }
+    }
+}
+
+async fn try_stop(store: &SqlStore, workspace: WorkspaceId, run_id: RunId) -> Result<StopOutcome> {
+    let mut tx = store.begin().await?;
+    let chat_id = read_run(&mut tx, workspace, run_id).await?.chat_id;
+    lock_chat(&mut tx, workspace, chat_id).await?;
+    let outcome = stop_in(&mut tx, workspace, run_id, Reason::Stop).await?;
+    tx.commit().await?;
+    Ok(outcome)
+}
+
+pub(super) async fn delete_chat(
+    store: &SqlStore,
+    workspace: WorkspaceId,
+    chat_id: ChatId,
+) -> Result<Vec<StopOutcome>> {
+    let mut tries = 0;
+    loop {
+        tries += 1;
+        match try_delete_chat(store, workspace, chat_id).await {
+            Err(StoreError::LeaseLost) if tries < TRIES => {}
+            result => return result,
+        }
+    }
+}
+
+async fn try_delete_chat(
+    store: &SqlStore,
+    workspace: WorkspaceId,
+    chat_id: ChatId,
+) -> Result<Vec<StopOutcome>> {
+    let mut tx = store.begin().await?;
+    let deleted = sqlx::query(concat!(
+        "update chats set deleted_at = ",
+        now!(),
+        " where workspace_id = $1 and id = $2 and deleted_at is null"
+    ))
+    .bind(workspace.0)
+    .bind(chat_id.0)
+    .execute(&mut *tx)
+    .await?;
+    if deleted.rows_affected() == 0 {
+        return Err(StoreError::NotFound);
+    }
+    // Those that wait for the slot first: the end of its holder would promote them.
+    let unfinished = sqlx::query(
+        "select id from runs where workspace_id = $1 and chat_id = $2 \
+         and status not in ('succeeded', 'failed', 'aborted') \
+         order by status in ('pending', 'running', 'waiting'), turn",
+    )
+    .bind(workspace.0)
+    .bind(chat_id.0)
+    .fetch_all(&mut *tx)
+    .await?;
+    let mut outcomes = vec![];
+    for row in &unfinished {
+        let run_id = get::<Uuid>(row, "id")?.into();
+        outcomes.push(stop_in(&mut tx, workspace, run_id, Reason::ChatDeleted).await?);
+    }
+    tx.commit().await?;
+    Ok(outcomes)
+}
+
+/// Stops a run whose chat is locked.
+async fn stop_in(
+    tx: &mut Transaction<'static, Db>,
+    workspace: WorkspaceId,
+    run_id: RunId,
+    reason: Reason,
+) -> Result<StopOutcome> {
+    let job = lock_job(tx, workspace, run_id).await?;
+    let run = read_run(tx, workspace, run_id).await?;
+    if run.status.is_terminal() {
+        return Ok(StopOutcome::AlreadyOver(run));
+    }
+    if job.as_ref().is_some_and(|job| job.is_held) {
+        sqlx::query(concat!(
+            "update runs set stop_requested_at = ",
+            now!(),
+            ", stop_reason = $3 where workspace_id = $1 and id = $2 and stop_requested_at is null"
+        ))
+        .bind(workspace.0)
+        .bind(run_id.0)
+        .bind(reason.as_str())
+        .execute(&mut **tx)
+        .await?;
+        return Ok(StopOutcome::Requested(read_run(tx, workspace, run_id).await?));
+    }
+    let epoch = job.map_or(0, |job| job.epoch + 1);
+    let ended = end_run(tx, &run, &Ending { reason, error: None }, epoch).await?;
+    let mut segments = vec![ended.segment];
+    segments.extend(ended.caused);
+    Ok(StopOutcome::Ended { run: read_run(tx, workspace, run_id).await?, segments, wake: ended.wake })
+}
+
+/// Ends a run whose chat and job are locked and that no live worker holds.
+pub(crate) async fn end_run(
+    tx: &mut Transaction<'static, Db>,
+    run: &Run,
+    ending: &Ending,
+    epoch: Epoch,
+) -> Result<Committed> {
+    let replay = replay(tx, run).await?;
+    let (events, settlement) = settle(run.id, &replay, run.usage, ending, epoch);
+    let append = Append {
+        workspace_id: run.workspace_id,
+        chat_id: run.chat_id,
+        run_id: run.id,
+        assistant_message_id: run.assistant_message_id,
+        epoch,
+        first_seq: replay.position() + 1,
+        events,
+        steps: settlement.steps,
+        calls: settlement.calls,
+        ending: Some(ending.clone()),
+    };
+    let outcomes = write(tx, &[&append]).await?;
+    spread(&[&append], outcomes).pop().unwrap_or(Err(StoreError::LeaseLost))
+}
+
+pub(crate) async fn lock_chat(
+    tx: &mut Transaction<'static, Db>,
+    workspace: WorkspaceId,
+    chat_id: ChatId,
+) -> Result<()> {
+    sqlx::query(concat!("select id from chats where workspace_id = $1 and id = $2", for_update!()))
+        .bind(workspace.0)
+        .bind(chat_id.0)
+        .fetch_one(&mut **tx)
+        .await?;
+    Ok(())
+}
+
+/// Locks the run's job, if it has one. From here on nobody claims it.
+pub(crate) async fn lock_job(
+    tx: &mut Transaction<'static, Db>,
+    workspace: WorkspaceId,
+    run_id: RunId,
+) -> Result<Option<HeldJob>> {
+    let row = sqlx::query(concat!(
+        "select id, epoch, worker_id, crashes, queue from jobs \
+         where workspace_id = $1 and run_id = $2 and kind = 'run'",
+        for_update!()
+    ))
+    .bind(workspace.0)
+    .bind(run_id.0)
+    .fetch_optional(&mut **tx)
+    .await?;
+    let Some(row) = row else { return Ok(None) };
+    let worker_id: Option<Uuid> = get(&row, "worker_id")?;
+    let is_held = match worker_id {
+        None => false,
+        Some(worker_id) => is_alive(tx, worker_id.into()).await?,
+    };
+    Ok(Some(HeldJob {
+        id: get(&row, "id")?,
+        epoch: get(&row, "epoch")?,
+        worker_id: worker_id.map(Into::into),
+        crashes: get(&row, "crashes")?,
+        queue: get(&row, "queue")?,
+        is_held,
+    }))
+}
+
+/// Whether the worker's lease holds. The row is locked, so a heartbeat under way is waited for; one that comes later
+/// finds the lease expired and does not revive it.
+async fn is_alive(tx: &mut Transaction<'static, Db>, worker: WorkerId) -> Result<bool> {
+    let row = sqlx::query(concat!("select id from workers where id = $1", for_update!()))
+        .bind(worker.0)
+        .fetch_optional(&mut **tx)
+        .await?;
+    if row.is_none() {
+        return Ok(false);
+    }
+    let row = sqlx::query(concat!("select expires_at > ", now!(), " as is_alive from workers where id = $1"))
+        .bind(worker.0)
+        .fetch_one(&mut **tx)
+        .await?;
+    get(&row, "is_alive")
+}
+
+/// The run's answer up to the last event of its log.
+async fn replay(tx: &mut Transaction<'static, Db>, run: &Run) -> Result<Replay> {
+    let steps = sqlx::query("select * from steps where workspace_id = $1 and run_id = $2 order by step")
+        .bind(run.workspace_id.0)
+        .bind(run.id.0)
+        .fetch_all(&mut **tx)
+        .await?;
+    let steps = steps.iter().map(step).collect::<Result<Vec<_>>>()?;
+    let calls =
+        sqlx::query("select * from tool_calls where workspace_id = $1 and run_id = $2 order by step, call")
+            .bind(run.workspace_id.0)
+            .bind(run.id.0)
+            .fetch_all(&mut **tx)
+            .await?;
+    let calls = calls.iter().map(tool_call).collect::<Result<Vec<_>>>()?;
+    let mut replay = Replay::from_rows(run.id, steps, calls);
+    let segments = sqlx::query(
+        "select run_id, first_seq, last_seq, events, created_at from run_events \
+         where workspace_id = $1 and run_id = $2 and last_seq > $3 order by first_seq",
+    )
+    .bind(run.workspace_id.0)
+    .bind(run.id.0)
+    .bind(replay.position())
+    .fetch_all(&mut **tx)
+    .await?;
+    for row in &segments {
+        let segment: Segment = segment(row)?;
+        replay.apply_segment(&segment);
+    }
+    Ok(replay)
+}

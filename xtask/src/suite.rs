@@ -1,0 +1,51 @@
+//! Runs the tests, and the benchmark, with everything around them that they need.
+
+use std::process::Command;
+
+use anyhow::{Context, Result};
+
+use crate::child::{Interrupt, cargo, run};
+use crate::servers::Servers;
+use crate::{check, find, generate};
+
+/// Everything; with a filter only the tests that it names, without the checks that come before a complete run.
+pub(crate) fn full(filter: &[String], interrupt: &Interrupt) -> Result<()> {
+    if filter.is_empty() {
+        check::style(interrupt)?;
+        generate::run(true, interrupt)?;
+    }
+    let mut tests = tests(filter, interrupt)?;
+    let servers = Servers::start(interrupt)?;
+    run(tests.envs(servers.env()), interrupt)
+}
+
+/// Seconds instead of minutes: suites that need a server know this variable and leave themselves out.
+pub(crate) fn quick(filter: &[String], interrupt: &Interrupt) -> Result<()> {
+    run(tests(filter, interrupt)?.env("LONGHAUL_TEST_QUICK", "1"), interrupt)
+}
+
+pub(crate) fn bench(args: &[String], interrupt: &Interrupt) -> Result<()> {
+    cargo(["build", "--profile", "bench", "--package", "longhaul-bench"], interrupt)?;
+    let servers = Servers::start(interrupt)?;
+    let mut bench = Command::new("cargo");
+    bench.args(["run", "--quiet", "--profile", "bench", "--package", "longhaul-bench", "--"]).args(args);
+    run(bench.envs(servers.env()), interrupt)
+}
+
+/// The command of the test runner. Builds the binary first, because scenarios start it as a process.
+fn tests(filter: &[String], interrupt: &Interrupt) -> Result<Command> {
+    cargo(["build", "--package", "longhaul"], interrupt)?;
+    let binary = std::env::current_exe().context("we do not know where we are")?.with_file_name("longhaul");
+
+    let mut command = Command::new("cargo");
+    if find::in_path("cargo-nextest").is_some() {
+        command.args(["nextest", "run"]);
+    } else {
+        command.args(["test", "--lib", "--bins", "--tests"]);
+    }
+    if !filter.iter().any(|arg| arg.starts_with("-p") || arg.starts_with("--package")) {
+        command.arg("--workspace");
+    }
+    command.args(filter).env("LONGHAUL_TEST_BINARY", binary);
+    Ok(command)
+}
