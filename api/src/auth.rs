@@ -12,13 +12,14 @@ use axum::{
 };
 use longhaul_shared::{
     api_key::Key,
+    config::AuthMode,
     domain::ids::{KeyId, WorkspaceId},
     store::KeyRole,
 };
 
 use crate::{
     error::{ApiError, Code},
-    state::{AppState, AuthMode},
+    state::AppState,
 };
 
 /// The workspace of calls without a key, where those are allowed.

@@ -7,11 +7,9 @@ use axum::{
     http::{HeaderValue, StatusCode, header},
     response::{IntoResponse, Response},
 };
-use longhaul_shared::{domain::ids::RunId, store::StoreError};
+use longhaul_shared::{admission::SubmitError, domain::ids::RunId, store::StoreError};
 use serde::Serialize;
 use utoipa::ToSchema;
-
-use crate::pending::SubmitError;
 
 /// Seconds after which a call that met an unavailable database may be repeated.
 const RETRY_AFTER_SECONDS: u64 = 2;

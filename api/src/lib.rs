@@ -17,7 +17,6 @@ mod extract;
 mod key_cache;
 mod openapi;
 mod page;
-pub mod pending;
 mod rate_limit;
 mod routes;
 mod server;
@@ -27,7 +26,7 @@ mod views;
 pub use auth::DEFAULT_WORKSPACE;
 pub use openapi::openapi_json;
 pub use server::serve;
-pub use state::{AppState, AuthMode, Parts, Settings};
+pub use state::{AppState, Parts, Settings};
 
 use axum::{Router, http::HeaderValue, middleware};
 use tower_http::cors::{AllowHeaders, AllowMethods, AllowOrigin, CorsLayer, ExposeHeaders};

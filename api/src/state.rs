@@ -3,33 +3,25 @@
 use std::{ops::Deref, sync::Arc, time::Duration};
 
 use longhaul_shared::{
+    admission::Agents,
+    bus::Bus,
+    config::{AuthMode, Config},
     domain::ids::WorkspaceId,
     store::{SharedStore, StoreError},
+    tail::Tails,
 };
 use tokio::sync::OnceCell;
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
 
 use crate::{
-    auth::DEFAULT_WORKSPACE,
-    key_cache::KeyCache,
-    pending::{Agents, Bus, Tails},
-    rate_limit::RateLimits,
-    views::frames::FrameCache,
+    auth::DEFAULT_WORKSPACE, key_cache::KeyCache, rate_limit::RateLimits, views::frames::FrameCache,
 };
-
-/// Who is let in.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum AuthMode {
-    /// Holders of a valid key.
-    Required,
-    /// Also whoever can reach the loopback address that the server is bound to, as the administrator of the
-    /// workspace `default`.
-    Loopback,
-}
 
 /// How the API behaves.
 #[derive(Clone, Debug)]
 pub struct Settings {
+    /// With `loopback` also whoever can reach the address that the server is bound to, as the administrator of the
+    /// workspace `default`.
     pub auth: AuthMode,
     /// Per key; 0 = no limit.
     pub requests_per_minute: u32,
@@ -44,15 +36,16 @@ pub struct Settings {
     pub version: &'static str,
 }
 
-impl Default for Settings {
-    fn default() -> Self {
+impl Settings {
+    /// Out of the configuration; `mode` says how this process was started.
+    pub fn of(config: &Config, mode: &'static str) -> Self {
         Self {
-            auth: AuthMode::Required,
-            requests_per_minute: 600,
-            body_limit: 1024 * 1024,
-            heartbeat: Duration::from_secs(15),
-            cors_origins: vec![],
-            mode: "api",
+            auth: config.auth.mode,
+            requests_per_minute: config.limits.requests_per_minute,
+            body_limit: config.server.body_limit.as_usize(),
+            heartbeat: config.stream.heartbeat,
+            cors_origins: config.server.cors_origins.clone(),
+            mode,
             version: env!("CARGO_PKG_VERSION"),
         }
     }

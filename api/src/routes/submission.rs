@@ -6,6 +6,7 @@ use axum::{
     response::{IntoResponse, Response},
 };
 use longhaul_shared::{
+    admission::{Input, LimitOverrides, Submission, submit},
     domain::{
         ids::{ChatId, MessageId, RunId},
         message::Part,
@@ -25,7 +26,6 @@ use utoipa::ToSchema;
 use crate::{
     auth::Caller,
     error::ApiError,
-    pending::{Input, LimitOverrides, Submission, submit},
     state::AppState,
     views::{
         run::events_url,
@@ -163,7 +163,7 @@ fn answer(admitted: &Admitted) -> Response {
         chat_id: run.chat_id,
         message_id: admitted.message_id.clone(),
         assistant_message_id: admitted.assistant_message_id,
-        status: run.status,
+        status: admitted.status,
         position: admitted.position,
         events_url: events_url(run.id),
     };

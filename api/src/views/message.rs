@@ -105,9 +105,7 @@ impl MessageView {
 fn replay(record: RunRecord) -> Replay {
     let mut replay = Replay::from_rows(record.run_id, record.steps, record.calls);
     for segment in &record.tail {
-        for (seq, event) in segment.after(0) {
-            replay.apply(seq, event);
-        }
+        replay.apply_segment(segment);
     }
     replay
 }

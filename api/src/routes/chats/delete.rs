@@ -1,12 +1,9 @@
 //! `DELETE /v1/chats/{chatId}`: gone for readers at once, and its active run is stopped.
 
 use axum::{extract::State, http::StatusCode};
-use longhaul_shared::domain::ids::ChatId;
+use longhaul_shared::{admission::delete_chat as delete, domain::ids::ChatId};
 
-use crate::{
-    auth::Admin, error::ApiError, extract::PathId, openapi::Failures, pending::delete_chat as delete,
-    state::AppState,
-};
+use crate::{auth::Admin, error::ApiError, extract::PathId, openapi::Failures, state::AppState};
 
 /// Delete a chat
 #[utoipa::path(

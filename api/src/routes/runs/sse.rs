@@ -12,19 +12,29 @@ use axum::{
 };
 use bytes::Bytes;
 use futures::{Stream, StreamExt};
-use longhaul_shared::domain::{ids::Seq, run::Run};
+use longhaul_shared::{
+    domain::{ids::Seq, run::Run},
+    store::LogCursor,
+    tail::{Slice, TailError},
+};
 use tokio::time::Instant;
 
 use crate::{
-    pending::{Slice, TailError},
     state::AppState,
     views::native::{HEARTBEAT, OPENING},
 };
 
 /// The run's events behind `after`.
 pub(super) fn respond(state: &AppState, run: &Run, after: Seq) -> Response {
-    let tail = state.tails.follow(run.workspace_id, run.id, after);
-    stream(Body::from_stream(frames(state.clone(), tail)))
+    // A client that has seen more than there is waits for what comes behind that.
+    let from = after.min(run.last_seq);
+    let cursor = LogCursor { workspace_id: run.workspace_id, run_id: run.id, after: from };
+    let body = if run.status.is_terminal() {
+        Body::from_stream(frames(state.clone(), state.tails.replay(cursor), after))
+    } else {
+        Body::from_stream(frames(state.clone(), state.tails.follow(cursor), after))
+    };
+    stream(body)
 }
 
 /// An answer that breaks off at once.
@@ -46,6 +56,7 @@ fn stream(body: Body) -> Response {
 fn frames(
     state: AppState,
     tail: impl Stream<Item = Result<Slice, TailError>> + Send + 'static,
+    after: Seq,
 ) -> impl Stream<Item = io::Result<Bytes>> + Send + 'static {
     let heartbeat = state.settings.heartbeat;
     async_stream::stream! {
@@ -63,7 +74,7 @@ fn frames(
                 }
                 next = tail.next() => match next {
                     Some(Ok(slice)) => {
-                        let bytes = state.frames.render(&slice.segment, slice.after);
+                        let bytes = state.frames.render(&slice.segment, slice.after.max(after));
                         if !bytes.is_empty() {
                             yield Ok(bytes);
                         }

@@ -9,7 +9,11 @@ use axum::{
     response::{IntoResponse, Response},
 };
 use futures::StreamExt;
-use longhaul_shared::domain::{ids::RunId, run::Run};
+use longhaul_shared::{
+    admission::stop,
+    domain::{ids::RunId, run::Run},
+    store::LogCursor,
+};
 use serde::Deserialize;
 use utoipa::IntoParams;
 
@@ -18,7 +22,6 @@ use crate::{
     error::ApiError,
     extract::{Params, PathId},
     openapi::Failures,
-    pending::stop,
     state::AppState,
     views::run::RunView,
 };
@@ -72,9 +75,9 @@ pub(crate) async fn stop_run(
 
 /// The run when it is over, or as it is when the time is up or this process ends.
 async fn wait_for_end(state: &AppState, run: Run, time: Duration) -> Result<Run, ApiError> {
-    let (workspace, id) = (run.workspace_id, run.id);
+    let cursor = LogCursor { workspace_id: run.workspace_id, run_id: run.id, after: run.last_seq };
     {
-        let mut tail = pin!(state.tails.follow(workspace, id, run.last_seq));
+        let mut tail = pin!(state.tails.follow(cursor));
         let end = async { while let Some(Ok(_)) = tail.next().await {} };
         tokio::select! {
             () = end => {}
@@ -82,5 +85,5 @@ async fn wait_for_end(state: &AppState, run: Run, time: Duration) -> Result<Run,
             () = state.draining.cancelled() => {}
         }
     }
-    Ok(state.store.run(workspace, id).await?)
+    Ok(state.store.run(run.workspace_id, run.id).await?)
 }

@@ -1,15 +1,11 @@
 //! `GET /v1/info`.
 
 use axum::{Json, extract::State};
+use longhaul_shared::config::AuthMode;
 use serde::Serialize;
 use utoipa::ToSchema;
 
-use crate::{
-    auth::Viewer,
-    error::ApiError,
-    openapi::Failures,
-    state::{AppState, AuthMode},
-};
+use crate::{auth::Viewer, error::ApiError, openapi::Failures, state::AppState};
 
 /// What is running here.
 #[derive(Serialize, ToSchema)]
@@ -44,6 +40,6 @@ pub(crate) async fn get_info(State(state): State<AppState>, _: Viewer) -> Result
             AuthMode::Required => "required",
             AuthMode::Loopback => "loopback",
         },
-        agents: state.agents.0.keys().cloned().collect(),
+        agents: state.agents.names().map(ToOwned::to_owned).collect(),
     }))
 }
