@@ -7,6 +7,7 @@
 //! - [`admission`]: the one way in for a run, whoever asks.
 //! - [`queue`]: who works next: claim, hold, hand back.
 //! - [`tail`]: who is watching a run: replay from a cursor, then follow.
+//! - [`net_guard`]: outgoing calls reach public addresses only.
 //! - [`config`]: every setting, parsed and cross-checked once.
 //! - [`shutdown`] and [`telemetry`]: how a process ends, and what it tells.
 
@@ -15,6 +16,7 @@ pub mod api_key;
 pub mod bus;
 pub mod config;
 pub mod domain;
+pub mod net_guard;
 pub mod queue;
 pub mod shutdown;
 pub mod store;

@@ -102,7 +102,10 @@ impl Pending {
                 *step_started = seq;
             }
             for step in self.steps.iter_mut().filter(|step| is_end_of(&event, step)) {
-                step.first_seq = *step_started;
+                // A step that an earlier owner began and this one only closes keeps its beginning.
+                if *step_started > 0 {
+                    step.first_seq = *step_started;
+                }
                 step.last_seq = seq;
             }
             events.push(event);
