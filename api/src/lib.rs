@@ -23,6 +23,9 @@ mod server;
 mod state;
 mod views;
 
+#[cfg(test)]
+mod tests;
+
 pub use auth::DEFAULT_WORKSPACE;
 pub use openapi::openapi_json;
 pub use server::serve;

@@ -11,7 +11,7 @@ use serde::Deserialize;
 use serde_json::{Map, Value};
 use utoipa::ToSchema;
 
-use super::check_text;
+use super::{check_metadata, check_text};
 use crate::{
     auth::Operator, error::ApiError, extract::JsonBody, openapi::Failures, state::AppState,
     views::chat::ChatView,
@@ -51,7 +51,7 @@ pub(crate) async fn create_chat(
         title: body.title,
         agent: body.agent,
         context_ref: body.context_ref,
-        metadata: Value::Object(body.metadata.unwrap_or_default()),
+        metadata: check_metadata(body.metadata)?,
         created_by: Some(caller.name),
     };
     let chat = state.store.create_chat(caller.workspace_id, new).await?;

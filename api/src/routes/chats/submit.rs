@@ -34,6 +34,9 @@ pub(crate) async fn submit_message(
     headers: HeaderMap,
     JsonBody { value: body, fingerprint }: JsonBody<SubmissionBody>,
 ) -> Result<Response, ApiError> {
+    if body.chat_id.as_ref().is_some_and(|chat_id| *chat_id != id.to_string()) {
+        return Err(ApiError::body("/chatId", "must be absent or the chat in the path"));
+    }
     let route = "POST /v1/chats/{chatId}/messages";
     let origin = Origin { caller, headers: &headers, route, chat_id: Some(id), fingerprint };
     accept(&state, origin, body).await

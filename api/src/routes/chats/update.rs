@@ -8,7 +8,7 @@ use serde::{Deserialize, Deserializer};
 use serde_json::{Map, Value};
 use utoipa::ToSchema;
 
-use super::check_text;
+use super::{check_metadata, check_text};
 use crate::{
     auth::Operator,
     error::ApiError,
@@ -64,7 +64,7 @@ pub(crate) async fn update_chat(
         title: body.title,
         agent: body.agent,
         context_ref: body.context_ref,
-        metadata: body.metadata.map(|metadata| Value::Object(metadata.unwrap_or_default())),
+        metadata: body.metadata.map(check_metadata).transpose()?,
     };
     let chat = state.store.update_chat(caller.workspace_id, id, patch).await?;
     Ok(Json(chat.into()))
