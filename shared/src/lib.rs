@@ -1,5 +1,6 @@
 //! What the API and the workers must agree on.
 //!
+//! - [`api_key`]: the form of API keys, made and checked.
 //! - [`domain`]: values and rules, pure.
 //! - [`store`]: what must survive a crash, on Postgres or SQLite.
 //! - [`bus`]: hints and live copies between processes; may be lost, never the only copy.
@@ -11,6 +12,7 @@
 //! - [`shutdown`] and [`telemetry`]: how a process ends, and what it tells.
 
 pub mod admission;
+pub mod api_key;
 pub mod bus;
 pub mod config;
 pub mod domain;
