@@ -2,7 +2,7 @@
 //!
 //! - [`routes`]: every path on one screen, one endpoint a file.
 //! - [`auth`]: who calls. [`rate_limit`]: how often.
-//! - [`context`]: what every call gets: an id, a task of its own, a rendered failure.
+//! - [`context`]: what every call gets: an id, a rendered failure.
 //! - [`extract`], [`page`], [`cursor`]: requests into values, lists into pages.
 //! - [`error`]: what a caller is told when a call fails.
 //! - [`views`]: pure encoders of rows and of the log.
@@ -45,7 +45,7 @@ pub fn router(state: AppState) -> Router {
     let cors = cors(&state.settings.cors_origins);
     routes
         .fallback(|| async { ApiError::from(Code::NotFound) })
-        .layer(middleware::from_fn_with_state(state.clone(), context::wrap))
+        .layer(middleware::from_fn(context::wrap))
         .layer(cors)
         .with_state(state)
 }
