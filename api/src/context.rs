@@ -131,4 +131,20 @@ mod tests {
         }
         assert!(RequestId::of(&HeaderMap::new()).as_str().parse::<Uuid>().is_ok());
     }
+
+    #[tokio::test]
+    async fn a_panic_is_a_problem_like_any_other_and_its_message_stays_here() {
+        async fn broken() {
+            panic!("the secret cause");
+        }
+        let router = axum::Router::new()
+            .route("/broken", axum::routing::get(broken))
+            .layer(axum::middleware::from_fn(wrap));
+        let request = Request::get("/broken").body(axum::body::Body::empty()).unwrap();
+        let response = tower::ServiceExt::oneshot(router, request).await.unwrap();
+        assert_eq!(response.status(), StatusCode::INTERNAL_SERVER_ERROR);
+        let body = axum::body::to_bytes(response.into_body(), 10_000).await.unwrap();
+        let body = std::str::from_utf8(&body).unwrap();
+        assert!(body.contains("\"INTERNAL\"") && !body.contains("secret"), "{body}");
+    }
 }

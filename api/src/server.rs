@@ -15,10 +15,12 @@ use tokio::net::{TcpListener, TcpStream};
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
 use tower::ServiceExt;
 
-use crate::{router, state::AppState};
+use crate::{router, stall::Impatient, state::AppState};
 
 /// How long a connection may take to send a request's head, or stay idle between two.
 const HEAD_TIMEOUT: Duration = Duration::from_secs(75);
+/// How long a client may leave what it is sent unread.
+const STALL_TIMEOUT: Duration = Duration::from_mins(1);
 /// What one connection may buffer in either direction: what a slow reader costs at most.
 const MAX_BUFFER: usize = 64 * 1024;
 /// How long calls under way may take once the process is told to stop.
@@ -87,7 +89,8 @@ async fn attend(
             }
         }
     });
-    let mut connection = std::pin::pin!(http.serve_connection(TokioIo::new(stream), service));
+    let mut connection =
+        std::pin::pin!(http.serve_connection(TokioIo::new(Impatient::new(stream, STALL_TIMEOUT)), service));
     let ended = tokio::select! {
         ended = &mut connection => ended,
         () = shutdown.cancelled() => {
