@@ -27,12 +27,12 @@ use longhaul_shared::{
 use tokio::{
     sync::{mpsc, oneshot},
     task::JoinHandle,
-    time::{Instant, sleep, sleep_until},
+    time::{Instant, sleep_until},
 };
 use tokio_util::sync::CancellationToken;
 
 use pending::Pending;
-pub use run_log::{Delta, RunLog, Write};
+pub use run_log::{Delta, DeltaKind, RunLog, Write};
 
 /// The most runs in one transaction.
 const BATCH: usize = 512;
@@ -238,7 +238,11 @@ impl Task {
         if let Some(run) = self.runs.get_mut(&key_of(&one.append)) {
             run.unconfirmed = None;
         }
-        announce(&*self.bus, std::iter::once(committed.segment).chain(committed.caused).collect(), committed.wake);
+        announce(
+            &*self.bus,
+            std::iter::once(committed.segment).chain(committed.caused).collect(),
+            committed.wake,
+        );
         for reply in one.replies {
             answer(Some(reply), &Ok(position));
         }
@@ -350,7 +354,10 @@ fn answer(reply: Option<Reply>, result: &Result<Position, RecordError>) {
     }
 }
 
-fn same_events(a: &[longhaul_shared::domain::event::Event], b: &[longhaul_shared::domain::event::Event]) -> bool {
+fn same_events(
+    a: &[longhaul_shared::domain::event::Event],
+    b: &[longhaul_shared::domain::event::Event],
+) -> bool {
     let json = |events| serde_json::to_string(events).expect("events are plain JSON");
     json(a) == json(b)
 }

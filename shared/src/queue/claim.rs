@@ -14,7 +14,7 @@ use tokio_util::sync::CancellationToken;
 use super::{Holdings, Leased};
 use crate::{
     bus::{Bus, Signal},
-    domain::retry::Backoff,
+    domain::{ids::WorkerId, retry::Backoff},
     store::{SharedStore, StoreError},
 };
 
@@ -62,13 +62,13 @@ impl Claimer {
         let mut signals = self.bus.signals();
         let mut failures = 0;
         loop {
-            let permits = tokio::select! {
+            let (permits, worker_id) = tokio::select! {
                 biased;
                 () = self.stop.cancelled() => return,
-                permits = free_slots(&slots) => permits,
+                both = async { (free_slots(&slots).await, self.holdings.lease_held().await) } => both,
             };
             let wanted = permits.len();
-            let pause = match self.claim(permits, &ready).await {
+            let pause = match self.claim(worker_id, permits, &ready).await {
                 Ok(claimed) => {
                     failures = 0;
                     if claimed == wanted {
@@ -95,10 +95,10 @@ impl Claimer {
     /// heartbeat finds and disowns them.
     async fn claim(
         &self,
+        worker_id: WorkerId,
         mut permits: Vec<OwnedSemaphorePermit>,
         ready: &Ready,
     ) -> Result<usize, StoreError> {
-        let Some(worker_id) = self.holdings.worker_id() else { return Ok(0) };
         let claims = self.store.claim(worker_id, &self.queues, permits.len() as u32).await?;
         let claimed = claims.len();
         for (claim, segment) in claims {

@@ -12,7 +12,7 @@ use std::{
     sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError},
 };
 
-use tokio::sync::OwnedSemaphorePermit;
+use tokio::sync::{Notify, OwnedSemaphorePermit};
 use tokio_util::sync::CancellationToken;
 
 use crate::{
@@ -62,22 +62,17 @@ impl Drop for Leased {
 }
 
 /// All that this worker holds, under the lease that it holds it by.
-#[derive(Debug)]
+#[derive(Debug, Default)]
 pub struct Holdings {
     inner: Mutex<Inner>,
+    begun: Notify,
 }
 
-#[derive(Debug)]
+#[derive(Debug, Default)]
 struct Inner {
     /// Absent while there is no lease: nothing may be claimed then.
     worker_id: Option<WorkerId>,
     held: HashMap<RunId, (WorkerId, Arc<Orders>)>,
-}
-
-impl Default for Holdings {
-    fn default() -> Self {
-        Self { inner: Mutex::new(Inner { worker_id: None, held: HashMap::new() }) }
-    }
 }
 
 impl Holdings {
@@ -88,6 +83,18 @@ impl Holdings {
     /// A lease is held under this id from now on.
     pub fn begin(&self, worker_id: WorkerId) {
         self.lock().worker_id = Some(worker_id);
+        self.begun.notify_waiters();
+    }
+
+    /// Waits until there is a lease to claim by.
+    pub async fn lease_held(&self) -> WorkerId {
+        loop {
+            let begun = self.begun.notified();
+            if let Some(worker_id) = self.worker_id() {
+                return worker_id;
+            }
+            begun.await;
+        }
     }
 
     /// The lease is gone, or cannot be known to hold: everything held by it is lost.

@@ -57,8 +57,11 @@ impl Pending {
     pub(super) fn push_delta(&mut self, delta: Delta, coalesce: Coalesce) {
         self.delta_bytes += delta.text.len();
         let now = Instant::now();
-        let wait =
-            if self.has_begun_to_flow && self.delta_bytes < coalesce.bytes { now + coalesce.time } else { now };
+        let wait = if self.has_begun_to_flow && self.delta_bytes < coalesce.bytes {
+            now + coalesce.time
+        } else {
+            now
+        };
         self.due = Some(self.due.map_or(wait, |due| due.min(wait)));
         match self.items.last_mut() {
             Some(Item::Delta(last)) if last.continues_with(&delta) => last.text.push_str(&delta.text),

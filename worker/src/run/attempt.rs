@@ -164,20 +164,22 @@ impl<'a> Attempt<'a> {
     async fn load(cx: &'a Attempts, leased: &'a Leased, log: &'a RunLog) -> Result<Self, Broken> {
         let run = &leased.claim.run;
         let agent = cx.agents.get(&run.agent);
-        let instructions = agent.as_ref().map_or("", |agent| &agent.instructions);
         let (record, conversation) = loop_until_read(leased, || async {
             let record = cx.store.records(run.workspace_id, &[run.id]).await?.pop();
-            Ok((record.ok_or(StoreError::NotFound)?, prompt::conversation(&*cx.store, run, instructions).await?))
+            Ok((
+                record.ok_or(StoreError::NotFound)?,
+                prompt::conversation(&*cx.store, run, &agent.instructions).await?,
+            ))
         })
         .await?;
         let age = leased.claim.now - run.started_at.unwrap_or(leased.claim.now);
         let left = u64::try_from(run.limits.deadline_ms - age).unwrap_or(0);
-        let mut attempt = Self {
+        Ok(Self {
             cx,
             log,
             run,
             epoch: leased.claim.epoch,
-            agent: agent.unwrap_or_default(),
+            agent: Arc::clone(&agent),
             replay: prompt::replay_of(&record),
             conversation,
             usage: run.usage,
@@ -187,12 +189,7 @@ impl<'a> Attempt<'a> {
                 hard_stop: cx.hard_stop.clone(),
             },
             is_over: false,
-        };
-        if attempt.agent.name.is_empty() {
-            let error = RunError::new("agent_unknown", format!("this worker has no agent `{}`", run.agent));
-            attempt.finish(Ending::failed(Reason::Internal, error)).await?;
-        }
-        Ok(attempt)
+        })
     }
 
     fn next(&self) -> Next {

@@ -2,7 +2,7 @@
 
 use std::collections::BTreeMap;
 
-use futures::{FutureExt, StreamExt};
+use futures::StreamExt;
 use longhaul_shared::domain::{
     event::EventData,
     ids::Seq,
@@ -132,8 +132,8 @@ impl Attempt<'_> {
                 ModelEvent::Usage(usage) => answer.usage = usage,
                 ModelEvent::Finish(finish_reason) => {
                     answer.finish_reason = Some(finish_reason);
-                    // One look at the end, so that the connection can be used again if it is there already.
-                    let _ = stream.next().now_or_never();
+                    // Read to its end, the connection can be used again; the next call does not wait for that.
+                    tokio::spawn(async move { while stream.next().await.is_some() {} });
                     return Ok(answer);
                 }
             }
@@ -147,7 +147,8 @@ impl Attempt<'_> {
             .zip(answer.calls.into_values())
             .map(|(number, call)| self.plan(step, number, call))
             .collect();
-        let mut events: Vec<_> = calls.iter().map(|call| planned_event(call).of_step(step, attempt)).collect();
+        let mut events: Vec<_> =
+            calls.iter().map(|call| planned_event(call).of_step(step, attempt)).collect();
         let finished =
             EventData::StepFinished { finish_reason, usage: answer.usage, tool_calls: calls.len() as u32 };
         events.push(finished.of_step(step, attempt));
@@ -224,7 +225,10 @@ fn planned_event(call: &ToolCall) -> EventData {
 impl Answer {
     fn add(&mut self, delta: CallDelta, most: usize) -> Result<(), Failure> {
         if !self.calls.contains_key(&delta.index) && self.calls.len() == most {
-            return Err(Failure::Model(ModelError::OutputTooLarge { limit: most, of: "tool calls in a step" }));
+            return Err(Failure::Model(ModelError::OutputTooLarge {
+                limit: most,
+                of: "tool calls in a step",
+            }));
         }
         let call = self.calls.entry(delta.index).or_default();
         call.name.push_str(delta.name.as_deref().unwrap_or_default());

@@ -7,7 +7,7 @@ use longhaul_shared::{
         replay::{ModelMessage, Replay},
         run::Run,
     },
-    store::{Page, RunRecord, StoreError, Store},
+    store::{Page, RunRecord, Store, StoreError},
 };
 
 /// The newest turns that are given to the model. Older ones are left out.
@@ -46,10 +46,13 @@ async fn earlier_turns(store: &dyn Store, run: &Run) -> Result<Vec<ModelMessage>
     let is_over = |question: MessageId| {
         rows.iter().any(|answer| {
             answer.in_reply_to == Some(question)
-                && answer.status.is_none_or(|status| status != longhaul_shared::domain::transition::MessageStatus::Streaming)
+                && answer.status.is_none_or(|status| {
+                    status != longhaul_shared::domain::transition::MessageStatus::Streaming
+                })
         })
     };
-    let runs: Vec<RunId> = rows.iter().filter(|row| row.role == Role::Assistant).filter_map(|row| row.run_id).collect();
+    let runs: Vec<RunId> =
+        rows.iter().filter(|row| row.role == Role::Assistant).filter_map(|row| row.run_id).collect();
     let records = store.records(run.workspace_id, &runs).await?;
     let mut messages = vec![];
     for row in &rows {

@@ -65,11 +65,8 @@ impl Attempt<'_> {
                 exit = &mut interrupt => return Err(exit),
                 Some(settled) = under_way.next() => settled,
             };
-            let write = Write {
-                events: vec![finished_event(&settled)],
-                calls: vec![settled],
-                ..Write::default()
-            };
+            let write =
+                Write { events: vec![finished_event(&settled)], calls: vec![settled], ..Write::default() };
             self.note_all(&write);
             self.log.write(write).await?;
         }
@@ -84,7 +81,8 @@ impl Attempt<'_> {
         }
         let is_cut = self.replay.last_step().is_some_and(|(_, reason)| reason == FinishReason::Length);
         let checked = if is_cut {
-            Err("the output limit cut this answer off, so its calls may be incomplete; none was executed".to_owned())
+            Err("the output limit cut this answer off, so its calls may be incomplete; none was executed"
+                .to_owned())
         } else {
             self.agent.tools.check(&call.name, &call.arguments)
         };
