@@ -156,4 +156,19 @@ mod tests {
             }
         }
     }
+
+    #[test]
+    fn every_field_is_in_camel_case_as_on_the_wire() {
+        let document = document();
+        let mut unread = vec![&document["components"]["schemas"]];
+        while let Some(node) = unread.pop() {
+            if let Some(properties) = node["properties"].as_object() {
+                for name in properties.keys() {
+                    assert!(!name.contains('_') && !name.starts_with(char::is_uppercase), "{name}");
+                }
+            }
+            unread.extend(node.as_object().into_iter().flat_map(serde_json::Map::values));
+            unread.extend(node.as_array().into_iter().flatten());
+        }
+    }
 }
