@@ -1,22 +1,21 @@
-//! What every call gets: an id, a task of its own, a rendered failure, and headers that keep run data out of caches.
+//! What every call gets: an id, a rendered failure, and headers that keep run data out of caches.
 //!
-//! The handler runs in a task of its own, so that a client who goes away cancels nothing: what was begun in the
-//! database is finished. A handler that panics answers 500 and disturbs nobody else.
+//! A handler that panics answers 500 and disturbs nobody else.
 
-use std::time::Instant;
+use std::{any::Any, panic::AssertUnwindSafe, time::Instant};
 
 use axum::{
-    extract::{Request, State},
+    extract::Request,
     http::{HeaderMap, HeaderName, HeaderValue, Method, StatusCode, header},
     middleware::Next,
     response::{IntoResponse, Response},
 };
+use futures::FutureExt;
 use uuid::Uuid;
 
 use crate::{
     error::{ApiError, Code},
     routes::runs::events::{reset, wants_event_stream},
-    state::AppState,
 };
 
 pub(crate) const X_REQUEST_ID: HeaderName = HeaderName::from_static("x-request-id");
@@ -43,17 +42,16 @@ impl RequestId {
     }
 }
 
-pub(crate) async fn wrap(State(state): State<AppState>, request: Request, next: Next) -> Response {
+pub(crate) async fn wrap(request: Request, next: Next) -> Response {
     let started = Instant::now();
     let id = RequestId::of(request.headers());
     let method = request.method().clone();
     let path = request.uri().path().to_owned();
     let wants_stream = method == Method::GET && wants_event_stream(request.headers());
 
-    let response = match state.tasks.spawn(next.run(request)).await {
-        Ok(response) => response,
-        Err(stopped) => ApiError::internal(describe(stopped)).into_response(),
-    };
+    // What a handler shares with others is behind locks that survive a panic, or in the database.
+    let handled = AssertUnwindSafe(next.run(request)).catch_unwind().await;
+    let response = handled.unwrap_or_else(|panic| ApiError::internal(describe(&*panic)).into_response());
     let mut response = finish(response, &id, &path);
     // An EventSource gives up for good on a status other than 200 and comes back after a broken connection.
     if wants_stream && response.status() == StatusCode::SERVICE_UNAVAILABLE {
@@ -110,17 +108,10 @@ fn finish(mut response: Response, id: &RequestId, path: &str) -> Response {
     rendered
 }
 
-fn describe(stopped: tokio::task::JoinError) -> String {
-    match stopped.try_into_panic() {
-        Ok(panic) => {
-            let message = panic
-                .downcast_ref::<&str>()
-                .map(|text| (*text).to_owned())
-                .or_else(|| panic.downcast_ref::<String>().cloned());
-            format!("the handler panicked: {}", message.unwrap_or_default())
-        }
-        Err(stopped) => stopped.to_string(),
-    }
+fn describe(panic: &(dyn Any + Send)) -> String {
+    let message = panic.downcast_ref::<&str>().copied();
+    let message = message.or_else(|| panic.downcast_ref::<String>().map(String::as_str));
+    format!("the handler panicked: {}", message.unwrap_or_default())
 }
 
 #[cfg(test)]
@@ -139,5 +130,21 @@ mod tests {
             assert_ne!(id(bad), bad);
         }
         assert!(RequestId::of(&HeaderMap::new()).as_str().parse::<Uuid>().is_ok());
+    }
+
+    #[tokio::test]
+    async fn a_panic_is_a_problem_like_any_other_and_its_message_stays_here() {
+        async fn broken() {
+            panic!("the secret cause");
+        }
+        let router = axum::Router::new()
+            .route("/broken", axum::routing::get(broken))
+            .layer(axum::middleware::from_fn(wrap));
+        let request = Request::get("/broken").body(axum::body::Body::empty()).unwrap();
+        let response = tower::ServiceExt::oneshot(router, request).await.unwrap();
+        assert_eq!(response.status(), StatusCode::INTERNAL_SERVER_ERROR);
+        let body = axum::body::to_bytes(response.into_body(), 10_000).await.unwrap();
+        let body = std::str::from_utf8(&body).unwrap();
+        assert!(body.contains("\"INTERNAL\"") && !body.contains("secret"), "{body}");
     }
 }

@@ -1,15 +1,16 @@
 //! The HTTP API: admission, reads, tails. Stateless; it never runs an agent.
 //!
-//! - [`routes`]: every path on one screen, one endpoint a file.
-//! - [`auth`]: who calls. [`rate_limit`]: how often.
-//! - [`context`]: what every call gets: an id, a task of its own, a rendered failure.
-//! - [`extract`], [`page`], [`cursor`]: requests into values, lists into pages.
-//! - [`error`]: what a caller is told when a call fails.
-//! - [`views`]: pure encoders of rows and of the log.
-//! - [`openapi`]: the API's description, made from the handlers.
-//! - [`server`]: connections, and how they end.
+//! - `routes`: every path on one screen, one endpoint a file.
+//! - `auth`: who calls. `rate_limit`: how often.
+//! - `context`: what every call gets: an id, a rendered failure.
+//! - `extract`, `page`, `cursor`: requests into values, lists into pages.
+//! - `code`, `error`: what a caller is told when a call fails.
+//! - `views`: pure encoders of rows and of the log.
+//! - `openapi`: the API's description, made from the handlers.
+//! - `server`: connections, and how they end. `stall`: readers that stop reading.
 
 mod auth;
+mod code;
 mod context;
 mod cursor;
 mod error;
@@ -20,6 +21,7 @@ mod page;
 mod rate_limit;
 mod routes;
 mod server;
+mod stall;
 mod state;
 mod views;
 
@@ -39,13 +41,13 @@ use crate::{
     routes::{open, v1},
 };
 
-/// All calls: what tests mount and [`serve`] serves.
+/// All calls: what tests mount and `serve` serves.
 pub fn router(state: AppState) -> Router {
     let (routes, _) = v1(&state).merge(open()).split_for_parts();
     let cors = cors(&state.settings.cors_origins);
     routes
         .fallback(|| async { ApiError::from(Code::NotFound) })
-        .layer(middleware::from_fn_with_state(state.clone(), context::wrap))
+        .layer(middleware::from_fn(context::wrap))
         .layer(cors)
         .with_state(state)
 }

@@ -101,7 +101,7 @@ mod tests {
     }
 
     #[test]
-    fn every_call_of_the_issue_is_described() {
+    fn every_call_is_described() {
         let document = document();
         let mut calls = vec![];
         for (path, item) in document["paths"].as_object().unwrap() {
@@ -154,6 +154,21 @@ mod tests {
                 let is_guarded = path.starts_with("/v1/");
                 assert_eq!(call["responses"]["4XX"].is_object(), is_guarded, "{method} {path}");
             }
+        }
+    }
+
+    #[test]
+    fn every_field_is_in_camel_case_as_on_the_wire() {
+        let document = document();
+        let mut unread = vec![&document["components"]["schemas"]];
+        while let Some(node) = unread.pop() {
+            if let Some(properties) = node["properties"].as_object() {
+                for name in properties.keys() {
+                    assert!(!name.contains('_') && !name.starts_with(char::is_uppercase), "{name}");
+                }
+            }
+            unread.extend(node.as_object().into_iter().flat_map(serde_json::Map::values));
+            unread.extend(node.as_array().into_iter().flatten());
         }
     }
 }

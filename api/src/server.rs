@@ -1,22 +1,26 @@
 //! Connections, and how they end.
 //!
+//! A call runs in a task of its own from the moment in which its head has been read, so that a client who goes away
+//! cancels nothing: a submission that has arrived is admitted, and no transaction is dropped in the middle.
+//!
 //! When the process is told to stop: nothing new is accepted, `/readyz` answers 503, open tails are reset so that
 //! their clients come back elsewhere, and calls under way are answered.
 
 use std::{io, time::Duration};
 
-use hyper::server::conn::http1;
-use hyper_util::{
-    rt::{TokioIo, TokioTimer},
-    service::TowerToHyperService,
-};
+use axum::{Router, http::Request};
+use hyper::{body::Incoming, server::conn::http1, service::service_fn};
+use hyper_util::rt::{TokioIo, TokioTimer};
 use tokio::net::{TcpListener, TcpStream};
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
+use tower::ServiceExt;
 
-use crate::{router, state::AppState};
+use crate::{router, stall::Impatient, state::AppState};
 
 /// How long a connection may take to send a request's head, or stay idle between two.
 const HEAD_TIMEOUT: Duration = Duration::from_secs(75);
+/// How long a client may leave what it is sent unread.
+const STALL_TIMEOUT: Duration = Duration::from_mins(1);
 /// What one connection may buffer in either direction: what a slow reader costs at most.
 const MAX_BUFFER: usize = 64 * 1024;
 /// How long calls under way may take once the process is told to stop.
@@ -35,8 +39,13 @@ pub async fn serve(listener: TcpListener, state: AppState, shutdown: Cancellatio
         };
         match accepted {
             Ok((stream, _)) => {
-                let service = TowerToHyperService::new(app.clone());
-                connections.spawn(attend(http.clone(), stream, service, shutdown.clone()));
+                connections.spawn(attend(
+                    http.clone(),
+                    stream,
+                    app.clone(),
+                    state.tasks.clone(),
+                    shutdown.clone(),
+                ));
             }
             Err(error) if is_about_one_connection(&error) => {}
             Err(error) => {
@@ -63,12 +72,25 @@ pub async fn serve(listener: TcpListener, state: AppState, shutdown: Cancellatio
 async fn attend(
     http: http1::Builder,
     stream: TcpStream,
-    service: TowerToHyperService<axum::Router>,
+    app: Router,
+    tasks: TaskTracker,
     shutdown: CancellationToken,
 ) {
     // Tokens are small and wanted at once.
     let _ = stream.set_nodelay(true);
-    let mut connection = std::pin::pin!(http.serve_connection(TokioIo::new(stream), service));
+    // Begun when called, not when first polled: a connection whose other end is gone is never polled again.
+    let service = service_fn(move |request: Request<Incoming>| {
+        let handled = tasks.spawn(app.clone().oneshot(request));
+        async move {
+            match handled.await {
+                Ok(Ok(response)) => Ok(response),
+                Ok(Err(never)) => match never {},
+                Err(stopped) => Err(io::Error::other(stopped)),
+            }
+        }
+    });
+    let mut connection =
+        std::pin::pin!(http.serve_connection(TokioIo::new(Impatient::new(stream, STALL_TIMEOUT)), service));
     let ended = tokio::select! {
         ended = &mut connection => ended,
         () = shutdown.cancelled() => {

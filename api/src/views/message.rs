@@ -46,7 +46,7 @@ pub(crate) struct MessageView {
 
 /// A piece of a message.
 #[derive(Serialize, ToSchema)]
-#[serde(tag = "type", rename_all = "snake_case", rename_all_fields = "camelCase")]
+#[serde(tag = "type", rename_all = "snake_case")]
 #[schema(as = Part)]
 pub(crate) enum PartView {
     /// Where a model call begins.
@@ -60,6 +60,7 @@ pub(crate) enum PartView {
         text: String,
     },
     Tool {
+        #[serde(rename = "callId")]
         call_id: String,
         name: String,
         /// JSON if it parses, else the text as the model wrote it.

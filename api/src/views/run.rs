@@ -75,16 +75,18 @@ pub(crate) struct RunView {
 
 /// Why a run is not moving.
 #[derive(Serialize, ToSchema)]
-#[serde(tag = "kind", rename_all = "snake_case", rename_all_fields = "camelCase")]
+#[serde(tag = "kind", rename_all = "snake_case")]
 #[schema(as = BlockedBy)]
 pub(crate) enum BlockedByView {
     /// Another run holds the chat's slot.
     Run {
+        #[serde(rename = "runId")]
         #[schema(value_type = uuid::Uuid)]
         run_id: RunId,
     },
     /// It is due later.
     RunAt {
+        #[serde(rename = "runAt")]
         run_at: Timestamp,
     },
     /// No live worker takes from its queue.

@@ -40,7 +40,7 @@ const MAX_LIMIT: u32 = 1000;
 pub(crate) struct ReadEvents {
     /// The events numbered above this; 0 = from the beginning.
     #[param(minimum = 0, default = 0)]
-    after: Option<Seq>,
+    after: Option<i64>,
     /// Events of a JSON page.
     #[param(minimum = 1, maximum = 1000, default = 200)]
     limit: Option<u32>,
@@ -53,7 +53,7 @@ pub(crate) struct ReadEvents {
 pub(crate) struct EventPage {
     data: Vec<EventView>,
     /// Ask for the next page with this as `after`.
-    next_cursor: Seq,
+    next_cursor: i64,
     /// Nothing follows: the run is over and this page has its end, or ends behind it.
     done: bool,
 }
