@@ -5,8 +5,12 @@
 //! - [`bus`]: hints and live copies between processes; may be lost, never the only copy.
 //! - [`tail`]: who is watching a run: replay from a cursor, then follow.
 //! - [`config`]: every setting, parsed and cross-checked once.
+//! - [`backends`]: a configuration in, its store and bus out.
+//! - [`api_key`]: keys as they are made, presented and compared.
 //! - [`shutdown`] and [`telemetry`]: how a process ends, and what it tells.
 
+pub mod api_key;
+pub mod backends;
 pub mod bus;
 pub mod config;
 pub mod domain;
