@@ -5,6 +5,7 @@ use std::time::Duration;
 use longhaul_tests::story::{Story, marks_of};
 use longhaul_tests::{At, Relay, Script, Setup, Turn, Way, World};
 use serde_json::json;
+use tokio::time::timeout;
 
 use crate::on_both;
 
@@ -18,7 +19,8 @@ on_both!(
 
 async fn a_run_with_reasoning_a_tool_and_usage_is_streamed_and_equals_its_rows(setup: Setup) {
     let world = World::start(setup).await;
-    let thinks = Turn::marked(3).reasoning(["Let ", "me ", "look."]).and_call("look", &json!({"op": "weather"}));
+    let thinks =
+        Turn::marked(3).reasoning(["Let ", "me ", "look."]).and_call("look", &json!({"op": "weather"}));
     world.provider.script("helper", Script::new([thinks.usage(20, 9), Turn::marked(40).usage(50, 40)]));
     let client = world.client();
     let submitted = client.submit("helper", "What is the weather?").await;
@@ -114,7 +116,7 @@ async fn whoever_comes_late_sees_the_whole_run_and_the_live_message_in_its_chat(
 
 async fn fifty_runs_tailed_over_a_line_that_is_cut_at_random_bytes_arrive_whole(setup: Setup) {
     const RUNS: usize = 50;
-    let world = World::start(setup.agent("steady", "tokens-60-25ms")).await;
+    let world = World::start(setup.agent("steady", "tokens-60-40ms")).await;
     let (relay, url) = Relay::in_front_of(&world.apis[0].url()).await.unwrap();
     let client = world.client();
     let mut tails = Vec::new();
@@ -123,23 +125,26 @@ async fn fifty_runs_tailed_over_a_line_that_is_cut_at_random_bytes_arrive_whole(
         tails.push((submitted.run_id.clone(), world.tail_at(vec![url.clone()], &submitted.run_id, 0)));
     }
     // Every cut takes all connections with it, wherever they are in a frame.
-    while tails.iter().any(|(_, tail)| tail.story().end.is_none()) && relay.cuts() < 30 {
+    let mut random_cuts = 0;
+    while tails.iter().any(|(_, tail)| tail.story().end.is_none()) {
         let before = relay.cuts();
-        relay.cut_after_bytes(Way::Down, rand::random_range(1..60_000));
+        relay.cut_after_bytes(Way::Down, rand::random_range(1..20_000));
         let cut = async {
             while relay.cuts() == before {
                 tokio::time::sleep(Duration::from_millis(5)).await;
             }
         };
-        // The last bytes may be too few for the fuse.
-        let _ = tokio::time::timeout(Duration::from_secs(1), cut).await;
+        // The last bytes of all may be too few for the fuse.
+        if timeout(Duration::from_secs(1), cut).await.is_ok() {
+            random_cuts += 1;
+        }
     }
     relay.pass();
     for (_, tail) in &tails {
         tail.ended().await;
         assert_eq!(marks_of(&tail.story().text(), 1, 60), Some(1));
     }
-    assert!(relay.cuts() >= 5, "{} cuts are too few to mean anything", relay.cuts());
+    assert!(random_cuts >= 3, "{random_cuts} cuts are too few to mean anything");
     assert!(tails.iter().all(|(_, tail)| tail.connections() >= 2));
     for (run, tail) in &tails {
         assert_eq!(client.events(run, 1000).await, tail.events());

@@ -258,7 +258,8 @@ impl Client {
     }
 
     pub async fn messages(&self, chat: &str) -> Vec<Message> {
-        let listed: Listed<Message> = self.get(&format!("/v1/chats/{chat}/messages?limit=200")).await.read(200);
+        let listed: Listed<Message> =
+            self.get(&format!("/v1/chats/{chat}/messages?limit=200")).await.read(200);
         listed.data
     }
 

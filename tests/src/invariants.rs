@@ -56,7 +56,7 @@ const RULES: &[(&str, &str)] = &[
     ),
     (
         "a log with a gap or an overlap",
-        "select id_text(run_id) || ' at ' || cast(first_seq as text) from (select run_id, first_seq, 
+        "select id_text(run_id) || ' at ' || cast(first_seq as text) from (select run_id, first_seq,
          coalesce(lag(last_seq) over (partition by run_id order by first_seq), 0) as before from run_events) as log
          where first_seq <> before + 1",
     ),
@@ -151,7 +151,8 @@ pub async fn broken(rows: &Rows) -> Vec<String> {
     let over = "status in ('succeeded', 'failed', 'aborted')";
     for (is_over, which) in [(true, over.to_owned()), (false, format!("not {over}"))] {
         for run in rows.texts(&format!("select id_text(id) from runs where {which}")).await {
-            broken.extend(flaws_of(rows, &run, is_over).await.into_iter().map(|flaw| format!("{flaw}: {run}")));
+            broken
+                .extend(flaws_of(rows, &run, is_over).await.into_iter().map(|flaw| format!("{flaw}: {run}")));
         }
     }
     broken
@@ -167,7 +168,10 @@ async fn flaws_of(rows: &Rows, run: &str, is_over: bool) -> Vec<String> {
     let ends = log.iter().filter(|event| event.kind == "run.finished").count();
     let is_last = log.last().is_some_and(|event| event.kind == "run.finished");
     if ends != usize::from(is_over) || is_last != is_over {
-        flaws.push(format!("a log with {ends} ends of a run that is {}over", if is_over { "" } else { "not " }));
+        flaws.push(format!(
+            "a log with {ends} ends of a run that is {}over",
+            if is_over { "" } else { "not " }
+        ));
     }
     let told = Story::of(&log).steps;
     let saved = rows.outputs(run).await;

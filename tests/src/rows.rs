@@ -81,14 +81,18 @@ impl Rows {
     /// How often the run changed hands.
     pub async fn epoch(&self, run: &str) -> i64 {
         let run = self.id(run);
-        self.number(&format!("select cast(coalesce(max(epoch), 0) as bigint) from run_events where run_id = {run}")).await
+        self.number(&format!(
+            "select cast(coalesce(max(epoch), 0) as bigint) from run_events where run_id = {run}"
+        ))
+        .await
     }
 
     /// The run's log.
     pub async fn log(&self, run: &str) -> Vec<Event> {
         let run = self.id(run);
-        let segments =
-            self.texts(&format!("select events from run_events where run_id = {run} order by first_seq")).await;
+        let segments = self
+            .texts(&format!("select events from run_events where run_id = {run} order by first_seq"))
+            .await;
         let events = segments.iter().flat_map(|segment| {
             let events: Vec<Value> = serde_json::from_str(segment).expect("a stored segment is a JSON array");
             events

@@ -88,7 +88,8 @@ impl Tail {
 
     async fn wait(&self, what: &str, holds: impl Fn(&Seen) -> bool) {
         let mut seen = self.seen.clone();
-        let waited = timeout(PATIENCE, seen.wait_for(|seen| !seen.complaints.is_empty() || holds(seen))).await;
+        let waited =
+            timeout(PATIENCE, seen.wait_for(|seen| !seen.complaints.is_empty() || holds(seen))).await;
         let seen = self.seen.borrow();
         assert!(seen.complaints.is_empty(), "the stream broke a promise: {:#?}", seen.complaints);
         assert!(
@@ -177,7 +178,8 @@ impl Watcher {
             Err(error) => return self.complain(format!("{error}: {block:?}")),
         };
         let name = if event.kind == "run.finished" { "end" } else { &event.kind };
-        let well_formed = field("id") == Some(event.seq.to_string()) && field("event").as_deref() == Some(name);
+        let well_formed =
+            field("id") == Some(event.seq.to_string()) && field("event").as_deref() == Some(name);
         if !well_formed || event.seq != self.last + 1 || self.seen.borrow().is_over {
             return self.complain(format!("behind event {} came {block:?}", self.last));
         }

@@ -53,7 +53,10 @@ impl Setup {
             lease: Duration::from_secs(15),
             slots: 64,
             asks_for_keys: false,
-            agents: vec![("helper".to_owned(), "helper".to_owned()), ("quick".to_owned(), "tokens-2".to_owned())],
+            agents: vec![
+                ("helper".to_owned(), "helper".to_owned()),
+                ("quick".to_owned(), "tokens-2".to_owned()),
+            ],
         }
     }
 

@@ -132,13 +132,15 @@ impl World {
 
     /// A command of the product that uses this world's database.
     pub fn command(&self, name: &str) -> Program {
-        let program = Program::longhaul(name, self.dir.path()).args(["--config".as_ref(), self.config.as_os_str()]);
+        let program =
+            Program::longhaul(name, self.dir.path()).args(["--config".as_ref(), self.config.as_os_str()]);
         program.env("LONGHAUL_DATABASE_URL", self.database.url())
     }
 
     /// Makes a key of a workspace, which is made too if it is missing.
     pub async fn new_key(&self, workspace: &str, role: &str) -> String {
-        let create = self.command("keys").args(["keys", "create", "test", "--role", role, "--workspace", workspace]);
+        let create =
+            self.command("keys").args(["keys", "create", "test", "--role", role, "--workspace", workspace]);
         let printed = create.run().await.expect("the binary can be run");
         let key = printed.split_whitespace().find(|word| word.starts_with("lh_"));
         key.unwrap_or_else(|| panic!("no key in {printed:?}")).to_owned()
@@ -212,7 +214,9 @@ impl World {
     pub async fn finish(self) {
         let moving = "select count(*) from runs where status in ('queued', 'pending', 'running', 'waiting')";
         self.rows.until("all runs are over", moving, |count| count == 0).await;
-        self.rows.until("the queue is empty", "select count(*) from jobs where kind = 'run'", |n| n == 0).await;
+        self.rows
+            .until("the queue is empty", "select count(*) from jobs where kind = 'run'", |n| n == 0)
+            .await;
         let mut broken = invariants::broken(&self.rows).await;
         broken.extend(self.provider.violations());
         let doubled = self.tools.ledger().into_iter().filter(|entry| entry.tool == "charge");
@@ -220,15 +224,22 @@ impl World {
         broken.extend(doubled.map(|entry| format!("charged {} more than once", entry.op)));
         for server in self.apis.iter().chain(&self.workers) {
             let output = server.output();
-            let bad = output.lines().filter(|line| line.contains("panicked at") || line.contains(config::PROVIDER_KEY));
+            let bad = output
+                .lines()
+                .filter(|line| line.contains("panicked at") || line.contains(config::PROVIDER_KEY));
             broken.extend(bad.map(|line| format!("a process says: {line}")));
         }
         let tails = std::mem::take(&mut *self.tails.lock().unwrap_or_else(PoisonError::into_inner));
         for (run, after, tail) in tails {
             let seen: Vec<Event> = tail.ended().await.iter().map(Event::timeless).collect();
-            let log: Vec<Event> = self.rows.log(&run).await.into_iter().filter(|event| event.seq > after).collect();
+            let log: Vec<Event> =
+                self.rows.log(&run).await.into_iter().filter(|event| event.seq > after).collect();
             if seen != log {
-                broken.push(format!("a tail of {run} saw {} events that differ from the log's {}", seen.len(), log.len()));
+                broken.push(format!(
+                    "a tail of {run} saw {} events that differ from the log's {}",
+                    seen.len(),
+                    log.len()
+                ));
             }
         }
         assert!(broken.is_empty(), "promises were broken: {broken:#?}");

@@ -60,6 +60,11 @@ impl Server {
         self.process.ended().await
     }
 
+    /// Waits until it has printed this.
+    pub async fn says(&mut self, text: &str) {
+        self.process.says(text).await;
+    }
+
     pub fn output(&self) -> String {
         self.process.output()
     }
