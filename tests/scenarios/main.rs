@@ -2,6 +2,7 @@
 //! happen to them. Files are named by what happens.
 
 mod crashing;
+mod demonstrating;
 mod draining;
 mod isolation;
 mod provider;

@@ -4,7 +4,7 @@ use std::time::{Duration, Instant};
 
 use longhaul_tests::client::Run;
 use longhaul_tests::story::marks_of;
-use longhaul_tests::{At, Client, End, Script, Setup, Turn, World};
+use longhaul_tests::{At, Client, End, Fault, Script, Setup, Turn, World};
 use serde_json::json;
 
 use crate::{on_both, on_postgres};
@@ -15,6 +15,7 @@ const SLACK: Duration = Duration::from_secs(2);
 
 on_both!(
     a_stop_in_mid_stream_closes_the_providers_connection_and_keeps_what_was_said,
+    a_stop_before_the_first_token_closes_the_providers_connection,
     a_stop_in_a_tool_call_does_not_wait_for_the_tool,
     a_stop_may_be_repeated_and_comes_too_late_after_the_end,
     a_stop_in_a_queue_lets_the_next_one_pass,
@@ -53,6 +54,29 @@ async fn a_stop_in_mid_stream_closes_the_providers_connection_and_keeps_what_was
     assert_eq!(messages[1].status, "aborted");
     assert_eq!(marks_of(&messages[1].text(), 1, 5), Some(1), "what was said is kept: {}", messages[1].text());
     next_message_works(&client, &submitted.chat_id).await;
+    world.finish().await;
+}
+
+async fn a_stop_before_the_first_token_closes_the_providers_connection(setup: Setup) {
+    let world = World::start(setup).await;
+    // While the provider thinks, and while it asked for patience.
+    let patience = Fault::status_retry_after(429, "2");
+    world.provider.script("helper", Script::new([Turn::marked(20).fault(patience, 1)]));
+    let gate = world.provider.gate("helper", At::BeforeHead);
+    let client = world.client();
+    let thinks = client.submit("helper", "Think.").await;
+    gate.reached().await;
+    assert_eq!(client.stop(&thinks.run_id, 10).await.read::<Run>(200).outcome(), "aborted stop");
+    world.provider.until("the connection is closed", |calls| calls[0].ended() == Some(End::ClientGone)).await;
+
+    gate.open();
+    let waits = client.submit("helper", "Wait.").await;
+    world.provider.until("it asked for patience", |calls| calls.len() == 2 && calls[1].end.is_some()).await;
+    let asked = Instant::now();
+    assert_eq!(client.stop(&waits.run_id, 10).await.read::<Run>(200).outcome(), "aborted stop");
+    assert!(asked.elapsed() < AT_ONCE + SLACK, "it took {:?}", asked.elapsed());
+    next_message_works(&client, &waits.chat_id).await;
+    assert_eq!(world.provider.calls_to("helper").len(), 2, "it is not asked again");
     world.finish().await;
 }
 

@@ -145,7 +145,8 @@ async fn fifty_runs_tailed_over_a_line_that_is_cut_at_random_bytes_arrive_whole(
         assert_eq!(marks_of(&tail.story().text(), 1, 60), Some(1));
     }
     assert!(random_cuts >= 3, "{random_cuts} cuts are too few to mean anything");
-    assert!(tails.iter().all(|(_, tail)| tail.connections() >= 2));
+    let came_back = tails.iter().filter(|(_, tail)| tail.connections() >= 2).count();
+    assert!(came_back > RUNS / 2, "only {came_back} tails were cut at all");
     for (run, tail) in &tails {
         assert_eq!(client.events(run, 1000).await, tail.events());
     }
