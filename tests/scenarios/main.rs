@@ -1,6 +1,8 @@
 //! Longhaul as its users and operators meet it: real processes, real HTTP, real databases, and everything that can
 //! happen to them. Files are named by what happens.
 
+#![expect(clippy::unwrap_used, reason = "all of this is test code, helpers too")]
+
 mod crashing;
 mod demonstrating;
 mod draining;

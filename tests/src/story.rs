@@ -24,6 +24,7 @@ pub struct Event {
 
 impl Event {
     /// The event without its time.
+    #[must_use]
     pub fn timeless(&self) -> Self {
         Self { at: String::new(), ..self.clone() }
     }
@@ -115,8 +116,11 @@ impl Story {
 /// Which attempt of the fake provider wrote this text, if it is all `count` marks of one attempt at `turn`, in order.
 pub fn marks_of(text: &str, turn: usize, count: usize) -> Option<u32> {
     let attempt = text.strip_prefix('a')?.split_once('.')?.0.parse().ok()?;
-    let whole: String = (0..count).map(|i| format!("a{attempt}.s{turn}.{i} ")).collect();
-    (text == whole).then_some(attempt)
+    let mut rest = text;
+    for i in 0..count {
+        rest = rest.strip_prefix(&format!("a{attempt}.s{turn}.{i} "))?;
+    }
+    rest.is_empty().then_some(attempt)
 }
 
 #[cfg(test)]

@@ -167,8 +167,8 @@ impl Watcher {
 
     fn take(&mut self, block: &str) {
         let field = |name: &str| {
-            let values = block.lines().filter_map(|line| line.strip_prefix(name)?.strip_prefix(": "));
-            values.last().map(str::to_owned)
+            let mut values = block.lines().filter_map(|line| line.strip_prefix(name)?.strip_prefix(": "));
+            values.next_back().map(str::to_owned)
         };
         let Some(data) = field("data") else {
             return self.complain(format!("a block without data: {block:?}"));
