@@ -61,11 +61,12 @@ async fn a_client_that_submits_and_leaves_finds_it_all_there(setup: Setup) {
     let body = json!({"agent": "helper", "input": "Go on without me."}).to_string();
     let authorization =
         world.key.as_ref().map(|key| format!("authorization: Bearer {key}\r\n")).unwrap_or_default();
+    let address = world.apis[0].addr();
     let head = format!(
-        "POST /v1/runs HTTP/1.1\r\nhost: x\r\n{authorization}content-type: application/json\r\ncontent-length: {}\r\n\r\n",
+        "POST /v1/runs HTTP/1.1\r\nhost: {address}\r\n{authorization}content-type: application/json\r\ncontent-length: {}\r\n\r\n",
         body.len()
     );
-    let mut socket = TcpStream::connect(world.apis[0].addr()).await.unwrap();
+    let mut socket = TcpStream::connect(address).await.unwrap();
     socket.write_all((head + &body).as_bytes()).await.unwrap();
     drop(socket);
 
