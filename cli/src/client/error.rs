@@ -1,5 +1,7 @@
 //! Why a request failed, with the exit code and the words that belong to it.
 
+use std::fmt::Write as _;
+
 use reqwest::StatusCode;
 use serde::Deserialize;
 
@@ -64,7 +66,8 @@ impl From<ClientError> for Failure {
             }
             ClientError::Refused { problem, .. } => {
                 if let Some(run) = &problem.active_run_id {
-                    message += &format!(
+                    let _ = write!(
+                        message,
                         "\nIts active run is {run}: `longhaul runs tail {run}`, or --if-busy enqueue to wait in line."
                     );
                 }
@@ -80,7 +83,7 @@ fn worded(status: StatusCode, problem: &Problem) -> String {
     let mut text = words.cloned().unwrap_or_else(|| format!("the server answered {status}"));
     for Field { pointer, detail } in &problem.errors {
         if let Some(detail) = detail {
-            text += &format!("; {}: {detail}", pointer.as_deref().unwrap_or("body"));
+            let _ = write!(text, "; {}: {detail}", pointer.as_deref().unwrap_or("body"));
         }
     }
     let marks = [problem.code.clone(), problem.request_id.as_ref().map(|id| format!("request {id}"))];
