@@ -2,10 +2,14 @@
 
 use std::{path::Path, sync::Arc};
 
+use longhaul_api::{AppState, Settings};
 use longhaul_shared::{
-    backends::{Processes, open},
+    admission::Agents,
+    backends::{Backends, Processes, open},
     config::{AuthMode, Config, Overrides},
     shutdown::Shutdown,
+    store::LogReader,
+    tail::Tails,
     telemetry,
 };
 use tokio::net::TcpListener;
@@ -15,7 +19,6 @@ use crate::{
     database::{missing_file, wait_until_migrated},
     exit::{Exit, Failure, Outcome},
     lock,
-    pending::longhaul_api,
     process::Parts,
 };
 
@@ -44,17 +47,23 @@ pub(crate) async fn run(global: &Global, args: Args) -> Outcome {
     let listener = bind(&config).await?;
     tracing::info!(address = %listener.local_addr()?, "the API listens");
     let mut parts = Parts::new(&shutdown);
-    let served = longhaul_api::Parts {
-        store: backends.store.clone(),
-        bus: backends.bus.clone(),
-        config: config.clone(),
-        mode: longhaul_api::Mode::Server,
-    };
-    let stop = shutdown.clone();
-    parts.spawn("API", async move { longhaul_api::serve(listener, served, &stop).await });
+    parts
+        .spawn("API", longhaul_api::serve(listener, state(&config, &backends, "api"), shutdown.soft.clone()));
     let outcome = parts.run(&config).await;
     backends.close().await;
     outcome
+}
+
+/// The API's state; `mode` is how it tells what it was started as.
+pub(crate) fn state(config: &Config, backends: &Backends, mode: &'static str) -> AppState {
+    let log: Arc<dyn LogReader> = backends.store.clone();
+    AppState::new(longhaul_api::Parts {
+        store: backends.store.clone(),
+        bus: backends.bus.clone(),
+        tails: Tails::new(log, backends.bus.clone()),
+        agents: Arc::new(Agents::of(config)),
+        settings: Settings::of(config, mode),
+    })
 }
 
 fn load(file: Option<&Path>, args: Args) -> Result<Config, Failure> {

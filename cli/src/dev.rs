@@ -23,11 +23,10 @@ use serde_json::{Value, json};
 
 use crate::{
     Global,
-    api::bind,
+    api::{bind, state},
     exit::{Failure, Outcome},
     keys::{self, DEFAULT_WORKSPACE},
     lock,
-    pending::{longhaul_api, longhaul_worker},
     process::Parts,
 };
 
@@ -87,14 +86,8 @@ pub(crate) async fn run(global: &Global, args: Args) -> Outcome {
     }
 
     let mut parts = Parts::new(&shutdown);
-    let served = longhaul_api::Parts {
-        store: backends.store.clone(),
-        bus: backends.bus.clone(),
-        config: config.clone(),
-        mode: longhaul_api::Mode::Dev,
-    };
-    let stop = shutdown.clone();
-    parts.spawn("API", async move { longhaul_api::serve(listener, served, &stop).await });
+    parts
+        .spawn("API", longhaul_api::serve(listener, state(&config, &backends, "dev"), shutdown.soft.clone()));
     let working = longhaul_worker::Parts {
         store: backends.store.clone(),
         bus: backends.bus.clone(),

@@ -15,7 +15,6 @@ mod keys;
 mod lock;
 mod migrate;
 mod output;
-mod pending;
 mod process;
 mod run;
 mod runs;
@@ -31,7 +30,6 @@ use crate::{
     client::Client,
     exit::{Failure, Outcome},
     output::{Format, Output, print},
-    pending::longhaul_api,
 };
 
 /// Durable background jobs for agent runs.

@@ -15,7 +15,6 @@ use crate::{
     database::wait_until_migrated,
     exit::{Exit, Outcome},
     lock,
-    pending::longhaul_worker,
     process::Parts,
 };
 

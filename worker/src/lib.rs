@@ -1,1 +1,174 @@
+//! Takes jobs and does them: the agent run, step by step.
+//!
+//! [`run`] starts the parts of one worker and ends them in order. [`lease`] keeps the right to hold runs,
+//! [`run`](mod@run) works on them, [`recorder`] writes what they do, [`reaper`] looks after dead peers, [`provider`]
+//! and [`tools`] are what runs talk to.
 
+pub mod agents;
+#[cfg(test)]
+mod fixture;
+pub mod lease;
+pub mod provider;
+pub mod reaper;
+pub mod recorder;
+pub mod redact;
+pub mod run;
+pub mod tools;
+
+use std::{
+    sync::{Arc, Mutex, PoisonError},
+    time::Duration,
+};
+
+use apalis::prelude::{BoxDynError, Data, Monitor, ParallelizeExt, WorkerBuilder};
+use longhaul_shared::{
+    admission::announce,
+    bus::Bus,
+    config::Config,
+    domain::event::ReleaseReason,
+    queue::{
+        Holdings, Leased,
+        backend::{LeasedBackend, Unbegun},
+        claim::Claimer,
+    },
+    shutdown::Shutdown,
+    store::SharedStore,
+};
+use tokio::time::timeout;
+use tokio_util::sync::CancellationToken;
+
+use crate::{
+    agents::{Agents, BadAgent},
+    lease::Lease,
+    recorder::{Coalesce, Recorder},
+    run::attempt::Attempts,
+};
+
+/// What the recorder gets to write what was said last.
+const LAST_COMMITS: Duration = Duration::from_secs(5);
+
+/// What a worker is made of.
+pub struct Parts {
+    pub store: SharedStore,
+    pub bus: Arc<dyn Bus>,
+    pub config: Arc<Config>,
+}
+
+/// Why a worker cannot work.
+#[derive(Debug, thiserror::Error)]
+pub enum Error {
+    #[error(transparent)]
+    Agent(#[from] BadAgent),
+    #[error("the worker framework failed: {0}")]
+    Framework(String),
+}
+
+/// Works until the soft stop, then hands back what does not come to a saved point within the drain time.
+pub async fn run(parts: Parts, shutdown: Shutdown) -> Result<(), Error> {
+    let Parts { store, bus, config } = parts;
+    let agents = Agents::from_config(&config)?;
+    let coalesce = Coalesce { time: config.stream.coalesce, bytes: config.stream.coalesce_bytes as usize };
+    let (recorder, recording) = Recorder::start(Arc::clone(&store), Arc::clone(&bus), coalesce);
+    let holdings = Arc::new(Holdings::default());
+    let hard_stop = shutdown.hard.child_token();
+    // After the last attempt: until then the lease is kept and stops are heard.
+    let done = CancellationToken::new();
+
+    let lease = Lease {
+        store: Arc::clone(&store),
+        bus: Arc::clone(&bus),
+        holdings: Arc::clone(&holdings),
+        slots: config.worker.slots,
+        lease: config.worker.lease,
+        heartbeat: config.worker.heartbeat,
+        drain: shutdown.soft.clone(),
+        done: done.clone(),
+    };
+    let keeping = tokio::spawn(lease.keep());
+    let stops = tokio::spawn(lease::deliver_stops(
+        Arc::clone(&store),
+        Arc::clone(&bus),
+        Arc::clone(&holdings),
+        done.clone(),
+    ));
+    let reaping = tokio::spawn(reaper::reap(Arc::clone(&store), Arc::clone(&bus), shutdown.soft.clone()));
+    let cutting = tokio::spawn(cut_drain(shutdown.clone(), config.worker.drain_timeout, hard_stop.clone()));
+
+    let (backend, unbegun) = LeasedBackend::start(Claimer {
+        store: Arc::clone(&store),
+        bus: Arc::clone(&bus),
+        holdings: Arc::clone(&holdings),
+        queues: config.worker.queues.clone(),
+        slots: config.worker.slots,
+        poll: config.worker.poll,
+        stop: shutdown.soft.clone(),
+    });
+    let attempts = Arc::new(Attempts {
+        store: Arc::clone(&store),
+        bus: Arc::clone(&bus),
+        recorder,
+        agents,
+        max_calls_per_step: config.limits.max_calls_per_step as usize,
+        drain: shutdown.soft.clone(),
+        hard_stop,
+    });
+    let worked = work(backend, attempts, shutdown.soft.clone()).await;
+
+    hand_back_unbegun(&store, &*bus, &unbegun).await;
+    cutting.abort();
+    if timeout(LAST_COMMITS, recording).await.is_err() {
+        tracing::error!("the last events could not be written; the next owner goes on from what was");
+    }
+    done.cancel();
+    for (name, task) in [("lease", keeping), ("stops", stops), ("reaper", reaping)] {
+        if let Err(error) = task.await {
+            tracing::error!(%error, task = name, "a task of the worker failed");
+        }
+    }
+    worked
+}
+
+/// Runs the attempts on the worker framework until the soft stop and the end of the last one.
+async fn work(backend: LeasedBackend, attempts: Arc<Attempts>, stop: CancellationToken) -> Result<(), Error> {
+    // The backend never fails, so the framework asks for it once.
+    let backend = Mutex::new(Some(backend));
+    Monitor::new()
+        .register(move |_| {
+            let backend = backend.lock().unwrap_or_else(PoisonError::into_inner).take();
+            WorkerBuilder::new("longhaul")
+                .backend(backend.expect("a backend that never fails is never restarted"))
+                .data(Arc::clone(&attempts))
+                .parallelize(tokio::spawn)
+                .build(attempt)
+        })
+        .run_with_signal(async move {
+            stop.cancelled().await;
+            Ok(())
+        })
+        .await
+        .map_err(|error| Error::Framework(error.to_string()))
+}
+
+async fn attempt(leased: Leased, attempts: Data<Arc<Attempts>>) -> Result<(), BoxDynError> {
+    attempts.work(leased).await;
+    Ok(())
+}
+
+/// Ends the drain when its time is over.
+async fn cut_drain(shutdown: Shutdown, drain_timeout: Duration, hard_stop: CancellationToken) {
+    shutdown.soft.cancelled().await;
+    tokio::time::sleep(drain_timeout).await;
+    tracing::warn!("the drain time is over; attempts are handed back where they are");
+    hard_stop.cancel();
+}
+
+/// Claims that were made in the moment of the stop.
+async fn hand_back_unbegun(store: &SharedStore, bus: &dyn Bus, unbegun: &Unbegun) {
+    while let Some(leased) = unbegun.pop() {
+        let claim = &leased.claim;
+        match store.hand_back(claim, claim.last_seq, ReleaseReason::HandBack, 0).await {
+            Ok(released) => announce(bus, released.segments, released.wake),
+            Err(error) => tracing::warn!(%error, run.id = %claim.run.id, "cannot hand a run back"),
+        }
+    }
+}

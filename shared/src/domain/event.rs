@@ -52,7 +52,9 @@ impl Segment {
 
     /// Whether the numbers and the events agree, which a hint from elsewhere need not.
     pub fn is_consistent(&self) -> bool {
-        self.first >= 1 && self.last - self.first + 1 == self.events.len() as Seq && !self.events.is_empty()
+        self.first >= 1
+            && !self.events.is_empty()
+            && self.first.checked_add(self.events.len() as Seq - 1) == Some(self.last)
     }
 }
 

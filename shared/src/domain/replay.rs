@@ -13,7 +13,7 @@ use super::{
     ids::{Millis, RunId, Seq},
     message::Part,
     run::{RunError, Usage},
-    step::{OutputPart, Step, output_text, push_output},
+    step::{FinishReason, OutputPart, Step, output_text, push_output},
     tool::{CallState, Effect, ToolCall, idempotency_key},
     transition::{Reason, RunStatus},
 };
@@ -42,6 +42,7 @@ pub struct End {
 #[derive(Clone, Debug, PartialEq)]
 struct SavedStep {
     output: Vec<OutputPart>,
+    finish_reason: FinishReason,
 }
 
 /// The state of a run's answer at some position of its log.
@@ -88,7 +89,7 @@ impl Replay {
             .into_iter()
             .map(|row| {
                 position = position.max(row.last_seq);
-                (row.step, SavedStep { output: row.output })
+                (row.step, SavedStep { output: row.output, finish_reason: row.finish_reason })
             })
             .collect();
         let calls = calls.into_iter().map(|row| ((row.step, row.call), row)).collect();
@@ -102,6 +103,11 @@ impl Replay {
 
     pub fn step_count(&self) -> u32 {
         self.steps.len() as u32
+    }
+
+    /// The last saved step and why it ended.
+    pub fn last_step(&self) -> Option<(u32, FinishReason)> {
+        self.steps.last_key_value().map(|(number, step)| (*number, step.finish_reason))
     }
 
     /// The step that was begun and not saved.
@@ -143,11 +149,11 @@ impl Replay {
                 self.open = Some(OpenStep { step, attempt, model, started_at: at, first_seq: seq, output });
             }
             Some(EventData::StepRestarted { .. }) => self.open = None,
-            Some(EventData::TextDelta { text }) => self.push(OutputPart::Text { text }),
-            Some(EventData::ReasoningDelta { text }) => self.push(OutputPart::Reasoning { text }),
-            Some(EventData::StepFinished { .. }) => {
+            Some(EventData::TextDelta { text }) => self.extend_open(OutputPart::Text { text }),
+            Some(EventData::ReasoningDelta { text }) => self.extend_open(OutputPart::Reasoning { text }),
+            Some(EventData::StepFinished { finish_reason, .. }) => {
                 let output = self.open.take().map(|open| open.output).unwrap_or_default();
-                self.steps.entry(step).or_insert(SavedStep { output });
+                self.steps.entry(step).or_insert(SavedStep { output, finish_reason });
             }
             Some(EventData::ToolPlanned { call, call_id, name, arguments, effect }) => {
                 self.plan(step, call, call_id, name, arguments, effect);
@@ -167,7 +173,8 @@ impl Replay {
         }
     }
 
-    fn push(&mut self, delta: OutputPart) {
+    /// Takes in output of the open step before it has a number: only its writer knows it that early.
+    pub fn extend_open(&mut self, delta: OutputPart) {
         if let Some(open) = &mut self.open {
             push_output(&mut open.output, delta);
         }
@@ -283,7 +290,6 @@ fn tool_part(call: &ToolCall) -> Part {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::domain::step::FinishReason;
 
     fn text(text: &str) -> EventData {
         EventData::TextDelta { text: text.into() }

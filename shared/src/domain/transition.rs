@@ -164,6 +164,11 @@ impl RunStatus {
 }
 
 impl Reason {
+    /// Somebody asked for the end.
+    pub const fn is_ordered(self) -> bool {
+        matches!(self, Self::Stop | Self::Superseded | Self::ChatDeleted)
+    }
+
     /// The status of a run that ends for this reason.
     pub const fn status(self) -> RunStatus {
         match self {

@@ -16,7 +16,10 @@ use super::{
 };
 use crate::{
     bus::Live,
-    domain::{event::Segment, ids::RunId},
+    domain::{
+        event::Segment,
+        ids::{RunId, Seq},
+    },
 };
 
 /// The rhythm without a bus.
@@ -25,8 +28,10 @@ const TICK: Duration = Duration::from_millis(100);
 const CONNECTED: Duration = Duration::from_secs(1);
 /// Runs per query.
 const RUNS: usize = 500;
-/// Segments per run that a feed takes at once: half its ring. A run that has more is left to its tails to read.
+/// Segments and events per run that are handed around at once: half a feed's ring, and less than the part of an
+/// answer that the store gives each run. A run that has more is left to its tails to read.
 const SEGMENTS: usize = 16;
+const EVENTS: Seq = 32;
 /// Segments per query. More have gathered only after trouble, and then the tails read for themselves.
 const LIMIT: u32 = 4000;
 
@@ -92,11 +97,10 @@ impl Inner {
         }
         for ((_, run), look) in looks {
             let segments = found.remove(run).unwrap_or_default();
-            if let Some(last) = segments.last() {
-                look.offered(last.last);
-            }
+            let last = segments.last().map_or(look.after, |segment| segment.last);
+            look.offered(last);
             // What is too much to hand around, and what may not be all, the tails read for themselves.
-            if !is_whole || segments.len() > SEGMENTS {
+            if !is_whole || segments.len() > SEGMENTS || last - look.after > EVENTS {
                 self.bus.deliver(*run, Live::Resync);
                 continue;
             }

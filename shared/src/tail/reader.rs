@@ -124,7 +124,8 @@ impl Reader {
 }
 
 fn share(batch: Batch, segments: Vec<Segment>) {
-    // When the limit cut the answer off, nobody knows whose part was cut: all ask again.
+    // The store gives each run a part of the answer only, so a run is known to have no more when it got
+    // nothing, and even that only when the limit has cut nothing off. Whoever got something asks again.
     let is_whole = segments.len() < SHARED_PAGE;
     let mut found: HashMap<RunId, Vec<Arc<Segment>>> = HashMap::new();
     for segment in segments {
@@ -132,7 +133,7 @@ fn share(batch: Batch, segments: Vec<Segment>) {
     }
     for (run, (_, replies)) in batch {
         let mut segments = found.remove(&run).unwrap_or_default();
-        let is_last = is_whole && segments.len() <= PAGE;
+        let is_last = is_whole && segments.is_empty();
         segments.truncate(PAGE);
         answer(replies, &Ok(Page { segments, is_last }));
     }

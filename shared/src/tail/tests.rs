@@ -45,7 +45,7 @@ struct FakeLog {
 }
 
 impl FakeLog {
-    fn select(&self, cursors: &[LogCursor], limit: u32) -> Result<Vec<Segment>, StoreError> {
+    fn select(&self, cursors: &[LogCursor], limit: u32, alone: bool) -> Result<Vec<Segment>, StoreError> {
         self.reads.fetch_add(1, SeqCst);
         if self.is_down.load(SeqCst) {
             return Err(StoreError::from(sqlx::Error::PoolTimedOut));
@@ -55,12 +55,19 @@ impl FakeLog {
             let (table, column, detail) = ("run_events", "events", "not JSON".to_owned());
             return Err(StoreError::Corrupt { table, column, id: run.to_string(), detail });
         }
+        // As the databases answer: no run far beyond its cursor when several are asked for, nearest first.
+        let limit = limit as usize;
+        let share = if alone { limit } else { (limit / cursors.len()).max(64) } as Seq;
         let runs = self.runs.lock().unwrap();
-        let rows = cursors.iter().flat_map(|cursor| {
+        let mut rows: Vec<(Seq, &Segment)> = Vec::new();
+        for cursor in cursors {
             let log = runs.get(&cursor.run_id).map(Vec::as_slice).unwrap_or_default();
-            log[log.partition_point(|segment| segment.last <= cursor.after)..].iter()
-        });
-        let rows: Vec<_> = rows.take(limit as usize).cloned().collect();
+            let behind = log[log.partition_point(|segment| segment.last <= cursor.after)..].iter();
+            let distant = behind.map(|segment| (segment.first - cursor.after, segment));
+            rows.extend(distant.take_while(|(distance, _)| alone || *distance <= share));
+        }
+        rows.sort_by_key(|(distance, _)| *distance);
+        let rows: Vec<_> = rows.into_iter().take(limit).map(|(_, segment)| segment.clone()).collect();
         self.rows.fetch_add(rows.len(), SeqCst);
         Ok(rows)
     }
@@ -70,12 +77,12 @@ impl FakeLog {
 impl LogReader for FakeLog {
     async fn read_log(&self, cursor: LogCursor, limit: u32) -> Result<Vec<Segment>, StoreError> {
         tokio::task::yield_now().await;
-        self.select(&[cursor], limit)
+        self.select(&[cursor], limit, true)
     }
 
     async fn read_logs(&self, cursors: &[LogCursor], limit: u32) -> Result<Vec<Segment>, StoreError> {
         tokio::task::yield_now().await;
-        self.select(cursors, limit)
+        self.select(cursors, limit, false)
     }
 }
 
@@ -335,7 +342,7 @@ async fn tokens_flow_without_a_bus() {
             world.tokens(*run);
         }
         let read = join_all(tails.iter_mut().map(StreamExt::next));
-        let slices = timeout(Duration::from_millis(500), read).await.expect("tokens are late");
+        let slices = timeout(Duration::from_millis(900), read).await.expect("tokens are late");
         for (run, slice) in runs.iter().zip(slices) {
             check(*run, after, &slice.unwrap().unwrap());
         }
@@ -422,7 +429,7 @@ async fn two_thousand_tails_that_lose_their_feed_at_once_are_served_by_a_few_que
     let slices = timeout(SOON, join_all(tails.iter_mut().map(StreamExt::next))).await.unwrap();
     assert!(slices.iter().all(|slice| slice.as_ref().unwrap().as_ref().unwrap().after == 2));
     let reads = world.log.reads.load(SeqCst) - before;
-    assert!(reads <= 60, "{reads} queries");
+    assert!(reads <= 100, "{reads} queries");
 }
 
 #[tokio::test]
@@ -445,7 +452,29 @@ async fn long_logs_are_caught_up_with_though_one_query_cannot_hold_them() {
         }
         world.end(*run);
     }
+    let attached = Instant::now();
     join_all(runs.iter().map(|run| world.expect_rest(*run, 0, world.follow(*run, 0)))).await;
+    assert!(attached.elapsed() < Duration::from_secs(1), "the poll had to help");
+    let replays = runs.iter().map(|run| (*run, world.tails.replay(world.cursor(*run, 0))));
+    join_all(replays.map(|(run, tail)| world.expect_rest(run, 0, Box::pin(tail)))).await;
+}
+
+#[tokio::test]
+async fn a_tail_that_is_far_behind_without_a_message_reads_for_itself() {
+    let (world, run) = (World::losing(|_| false), RunId::generate());
+    let mut tail = world.follow(run, 0);
+    let mut others: Vec<_> = (0..100).map(|_| world.follow(RunId::generate(), 0)).collect();
+    assert!(timeout(Duration::from_millis(20), tail.next()).await.is_err());
+    assert!(
+        timeout(Duration::from_millis(20), join_all(others.iter_mut().map(StreamExt::next))).await.is_err()
+    );
+    for _ in 0..40 {
+        let first = world.last(run) + 1;
+        let token = |n| EventData::TextDelta { text: format!("token {n} ") }.of_step(1, 1);
+        world.commit(run, (first..first + 20).map(token).collect());
+    }
+    world.commit_end(run);
+    timeout(Duration::from_secs(2), world.expect_rest(run, 0, tail)).await.expect("it crawls");
 }
 
 #[tokio::test]

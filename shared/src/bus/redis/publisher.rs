@@ -140,7 +140,7 @@ impl Publishing {
                 Err(error) => {
                     self.log("publishing to Redis failed", &error);
                     if error.is_timeout() {
-                        // Its answers would still come, in front of those to later commands.
+                        // A silent peer may be a dead one: only a new connection can tell.
                         self.connection = None;
                         return;
                     }

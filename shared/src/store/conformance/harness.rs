@@ -4,7 +4,7 @@
 //! `LONGHAUL_TEST_POSTGRES_URL` names, dropped afterwards. A suite that cannot reach its server fails; only
 //! `LONGHAUL_TEST_QUICK=1` leaves the Postgres half out.
 
-use std::{env, future::Future, panic::AssertUnwindSafe, str::FromStr, sync::Arc};
+use std::{env, future::Future, panic::AssertUnwindSafe, str::FromStr, sync::Arc, time::Duration};
 
 use futures::FutureExt;
 use sha2::{Digest, Sha256};
@@ -16,6 +16,9 @@ use sqlx::{
 use uuid::Uuid;
 
 use crate::store::{SharedStore, Workspaces, postgres, sqlite};
+
+/// No test here takes a tenth of this, even on a busy machine.
+const LONGEST: Duration = Duration::from_mins(1);
 
 /// A migrated, empty database, and the store on it.
 #[derive(Clone)]
@@ -78,8 +81,7 @@ pub(super) async fn on_sqlite<F: Future<Output = ()>>(test: impl FnOnce(Database
     let raw = SqliteConnectOptions::new().filename(&path).foreign_keys(true);
     let raw = SqlitePool::connect_with(raw).await.expect("the file was just made");
     let db = Database { store: Arc::new(store), raw: Raw::Sqlite(raw) };
-    // Panics go on once the connections are closed and the files can go.
-    let outcome = AssertUnwindSafe(test(db.clone())).catch_unwind().await;
+    let outcome = outcome(test(db.clone())).await;
     db.close().await;
     outcome.unwrap_or_else(|panic| std::panic::resume_unwind(panic));
 }
@@ -95,26 +97,30 @@ pub(super) async fn on_postgres<F: Future<Output = ()>>(test: impl FnOnce(Databa
     let store = open(&here);
     let raw = PgPoolOptions::new().max_connections(4).connect_lazy_with(here);
     let db = Database { store: Arc::new(store), raw: Raw::Postgres(raw) };
-    let outcome = AssertUnwindSafe(test(db.clone())).catch_unwind().await;
+    let outcome = outcome(test(db.clone())).await;
     db.close().await;
     execute(&mut admin, format!("drop database {name} with (force)")).await;
     admin.close().await.expect("nothing is under way on this connection");
     outcome.unwrap_or_else(|panic| std::panic::resume_unwind(panic));
 }
 
+/// How a test ends: its panic goes on only when the connections are closed and its database is gone. One that hangs
+/// fails, so that a list without an end cannot stop the suite.
+async fn outcome(test: impl Future<Output = ()>) -> std::thread::Result<()> {
+    let test = tokio::time::timeout(LONGEST, test).map(|ended| ended.expect("the test ends within LONGEST"));
+    AssertUnwindSafe(test).catch_unwind().await
+}
+
 /// Where Postgres is, or `None` if this run leaves it out on purpose.
 fn postgres_server() -> Option<PgConnectOptions> {
-    match env::var("LONGHAUL_TEST_POSTGRES_URL") {
-        Ok(url) => {
-            let options = PgConnectOptions::from_str(&url).expect("LONGHAUL_TEST_POSTGRES_URL is a URL");
-            Some(options)
-        }
-        Err(_) if env::var("LONGHAUL_TEST_QUICK").is_ok_and(|value| value == "1") => None,
-        Err(_) => panic!(
-            "no Postgres to test on: run `cargo xtask test`, set LONGHAUL_TEST_POSTGRES_URL, or leave it out with \
-             LONGHAUL_TEST_QUICK=1"
-        ),
+    if env::var("LONGHAUL_TEST_QUICK").is_ok_and(|value| value == "1") {
+        return None;
     }
+    let url = env::var("LONGHAUL_TEST_POSTGRES_URL").expect(
+        "no Postgres to test on: run `cargo xtask test`, set LONGHAUL_TEST_POSTGRES_URL, or leave it out with \
+         LONGHAUL_TEST_QUICK=1",
+    );
+    Some(PgConnectOptions::from_str(&url).expect("LONGHAUL_TEST_POSTGRES_URL is a URL"))
 }
 
 /// The name of the database that all tests copy. It carries the migrations' checksum, so that test processes share
@@ -125,8 +131,8 @@ async fn template(admin: &mut PgConnection, server: &PgConnectOptions) -> String
     for migration in postgres::MIGRATIONS.iter() {
         digest.update(&migration.checksum);
     }
-    let checksum: String = digest.finalize().iter().take(8).map(|byte| format!("{byte:02x}")).collect();
-    let name = format!("longhaul_template_{checksum}");
+    let checksum = u64::from_be_bytes(*digest.finalize().first_chunk().expect("SHA-256 has 32 bytes"));
+    let name = format!("longhaul_template_{checksum:016x}");
 
     execute(admin, format!("select pg_advisory_lock({LOCK})")).await;
     let exists: bool = sqlx::query_scalar("select exists (select 1 from pg_database where datname = $1)")

@@ -51,6 +51,7 @@ async fn every_cursor_gets_what_is_behind_it(db: Database) {
     for after in [i64::MIN, i64::MAX] {
         let count = if after < 0 { whole.len() } else { 0 };
         assert_eq!(db.store.read_log(cursor(&run, after), 100).await.unwrap().len(), count);
+        assert_eq!(db.store.read_logs(&[cursor(&run, after)], 100).await.unwrap().len(), count);
     }
 }
 

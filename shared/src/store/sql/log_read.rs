@@ -8,6 +8,9 @@ use crate::{
     store::{LogCursor, LogReader, Result},
 };
 
+/// Behind every event, and far enough from the largest number to be added to.
+const FURTHEST: i64 = i64::MAX / 4;
+
 /// How far one run may get in one read of many, in events, however many runs share the limit.
 const LEAST_SHARE: i64 = 64;
 
@@ -47,17 +50,22 @@ pub(super) async fn log_behind(
 ) -> Result<Vec<Segment>> {
     const SQL: &str = concat!(
         "with cursors as materialized (select c.workspace_id, c.run_id, c.seen, coalesce( \
-         (select max(e.first_seq) from run_events e where e.run_id = c.run_id and e.first_seq <= c.seen), 1) as start \
-         from ",
+         (select max(e.first_seq) from run_events e where e.run_id = c.run_id and e.first_seq <= c.seen), 1) as low, \
+         c.seen + $1 as high from ",
         listed_cursors!(),
         " as c) select e.run_id, e.first_seq, e.last_seq, e.events, e.created_at \
          from cursors c join run_events e on e.run_id = c.run_id and e.workspace_id = c.workspace_id \
-         and e.first_seq >= c.start and e.last_seq > c.seen and e.first_seq - c.seen <= $1 \
+         and e.first_seq between c.low and c.high and e.last_seq > c.seen \
          order by e.first_seq - c.seen, e.run_id limit $2"
     );
     if cursors.is_empty() {
         return Ok(vec![]);
     }
-    let query = bind_cursors(sqlx::query::<Db>(SQL).bind(share).bind(limit), cursors);
+    // A cursor comes from a client: no sum of it may overflow.
+    let cursors: Vec<_> = cursors
+        .iter()
+        .map(|cursor| LogCursor { after: cursor.after.clamp(0, FURTHEST), ..*cursor })
+        .collect();
+    let query = bind_cursors(sqlx::query::<Db>(SQL).bind(share.min(FURTHEST)).bind(limit), &cursors);
     query.fetch_all(store.reader()).await?.iter().map(rows::segment).collect()
 }

@@ -21,7 +21,7 @@ use crate::{
 };
 
 /// A database that is just starting, or in the middle of a fail-over, gets this many tries.
-const MIGRATE_TRIES: u32 = 5;
+const MIGRATE_TRIES: u32 = 3;
 const MIGRATE_BACKOFF: Backoff = Backoff::new(Duration::from_millis(200), Duration::from_secs(2));
 
 macro_rules! key_columns {

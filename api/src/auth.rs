@@ -1,0 +1,193 @@
+//! Who calls, and what they may touch.
+//!
+//! A caller without a valid key gets one and the same 401, whether the key is unknown, expired or revoked. Without a
+//! key nobody gets in, except from this machine where the server was started for that. A handler states the role that
+//! it needs by the extractor that it takes: [`Viewer`], [`Operator`] or [`Admin`].
+
+use axum::{
+    extract::{FromRequestParts, MatchedPath, Request, State},
+    http::{HeaderMap, HeaderName, Method, Uri, header, request::Parts},
+    middleware::Next,
+    response::{IntoResponse, Response},
+};
+use longhaul_shared::{
+    api_key::Key,
+    config::AuthMode,
+    domain::ids::{KeyId, WorkspaceId},
+    store::KeyRole,
+};
+
+use crate::{
+    error::{ApiError, Code},
+    state::AppState,
+};
+
+/// The workspace of calls without a key, where those are allowed.
+pub const DEFAULT_WORKSPACE: &str = "default";
+
+/// A caller who has been let in.
+#[derive(Clone, Debug)]
+pub(crate) struct Caller {
+    pub(crate) workspace_id: WorkspaceId,
+    /// Absent: a call from this machine without a key.
+    pub(crate) key_id: Option<KeyId>,
+    pub(crate) name: String,
+    pub(crate) role: KeyRole,
+}
+
+impl Caller {
+    /// Tells callers apart where one must not meet another's idempotency keys.
+    pub(crate) fn identity(&self) -> String {
+        self.key_id.map_or_else(|| "loopback".to_owned(), |id| id.to_string())
+    }
+}
+
+macro_rules! role_extractor {
+    ($($(#[$doc:meta])* $name:ident),+) => {$(
+        $(#[$doc])*
+        pub(crate) struct $name(pub(crate) Caller);
+
+        impl FromRequestParts<AppState> for $name {
+            type Rejection = ApiError;
+
+            async fn from_request_parts(parts: &mut Parts, _: &AppState) -> Result<Self, ApiError> {
+                let caller = parts.extensions.get::<Caller>().ok_or(Code::Unauthenticated)?;
+                if caller.role < KeyRole::$name {
+                    let detail = concat!("this call needs the role ", stringify!($name));
+                    return Err(ApiError::new(Code::Forbidden, detail.to_ascii_lowercase()));
+                }
+                Ok(Self(caller.clone()))
+            }
+        }
+    )+};
+}
+
+role_extractor! {
+    /// May read.
+    Viewer,
+    /// May also submit, stop and change.
+    Operator,
+    /// May also delete.
+    Admin
+}
+
+/// Lets a call in and counts it against its key's rate.
+pub(crate) async fn admit(State(state): State<AppState>, mut request: Request, next: Next) -> Response {
+    let caller = match identify(&state, request.headers(), request.uri()).await {
+        Ok(caller) => caller,
+        // A submission that cannot be let in for want of the database is one that could not be begun.
+        Err(error) if error.code == Code::Unavailable && is_submission(&request) => {
+            return ApiError { code: Code::RunBeginFailed, ..error }.into_response();
+        }
+        Err(error) => return error.into_response(),
+    };
+    let verdict = state.rates.check(caller.key_id);
+    let mut response = if verdict.is_over() {
+        verdict.refusal().into_response()
+    } else {
+        request.extensions_mut().insert(caller);
+        next.run(request).await
+    };
+    verdict.describe(response.headers_mut());
+    response
+}
+
+fn is_submission(request: &Request) -> bool {
+    let path = request.extensions().get::<MatchedPath>().map(MatchedPath::as_str);
+    request.method() == Method::POST && matches!(path, Some("/v1/runs" | "/v1/chats/{chatId}/messages"))
+}
+
+async fn identify(state: &AppState, headers: &HeaderMap, uri: &Uri) -> Result<Caller, ApiError> {
+    let mut given = headers.get_all(header::AUTHORIZATION).iter();
+    match (given.next(), given.next(), &state.settings.auth) {
+        (None, _, AuthMode::Loopback) => {
+            if !comes_from_here(headers, uri, &state.settings.cors_origins) {
+                let detail = "calls without a key must name this machine and come from a page that it served";
+                return Err(ApiError::new(Code::Forbidden, detail));
+            }
+            let workspace_id = state.default_workspace().await?;
+            Ok(Caller { workspace_id, key_id: None, name: "loopback".to_owned(), role: KeyRole::Admin })
+        }
+        (Some(value), None, _) => {
+            let key = value
+                .to_str()
+                .ok()
+                .and_then(|text| text.split_once(' '))
+                .filter(|(scheme, _)| scheme.eq_ignore_ascii_case("bearer"))
+                .and_then(|(_, key)| Key::parse(key.trim()))
+                .ok_or(Code::Unauthenticated)?;
+            let found = state.keys.find(&*state.store, &key).await?.ok_or(Code::Unauthenticated)?;
+            Ok(Caller {
+                workspace_id: found.workspace_id,
+                key_id: Some(found.id),
+                name: found.name.clone(),
+                role: found.role,
+            })
+        }
+        _ => Err(Code::Unauthenticated.into()),
+    }
+}
+
+/// Whether a call without a key addresses this machine by a loopback name and, if a page sent it, that page is from
+/// there too or is `allowed` to call. Else any web page could reach the server through the browser of whoever runs it, by a form or by a name
+/// of its own that resolves to 127.0.0.1.
+fn comes_from_here(headers: &HeaderMap, uri: &Uri, allowed: &[String]) -> bool {
+    let text = |name| headers.get(name).map(|value| value.to_str().unwrap_or("?"));
+    let host = text(header::HOST).or_else(|| uri.authority().map(axum::http::uri::Authority::as_str));
+    let origin = text(header::ORIGIN);
+    if !host.is_none_or(is_loopback_authority) {
+        return false;
+    }
+    if origin.is_some_and(|origin| allowed.iter().any(|allowed| allowed == origin)) {
+        return true;
+    }
+    let is_local_page = |origin: &str| {
+        origin.split_once("://").is_some_and(|(_, authority)| is_loopback_authority(authority))
+    };
+    origin.is_none_or(is_local_page) && text(HeaderName::from_static("sec-fetch-site")) != Some("cross-site")
+}
+
+fn is_loopback_authority(authority: &str) -> bool {
+    let host = match authority.strip_prefix('[') {
+        Some(rest) => rest.split_once(']').map_or("", |(host, _)| host),
+        None => authority.split_once(':').map_or(authority, |(host, _)| host),
+    };
+    host.eq_ignore_ascii_case("localhost")
+        || host.parse::<std::net::IpAddr>().is_ok_and(|address| address.is_loopback())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn only_loopback_names_count_as_this_machine() {
+        for here in ["localhost", "localhost:4680", "127.0.0.1:1", "127.8.8.8", "[::1]:4680", "LOCALHOST"] {
+            assert!(is_loopback_authority(here), "{here}");
+        }
+        for elsewhere in
+            ["example.com", "127.0.0.1.example.com", "10.0.0.1:4680", "[::2]", "", "null", "[::1"]
+        {
+            assert!(!is_loopback_authority(elsewhere), "{elsewhere}");
+        }
+    }
+
+    #[test]
+    fn a_page_from_elsewhere_cannot_use_the_keyless_door() {
+        let call = |pairs: &[(&'static str, &'static str)]| {
+            let headers = pairs.iter().map(|(n, v)| (n.parse().unwrap(), v.parse().unwrap())).collect();
+            comes_from_here(&headers, &Uri::from_static("/v1/runs"), &["https://console.example".to_owned()])
+        };
+        assert!(call(&[("host", "localhost:4680")]));
+        assert!(call(&[("host", "localhost:4680"), ("origin", "http://localhost:4680")]));
+        assert!(call(&[
+            ("host", "localhost"),
+            ("origin", "https://console.example"),
+            ("sec-fetch-site", "cross-site")
+        ]));
+        assert!(!call(&[("host", "rebound.example:4680")]));
+        assert!(!call(&[("host", "localhost:4680"), ("origin", "https://evil.example")]));
+        assert!(!call(&[("host", "localhost:4680"), ("origin", "null")]));
+        assert!(!call(&[("host", "localhost:4680"), ("sec-fetch-site", "cross-site")]));
+    }
+}

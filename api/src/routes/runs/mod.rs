@@ -1,0 +1,9 @@
+//! Runs: submit, read, watch, stop.
+
+pub(crate) mod create;
+pub(crate) mod events;
+pub(crate) mod get;
+pub(crate) mod list;
+mod sse;
+pub(crate) mod steps;
+pub(crate) mod stop;

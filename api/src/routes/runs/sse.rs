@@ -1,0 +1,101 @@
+//! A tail on the wire: replay, then live, heartbeats against silence, and a clean end only behind the run's end.
+//!
+//! Whatever else ends a tail (this process ends, the log cannot be read) resets the connection: clients take a clean
+//! end for success and a broken one for a reason to come back.
+
+use std::{io, pin::pin, time::Duration};
+
+use axum::{
+    body::Body,
+    http::{HeaderName, HeaderValue, header},
+    response::{IntoResponse, Response},
+};
+use bytes::Bytes;
+use futures::{Stream, StreamExt};
+use longhaul_shared::{
+    domain::{ids::Seq, run::Run},
+    store::LogCursor,
+    tail::{Slice, TailError},
+};
+use tokio::time::Instant;
+
+use crate::{
+    state::AppState,
+    views::native::{HEARTBEAT, OPENING},
+};
+
+/// The run's events behind `after`.
+pub(super) fn respond(state: &AppState, run: &Run, after: Seq) -> Response {
+    // A client that has seen more than there is waits for what comes behind that.
+    let from = after.min(run.last_seq);
+    let cursor = LogCursor { workspace_id: run.workspace_id, run_id: run.id, after: from };
+    let body = if run.status.is_terminal() {
+        Body::from_stream(frames(state.clone(), state.tails.replay(cursor), after))
+    } else {
+        Body::from_stream(frames(state.clone(), state.tails.follow(cursor), after))
+    };
+    stream(body)
+}
+
+/// An answer that breaks off at once.
+pub(crate) fn reset() -> Response {
+    let broken = futures::stream::once(async { Err::<Bytes, _>(broken_off("the service is unavailable")) });
+    stream(Body::from_stream(broken))
+}
+
+fn stream(body: Body) -> Response {
+    let headers = [
+        (header::CONTENT_TYPE, HeaderValue::from_static("text/event-stream")),
+        // A proxy that compresses holds back what it has; one that buffers too.
+        (header::CACHE_CONTROL, HeaderValue::from_static("no-cache, no-transform")),
+        (HeaderName::from_static("x-accel-buffering"), HeaderValue::from_static("no")),
+    ];
+    (headers, body).into_response()
+}
+
+fn frames(
+    state: AppState,
+    tail: impl Stream<Item = Result<Slice, TailError>> + Send + 'static,
+    after: Seq,
+) -> impl Stream<Item = io::Result<Bytes>> + Send + 'static {
+    let heartbeat = state.settings.heartbeat;
+    async_stream::stream! {
+        yield Ok(Bytes::from_static(OPENING.as_bytes()));
+        let draining = state.draining.clone();
+        let mut draining = pin!(draining.cancelled_owned());
+        let mut silence = pin!(tokio::time::sleep(heartbeat));
+        let mut tail = pin!(tail);
+        loop {
+            tokio::select! {
+                biased;
+                () = &mut draining => {
+                    yield Err(broken_off("the server is shutting down"));
+                    return;
+                }
+                next = tail.next() => match next {
+                    Some(Ok(slice)) => {
+                        let bytes = state.frames.render(&slice.segment, slice.after.max(after));
+                        if !bytes.is_empty() {
+                            yield Ok(bytes);
+                        }
+                        silence.as_mut().reset(Instant::now() + heartbeat);
+                    }
+                    Some(Err(error)) => {
+                        tracing::warn!(error = %error, "a tail was reset");
+                        yield Err(broken_off("the log cannot be read"));
+                        return;
+                    }
+                    None => return,
+                },
+                () = &mut silence => {
+                    yield Ok(Bytes::from_static(HEARTBEAT.as_bytes()));
+                    silence.as_mut().reset(Instant::now() + heartbeat.max(Duration::from_millis(1)));
+                }
+            }
+        }
+    }
+}
+
+fn broken_off(why: &'static str) -> io::Error {
+    io::Error::new(io::ErrorKind::ConnectionReset, why)
+}

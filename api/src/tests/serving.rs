@@ -1,0 +1,99 @@
+//! Connections over real sockets: how they end, and what a client that goes away leaves behind.
+
+use std::time::Duration;
+
+use serde_json::Value;
+use tokio::{
+    io::{AsyncReadExt, AsyncWriteExt},
+    net::{TcpListener, TcpStream},
+    task::JoinHandle,
+};
+use tokio_util::sync::CancellationToken;
+
+use super::Api;
+use crate::serve;
+
+struct Server {
+    address: std::net::SocketAddr,
+    stop: CancellationToken,
+    task: JoinHandle<std::io::Result<()>>,
+}
+
+async fn start(api: &Api) -> Server {
+    let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let address = listener.local_addr().unwrap();
+    let stop = CancellationToken::new();
+    let task = tokio::spawn(serve(listener, api.state.clone(), stop.clone()));
+    Server { address, stop, task }
+}
+
+fn request(api: &Api, method: &str, path: &str, extra: &str, body: &str) -> String {
+    format!(
+        "{method} {path} HTTP/1.1\r\nhost: localhost\r\nauthorization: Bearer {}\r\n{extra}content-length: {}\r\n\r\n{body}",
+        api.key,
+        body.len()
+    )
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn at_shutdown_tails_are_reset_and_idle_connections_closed() {
+    let api = Api::start().await;
+    let (id, _) = api.submit("hi").await;
+    let server = start(&api).await;
+    let mut idle = TcpStream::connect(server.address).await.unwrap();
+    idle.write_all(request(&api, "GET", "/livez", "", "").as_bytes()).await.unwrap();
+    let mut buffer = [0; 4096];
+    assert!(idle.read(&mut buffer).await.unwrap() > 0);
+
+    let mut tail = TcpStream::connect(server.address).await.unwrap();
+    let path = format!("/v1/runs/{id}/events");
+    tail.write_all(request(&api, "GET", &path, "accept: text/event-stream\r\n", "").as_bytes())
+        .await
+        .unwrap();
+    let mut seen = String::new();
+    while !seen.contains("run.queued") {
+        let read = tail.read(&mut buffer).await.unwrap();
+        assert!(read > 0, "{seen}");
+        seen.push_str(std::str::from_utf8(&buffer[..read]).unwrap());
+    }
+    assert!(seen.contains("transfer-encoding: chunked"), "{seen}");
+
+    server.stop.cancel();
+    tokio::time::timeout(Duration::from_secs(5), server.task).await.unwrap().unwrap().unwrap();
+    let mut rest = vec![];
+    let _ = tail.read_to_end(&mut rest).await;
+    assert!(!String::from_utf8_lossy(&rest).contains("0\r\n\r\n"), "a last chunk would be a clean end");
+    assert_eq!(idle.read(&mut buffer).await.unwrap_or(0), 0);
+    assert!(TcpStream::connect(server.address).await.is_err());
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_submission_whose_client_goes_away_is_finished() {
+    let api = Api::start().await;
+    let server = start(&api).await;
+    let body = r#"{"agent":"helper","input":"hi"}"#;
+    let whole = request(&api, "POST", "/v1/runs", "content-type: application/json\r\n", body);
+    for _ in 0..20 {
+        let mut client = TcpStream::connect(server.address).await.unwrap();
+        client.write_all(whole.as_bytes()).await.unwrap();
+        drop(client);
+    }
+    // A body that never comes whole makes no run.
+    let mut client = TcpStream::connect(server.address).await.unwrap();
+    client.write_all(&whole.as_bytes()[..whole.len() - 5]).await.unwrap();
+    drop(client);
+
+    let mut runs = 0;
+    for _ in 0..100 {
+        runs = api.get("/v1/runs?limit=200").await.ok(200)["data"].as_array().unwrap().len();
+        if runs == 20 {
+            break;
+        }
+        tokio::time::sleep(Duration::from_millis(50)).await;
+    }
+    assert_eq!(runs, 20);
+    server.stop.cancel();
+    server.task.await.unwrap().unwrap();
+    let page: Value = api.get("/v1/runs?limit=200").await.ok(200);
+    assert_eq!(page["data"].as_array().unwrap().len(), 20);
+}

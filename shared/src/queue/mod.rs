@@ -1,0 +1,158 @@
+//! Who works next: claim, hold, hand back.
+//!
+//! [`Holdings`] is what one worker holds; the [`claim`] loop adds to it and never claims more than there are free
+//! slots; the [`backend`] hands each claim to the worker framework. A claim's tokens tell its attempt that the run is
+//! to stop or that it was lost; both are hints, the log is the fence.
+
+pub mod backend;
+pub mod claim;
+
+use std::{
+    collections::HashMap,
+    sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError},
+};
+
+use tokio::sync::{Notify, OwnedSemaphorePermit};
+use tokio_util::sync::CancellationToken;
+
+use crate::{
+    domain::{
+        ids::{RunId, WorkerId},
+        run::Claim,
+        transition::Reason,
+    },
+    store::StopRequest,
+};
+
+/// What the holder of a run is told from outside.
+#[derive(Debug, Default)]
+pub struct Orders {
+    /// The run is somebody else's now, or may be: stop at once and write nothing more.
+    pub lost: CancellationToken,
+    /// The run is to end.
+    pub stop: CancellationToken,
+    reason: OnceLock<Reason>,
+}
+
+impl Orders {
+    pub fn request_stop(&self, reason: Reason) {
+        self.reason.get_or_init(|| reason);
+        self.stop.cancel();
+    }
+
+    /// Why the run is to end, once it is.
+    pub fn stop_reason(&self) -> Option<Reason> {
+        self.stop.is_cancelled().then(|| *self.reason.get().unwrap_or(&Reason::Stop))
+    }
+}
+
+/// A run in the hands of this worker. Dropping it frees the slot.
+#[derive(Debug)]
+pub struct Leased {
+    pub claim: Claim,
+    pub orders: Arc<Orders>,
+    holdings: Arc<Holdings>,
+    _slot: OwnedSemaphorePermit,
+}
+
+impl Drop for Leased {
+    fn drop(&mut self) {
+        self.holdings.remove(&self.claim);
+    }
+}
+
+/// All that this worker holds, under the lease that it holds it by.
+#[derive(Debug, Default)]
+pub struct Holdings {
+    inner: Mutex<Inner>,
+    begun: Notify,
+}
+
+#[derive(Debug, Default)]
+struct Inner {
+    /// Absent while there is no lease: nothing may be claimed then.
+    worker_id: Option<WorkerId>,
+    held: HashMap<RunId, (WorkerId, Arc<Orders>)>,
+}
+
+impl Holdings {
+    fn lock(&self) -> MutexGuard<'_, Inner> {
+        self.inner.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// A lease is held under this id from now on.
+    pub fn begin(&self, worker_id: WorkerId) {
+        self.lock().worker_id = Some(worker_id);
+        self.begun.notify_waiters();
+    }
+
+    /// Waits until there is a lease to claim by.
+    pub async fn lease_held(&self) -> WorkerId {
+        loop {
+            let begun = self.begun.notified();
+            if let Some(worker_id) = self.worker_id() {
+                return worker_id;
+            }
+            begun.await;
+        }
+    }
+
+    /// The lease is gone, or cannot be known to hold: everything held by it is lost.
+    pub fn lose_all(&self) {
+        let mut inner = self.lock();
+        inner.worker_id = None;
+        for (_, orders) in inner.held.values() {
+            orders.lost.cancel();
+        }
+    }
+
+    /// By which lease new claims are held.
+    pub fn worker_id(&self) -> Option<WorkerId> {
+        self.lock().worker_id
+    }
+
+    pub fn len(&self) -> usize {
+        self.lock().held.len()
+    }
+
+    pub fn is_empty(&self) -> bool {
+        self.len() == 0
+    }
+
+    pub fn holds(&self, run_id: RunId) -> bool {
+        self.lock().held.contains_key(&run_id)
+    }
+
+    /// Passes stops on to the attempts.
+    pub fn deliver_stops(&self, requests: &[StopRequest]) {
+        let inner = self.lock();
+        for request in requests {
+            if let Some((_, orders)) = inner.held.get(&request.run_id) {
+                orders.request_stop(request.reason);
+            }
+        }
+    }
+
+    /// Takes a claim into the books. If the lease it was made by is gone already, it begins as lost.
+    fn add(self: &Arc<Self>, claim: Claim, slot: OwnedSemaphorePermit) -> Leased {
+        let orders = Arc::new(Orders::default());
+        if claim.run.stop_requested_at.is_some() {
+            orders.request_stop(claim.run.stop_reason.unwrap_or(Reason::Stop));
+        }
+        let mut inner = self.lock();
+        if inner.worker_id != Some(claim.worker_id) {
+            orders.lost.cancel();
+        }
+        inner.held.insert(claim.run.id, (claim.worker_id, Arc::clone(&orders)));
+        drop(inner);
+        Leased { claim, orders, holdings: Arc::clone(self), _slot: slot }
+    }
+
+    fn remove(&self, claim: &Claim) {
+        let mut inner = self.lock();
+        // The same run may be held again, by a newer claim than the one that is let go.
+        if inner.held.get(&claim.run.id).is_some_and(|(worker_id, _)| *worker_id == claim.worker_id) {
+            inner.held.remove(&claim.run.id);
+        }
+    }
+}

@@ -1,0 +1,206 @@
+//! The lease: this worker's row, kept alive by a heartbeat that depends on nothing else in the process.
+//!
+//! A worker that cannot confirm its row in time takes its runs for lost before anybody else may take them: it counts
+//! from the start of the last heartbeat that was answered, by its own monotonic clock. A lost lease is never revived:
+//! the worker registers anew and begins with empty hands.
+
+use std::{collections::HashSet, sync::Arc, time::Duration};
+
+use longhaul_shared::{
+    admission::announce,
+    bus::{Bus, Signal},
+    domain::{
+        ids::{RunId, WorkerId},
+        retry::Backoff,
+    },
+    queue::Holdings,
+    store::{NewWorker, SharedStore, StoreError},
+};
+use tokio::{
+    sync::broadcast::error::RecvError,
+    time::{Instant, sleep, sleep_until},
+};
+use tokio_util::sync::CancellationToken;
+
+const RETRY: Backoff = Backoff::new(Duration::from_millis(100), Duration::from_secs(2));
+/// How soon a stop is noticed whose signal was lost.
+const STOP_POLL: Duration = Duration::from_millis(500);
+
+/// What keeps one worker's lease.
+pub struct Lease {
+    pub store: SharedStore,
+    pub bus: Arc<dyn Bus>,
+    pub holdings: Arc<Holdings>,
+    pub slots: u32,
+    pub lease: Duration,
+    pub heartbeat: Duration,
+    /// No more claims: told to the others by the worker's row.
+    pub drain: CancellationToken,
+    /// Everything is handed back: the lease may end.
+    pub done: CancellationToken,
+}
+
+/// Why a lease ended.
+enum End {
+    Done,
+    Lost,
+}
+
+impl Lease {
+    /// Holds a lease, and after a loss the next one, until told that all is done.
+    pub async fn keep(self) {
+        loop {
+            let Some((worker_id, since)) = self.register().await else { return };
+            self.holdings.begin(worker_id);
+            let end = self.hold(worker_id, since).await;
+            self.holdings.lose_all();
+            // Whatever is left of it is the reaper's, without waiting for the lease to run out.
+            if let Err(error) = self.store.retire_worker(worker_id).await {
+                tracing::warn!(%error, "cannot retire the lease; it runs out by itself");
+            }
+            match end {
+                End::Done => return,
+                End::Lost => {
+                    tracing::error!(worker.id = %worker_id, "the lease is lost; all attempts are stopped")
+                }
+            }
+        }
+    }
+
+    async fn register(&self) -> Option<(WorkerId, Instant)> {
+        let mut failures = 0;
+        loop {
+            if self.done.is_cancelled() {
+                return None;
+            }
+            let worker = NewWorker {
+                id: WorkerId::generate(),
+                host: host(),
+                version: env!("CARGO_PKG_VERSION").to_owned(),
+                slots: self.slots,
+                lease_ms: self.lease.as_millis() as i64,
+            };
+            let since = Instant::now();
+            match self.store.register_worker(&worker).await {
+                Ok(()) => {
+                    tracing::info!(worker.id = %worker.id, slots = self.slots, "holds a lease");
+                    return Some((worker.id, since));
+                }
+                Err(error) => {
+                    failures += 1;
+                    tracing::warn!(%error, "cannot register");
+                    sleep(RETRY.wait(failures, rand::random())).await;
+                }
+            }
+        }
+    }
+
+    /// Renews the lease until it is done or lost. `confirmed` is when the last answered heartbeat was sent.
+    async fn hold(&self, worker_id: WorkerId, mut confirmed: Instant) -> End {
+        let margin = Duration::from_secs(3).min(self.lease / 5);
+        let mut strangers = HashSet::new();
+        let mut failures = 0;
+        let mut next = confirmed + self.heartbeat;
+        loop {
+            tokio::select! {
+                biased;
+                () = self.done.cancelled() => return End::Done,
+                () = sleep_until(next) => {}
+            }
+            let sent = Instant::now();
+            let fence = confirmed + self.lease - margin;
+            // In a task of its own: a heartbeat that hangs must not be dropped in mid-flight, nor waited for.
+            let (store, lease_ms, draining) =
+                (Arc::clone(&self.store), self.lease.as_millis() as i64, self.drain.is_cancelled());
+            let beat = tokio::spawn(async move { store.heartbeat(worker_id, lease_ms, draining).await });
+            let answer = tokio::select! {
+                biased;
+                answer = beat => answer.unwrap_or(Err(StoreError::LeaseLost)),
+                () = sleep_until(fence) => return End::Lost,
+            };
+            match answer {
+                Ok(stops) => {
+                    confirmed = sent;
+                    failures = 0;
+                    next = sent + self.heartbeat;
+                    self.holdings.deliver_stops(&stops);
+                    self.disown_strangers(worker_id, &mut strangers).await;
+                }
+                Err(StoreError::LeaseLost) => return End::Lost,
+                Err(error) => {
+                    failures += 1;
+                    tracing::warn!(%error, "a heartbeat failed");
+                    next = (Instant::now() + RETRY.wait(failures, rand::random())).min(fence);
+                    if Instant::now() >= fence {
+                        return End::Lost;
+                    }
+                }
+            }
+        }
+    }
+
+    /// Gives back runs that the database says this worker holds and that it does not know of: the answer to their
+    /// claim was lost. Seen twice, so that claims on their way are left alone.
+    async fn disown_strangers(&self, worker_id: WorkerId, seen: &mut HashSet<RunId>) {
+        let held = match self.store.held_by(worker_id).await {
+            Ok(held) => held,
+            Err(error) => {
+                tracing::warn!(%error, "cannot list what this worker holds");
+                return;
+            }
+        };
+        let strangers: Vec<_> =
+            held.into_iter().filter(|(_, run_id)| !self.holdings.holds(*run_id)).collect();
+        for (workspace, run_id) in strangers.iter().filter(|(_, run_id)| seen.contains(run_id)) {
+            match self.store.disown(worker_id, *workspace, *run_id).await {
+                Ok(Some(released)) => {
+                    tracing::warn!(run.id = %run_id, "gives back a run whose claim it never heard of");
+                    announce(&*self.bus, released.segments, released.wake);
+                }
+                Ok(None) => {}
+                Err(error) => tracing::warn!(%error, run.id = %run_id, "cannot give a run back"),
+            }
+        }
+        *seen = strangers.into_iter().map(|(_, run_id)| run_id).collect();
+    }
+}
+
+/// Passes requested stops on to their attempts: at once when signalled, else at the next look.
+pub async fn deliver_stops(
+    store: SharedStore,
+    bus: Arc<dyn Bus>,
+    holdings: Arc<Holdings>,
+    done: CancellationToken,
+) {
+    let mut signals = bus.signals();
+    loop {
+        tokio::select! {
+            biased;
+            () = done.cancelled() => return,
+            () = sleep(STOP_POLL) => {}
+            () = signalled(&mut signals, &holdings) => {}
+        }
+        let Some(worker_id) = holdings.worker_id().filter(|_| !holdings.is_empty()) else { continue };
+        match store.stop_requests(worker_id).await {
+            Ok(stops) => holdings.deliver_stops(&stops),
+            Err(error) => tracing::warn!(%error, "cannot look for stops"),
+        }
+    }
+}
+
+async fn signalled(signals: &mut tokio::sync::broadcast::Receiver<Signal>, holdings: &Holdings) {
+    loop {
+        match signals.recv().await {
+            Ok(Signal::Stop { run_id }) if holdings.holds(run_id) => return,
+            Ok(_) => {}
+            Err(RecvError::Lagged(_)) => return,
+            Err(RecvError::Closed) => std::future::pending().await,
+        }
+    }
+}
+
+fn host() -> String {
+    // What containers and shells set; it is for people who read a list of workers.
+    std::fs::read_to_string("/proc/sys/kernel/hostname")
+        .map_or_else(|_| "unknown".to_owned(), |name| name.trim().to_owned())
+}

@@ -1,0 +1,63 @@
+//! Dead workers' jobs: handed on, or given up. Also what else is due without anybody asking for it: scheduled runs,
+//! and the repair of what no path should produce.
+//!
+//! Every worker does this; each change is conditional, so it does not matter who comes first.
+
+use std::{sync::Arc, time::Duration};
+
+use longhaul_shared::{
+    admission::announce,
+    bus::Bus,
+    store::{Released, SharedStore, StoreError},
+};
+use tokio::time::{Instant, sleep};
+use tokio_util::sync::CancellationToken;
+
+/// Between two looks, before the jitter that keeps workers from looking all at once.
+const PERIOD: Duration = Duration::from_millis(900);
+const JITTER: Duration = Duration::from_millis(200);
+const RECONCILE_PERIOD: Duration = Duration::from_mins(2);
+const BATCH: u32 = 100;
+/// Crashes without a saved step between them that a run survives.
+const MAX_CRASHES: i32 = 3;
+
+/// Runs until stopped.
+pub async fn reap(store: SharedStore, bus: Arc<dyn Bus>, stop: CancellationToken) {
+    let mut reconciled: Option<Instant> = None;
+    loop {
+        if let Err(error) = round(&store, &*bus).await {
+            tracing::warn!(%error, "cannot look after dead workers and due runs");
+        }
+        if reconciled.is_none_or(|at| at.elapsed() >= RECONCILE_PERIOD) {
+            reconciled = Some(Instant::now());
+            reconcile(&store).await;
+        }
+        tokio::select! {
+            () = stop.cancelled() => return,
+            () = sleep(PERIOD + JITTER.mul_f64(rand::random())) => {}
+        }
+    }
+}
+
+async fn round(store: &SharedStore, bus: &dyn Bus) -> Result<(), StoreError> {
+    for released in store.reap(MAX_CRASHES, BATCH).await? {
+        tracing::warn!(run.id = %released.run_id, ended = released.ended, "took a run from a dead worker");
+        tell(bus, released);
+    }
+    for released in store.promote_due(BATCH).await? {
+        tell(bus, released);
+    }
+    Ok(())
+}
+
+fn tell(bus: &dyn Bus, released: Released) {
+    announce(bus, released.segments, released.wake);
+}
+
+async fn reconcile(store: &SharedStore) {
+    match store.reconcile().await {
+        Ok(0) => {}
+        Ok(repaired) => tracing::error!(repaired, "repaired rows that no path should produce"),
+        Err(error) => tracing::warn!(%error, "cannot reconcile"),
+    }
+}

@@ -1,0 +1,363 @@
+//! Group commit: the events and steps of all runs of this worker, in order, under their fence.
+//!
+//! Attempts hand what they have to say to a [`RunLog`]. One task gathers it: while a commit is under way, everything
+//! else waits and goes into the next one, so that a busy worker writes many runs at the price of one, and an idle one
+//! commits at once. Deltas are coalesced: the first of a step goes out at once, later ones wait up to [`Coalesce`].
+//! A segment is published only after its commit. A run has at most one append under way, so its segments become
+//! visible in order.
+
+mod pending;
+mod run_log;
+
+use std::{
+    collections::HashMap,
+    sync::{Arc, Weak},
+    time::Duration,
+};
+
+use longhaul_shared::{
+    admission::announce,
+    bus::Bus,
+    domain::{
+        ids::{Epoch, RunId, Seq},
+        retry::Backoff,
+    },
+    store::{Append, Committed, LogCursor, SharedStore, StoreError},
+};
+use tokio::{
+    sync::{mpsc, oneshot},
+    task::JoinHandle,
+    time::{Instant, sleep_until},
+};
+use tokio_util::sync::CancellationToken;
+
+use pending::Pending;
+pub use run_log::{Delta, DeltaKind, RunLog, Write};
+
+/// The most runs in one transaction.
+const BATCH: usize = 512;
+/// What attempts may have handed over and not seen taken: beyond it they wait.
+const BACKLOG: usize = 8_192;
+const RETRY: Backoff = Backoff::new(Duration::from_millis(50), Duration::from_secs(1));
+
+/// How long and how much deltas are gathered before they are committed.
+#[derive(Clone, Copy, Debug)]
+pub struct Coalesce {
+    pub time: Duration,
+    pub bytes: usize,
+}
+
+/// Why something was not recorded.
+#[derive(Clone, Debug, thiserror::Error)]
+pub enum RecordError {
+    /// The run is somebody else's: the attempt ends at once.
+    #[error("the lease is lost")]
+    LeaseLost,
+    /// The database refuses this very write for good.
+    #[error("the log cannot be written: {0}")]
+    Refused(StoreError),
+}
+
+/// Where a run's log stands after a commit.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Position {
+    /// The last event.
+    pub last: Seq,
+    /// The event that began the latest attempt at a step; 0 if none did.
+    pub step_started: Seq,
+}
+
+type Reply = oneshot::Sender<Result<Position, RecordError>>;
+
+/// What attempts send.
+enum Entry {
+    Open { writer: Weak<Writer>, template: Box<Append>, lost: CancellationToken },
+    Delta { key: Key, delta: Delta },
+    Write { key: Key, write: Box<Write>, reply: Option<Reply> },
+}
+
+/// One attempt's right to write.
+type Key = (RunId, Epoch);
+
+/// Lives as long as the attempt does: once it is gone, nothing more comes.
+struct Writer;
+
+/// Cheap to clone; the task ends when the last clone and the last [`RunLog`] are dropped.
+#[derive(Clone)]
+pub struct Recorder {
+    entries: mpsc::Sender<Entry>,
+}
+
+impl Recorder {
+    /// Starts the one task that commits.
+    pub fn start(store: SharedStore, bus: Arc<dyn Bus>, coalesce: Coalesce) -> (Self, JoinHandle<()>) {
+        let (entries, receiver) = mpsc::channel(BACKLOG);
+        let task = Task { store, bus, coalesce, runs: HashMap::new(), failures: 0, held_back: None };
+        (Self { entries }, tokio::spawn(task.run(receiver)))
+    }
+}
+
+struct Task {
+    store: SharedStore,
+    bus: Arc<dyn Bus>,
+    coalesce: Coalesce,
+    runs: HashMap<Key, Run>,
+    /// Commits that failed in a row for trouble that passes.
+    failures: u32,
+    /// Until when nothing is tried after such a failure.
+    held_back: Option<Instant>,
+}
+
+struct Run {
+    writer: Weak<Writer>,
+    /// Everything of an append that does not change.
+    template: Append,
+    lost: CancellationToken,
+    /// The number of the next event.
+    next: Seq,
+    step_started: Seq,
+    pending: Pending,
+    /// An append whose outcome is unknown: it goes again as it was, before anything else of this run.
+    unconfirmed: Option<InFlight>,
+}
+
+/// An append on its way, and who waits for it.
+struct InFlight {
+    append: Append,
+    step_started: Seq,
+    replies: Vec<Reply>,
+}
+
+impl Task {
+    async fn run(mut self, mut entries: mpsc::Receiver<Entry>) {
+        let mut is_open = true;
+        while is_open || !self.runs.is_empty() {
+            let due = self.next_due();
+            tokio::select! {
+                biased;
+                entry = entries.recv(), if is_open => match entry {
+                    Some(entry) => {
+                        self.take(entry);
+                        while let Ok(entry) = entries.try_recv() {
+                            self.take(entry);
+                        }
+                    }
+                    // What is left belongs to attempts that are gone, but it was said.
+                    None => is_open = false,
+                },
+                () = sleep_until(due.unwrap_or_else(Instant::now)), if due.is_some() => {}
+            }
+            let now = Instant::now();
+            if self.held_back.is_none_or(|until| until <= now) {
+                self.commit_due(now).await;
+            }
+            self.runs.retain(|_, run| !run.is_over());
+        }
+    }
+
+    /// When something is to be committed next.
+    fn next_due(&self) -> Option<Instant> {
+        let due = self.runs.values().filter_map(Run::due).min()?;
+        Some(self.held_back.map_or(due, |until| due.max(until)))
+    }
+
+    fn take(&mut self, entry: Entry) {
+        match entry {
+            Entry::Open { writer, template, lost } => {
+                let run = Run {
+                    writer,
+                    next: template.first_seq,
+                    template: *template,
+                    lost,
+                    step_started: 0,
+                    pending: Pending::default(),
+                    unconfirmed: None,
+                };
+                self.runs.insert(key_of(&run.template), run);
+            }
+            Entry::Delta { key, delta } => {
+                if let Some(run) = self.runs.get_mut(&key) {
+                    run.pending.push_delta(delta, self.coalesce);
+                }
+            }
+            Entry::Write { key, write, reply } => match self.runs.get_mut(&key) {
+                Some(run) => run.pending.push(*write, reply),
+                None => answer(reply, &Err(RecordError::LeaseLost)),
+            },
+        }
+    }
+
+    /// Commits what is due, together.
+    async fn commit_due(&mut self, now: Instant) {
+        let (appends, waiting): (Vec<Append>, Vec<_>) = self
+            .runs
+            .values_mut()
+            .filter(|run| run.due().is_some_and(|due| due <= now))
+            .filter_map(Run::begin)
+            .take(BATCH)
+            .map(|one| (one.append, (one.step_started, one.replies)))
+            .unzip();
+        if appends.is_empty() {
+            return;
+        }
+        let results = self.store.commit(&appends).await;
+        let mut trouble = None;
+        for ((append, (step_started, replies)), result) in appends.into_iter().zip(waiting).zip(results) {
+            let one = InFlight { append, step_started, replies };
+            match result {
+                Ok(committed) => self.succeed(one, committed),
+                Err(error) if error.is_transient() => {
+                    let run = self.runs.get_mut(&key_of(&one.append));
+                    if let Some(run) = run.filter(|run| !run.lost.is_cancelled()) {
+                        run.unconfirmed = Some(one);
+                        trouble = Some(error);
+                    } else {
+                        self.fail(one, &RecordError::LeaseLost);
+                    }
+                }
+                Err(StoreError::LeaseLost) => self.settle_refusal(one).await,
+                Err(error) => {
+                    tracing::error!(run.id = %one.append.run_id, %error, "a write of the log was refused");
+                    self.fail(one, &RecordError::Refused(error));
+                }
+            }
+        }
+        self.hold_back(trouble.as_ref());
+    }
+
+    fn hold_back(&mut self, trouble: Option<&StoreError>) {
+        self.failures = if trouble.is_some() { self.failures + 1 } else { 0 };
+        self.held_back = trouble.map(|error| {
+            tracing::warn!(%error, failures = self.failures, "cannot commit; trying again");
+            Instant::now() + RETRY.wait(self.failures, rand::random())
+        });
+    }
+
+    fn succeed(&mut self, one: InFlight, committed: Committed) {
+        let position = Position { last: one.append.last_seq(), step_started: one.step_started };
+        if let Some(run) = self.runs.get_mut(&key_of(&one.append)) {
+            run.unconfirmed = None;
+        }
+        announce(
+            &*self.bus,
+            std::iter::once(committed.segment).chain(committed.caused).collect(),
+            committed.wake,
+        );
+        for reply in one.replies {
+            answer(Some(reply), &Ok(position));
+        }
+    }
+
+    /// The position is taken: by somebody else, or by this very append in a commit whose answer was lost.
+    async fn settle_refusal(&mut self, one: InFlight) {
+        let append = &one.append;
+        let cursor = LogCursor {
+            workspace_id: append.workspace_id,
+            run_id: append.run_id,
+            after: append.first_seq - 1,
+        };
+        let there = match self.store.read_log(cursor, 1).await {
+            Ok(segments) => segments.into_iter().next(),
+            Err(error) if error.is_transient() => {
+                if let Some(run) = self.runs.get_mut(&key_of(append)) {
+                    run.unconfirmed = Some(one);
+                    self.hold_back(Some(&error));
+                }
+                return;
+            }
+            Err(_) => None,
+        };
+        // Another owner's first event is a claim or a release, so equal events are this writer's own.
+        let is_own = there.as_ref().is_some_and(|segment| {
+            segment.last == append.last_seq() && same_events(&segment.events, &append.events)
+        });
+        match there {
+            Some(segment) if is_own => {
+                self.succeed(one, Committed { segment, caused: vec![], wake: vec![] });
+            }
+            _ => self.fail(one, &RecordError::LeaseLost),
+        }
+    }
+
+    /// The append will never be written. After a lost lease nothing of this attempt is.
+    fn fail(&mut self, one: InFlight, error: &RecordError) {
+        let key = key_of(&one.append);
+        let mut replies = one.replies;
+        if let Some(run) = self.runs.get_mut(&key) {
+            run.unconfirmed = None;
+            // The numbers of what was not written are given out again.
+            run.next = one.append.first_seq;
+            if matches!(error, RecordError::LeaseLost) {
+                run.lost.cancel();
+                replies.extend(run.pending.abandon());
+                self.runs.remove(&key);
+            }
+        }
+        for reply in replies {
+            answer(Some(reply), &Err(error.clone()));
+        }
+    }
+}
+
+impl Run {
+    /// The attempt is gone and everything that it said is written.
+    fn is_over(&self) -> bool {
+        self.writer.strong_count() == 0 && self.pending.is_empty() && self.unconfirmed.is_none()
+    }
+
+    fn due(&self) -> Option<Instant> {
+        if self.unconfirmed.is_some() { Some(Instant::now()) } else { self.pending.due() }
+    }
+
+    /// What goes into the next commit.
+    fn begin(&mut self) -> Option<InFlight> {
+        // Told that the run is lost, this worker writes no more of it, although the fence would let it.
+        if self.lost.is_cancelled() {
+            let unconfirmed = self.unconfirmed.take().map(|one| one.replies).unwrap_or_default();
+            for reply in unconfirmed.into_iter().chain(self.pending.abandon()) {
+                answer(Some(reply), &Err(RecordError::LeaseLost));
+            }
+            return None;
+        }
+        if let Some(unconfirmed) = self.unconfirmed.take() {
+            return Some(unconfirmed);
+        }
+        let Some(gathered) = self.pending.take(self.next, &mut self.step_started) else {
+            // Nothing to append: everything that they ask about is written.
+            let position = Position { last: self.next - 1, step_started: self.step_started };
+            for reply in self.pending.abandon() {
+                answer(Some(reply), &Ok(position));
+            }
+            return None;
+        };
+        let append = Append {
+            first_seq: self.next,
+            events: gathered.events,
+            steps: gathered.steps,
+            calls: gathered.calls,
+            ending: gathered.ending,
+            ..self.template.clone()
+        };
+        self.next = append.last_seq() + 1;
+        Some(InFlight { append, step_started: self.step_started, replies: gathered.replies })
+    }
+}
+
+fn key_of(append: &Append) -> Key {
+    (append.run_id, append.epoch)
+}
+
+fn answer(reply: Option<Reply>, result: &Result<Position, RecordError>) {
+    if let Some(reply) = reply {
+        // An attempt that was cancelled no longer waits.
+        let _ = reply.send(result.clone());
+    }
+}
+
+fn same_events(
+    a: &[longhaul_shared::domain::event::Event],
+    b: &[longhaul_shared::domain::event::Event],
+) -> bool {
+    let json = |events| serde_json::to_string(events).expect("events are plain JSON");
+    json(a) == json(b)
+}

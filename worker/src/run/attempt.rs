@@ -1,0 +1,254 @@
+//! One worker's go at a run: load it, do one thing after the other, record how it ended or hand it back.
+
+use std::{panic::AssertUnwindSafe, sync::Arc, time::Duration};
+
+use futures::FutureExt;
+use longhaul_shared::{
+    admission::announce,
+    bus::Bus,
+    domain::{
+        event::{Event, EventData, ReleaseReason},
+        replay::{ModelMessage, Replay},
+        retry::Backoff,
+        run::{Ending, Run, RunError, Usage},
+        settle::settle,
+        transition::Reason,
+    },
+    queue::Leased,
+    store::{SharedStore, StoreError},
+    telemetry,
+};
+use tokio::time::{Instant, sleep};
+use tokio_util::sync::CancellationToken;
+use tracing::Instrument;
+
+use super::{
+    decide::{Next, State, next},
+    interrupt::{Exit, Interrupts},
+    prompt,
+};
+use crate::{
+    agents::{Agent, Agents},
+    recorder::{RecordError, Recorder, RunLog, Write},
+};
+
+/// What all attempts of a worker share.
+pub struct Attempts {
+    pub store: SharedStore,
+    pub bus: Arc<dyn Bus>,
+    pub recorder: Recorder,
+    pub agents: Agents,
+    pub max_calls_per_step: usize,
+    /// No new work is begun; attempts hand back at their next saved point.
+    pub drain: CancellationToken,
+    /// The drain time is over; attempts hand back where they are.
+    pub hard_stop: CancellationToken,
+}
+
+/// The wait before a run is tried again whose attempt broke for a reason of ours.
+const BROKEN_DELAY: Duration = Duration::from_secs(1);
+const RETRY: Backoff = Backoff::new(Duration::from_millis(100), Duration::from_secs(2));
+
+impl Attempts {
+    /// Works on the run until it is over, lost or handed back. Never panics: a panic is a broken attempt.
+    pub async fn work(&self, leased: Leased) {
+        let span = tracing::info_span!(
+            telemetry::span::ATTEMPT,
+            run.id = %leased.claim.run.id,
+            epoch = leased.claim.epoch,
+            step = tracing::field::Empty,
+        );
+        self.work_in_span(leased).instrument(span).await;
+    }
+
+    async fn work_in_span(&self, leased: Leased) {
+        let log = self.recorder.open(&leased.claim, leased.orders.lost.clone()).await;
+        tracing::debug!("begins");
+        let (reason, delay) = match AssertUnwindSafe(self.attempt(&leased, &log)).catch_unwind().await {
+            Ok(Ok(())) => return,
+            Ok(Err(Broken::Lost)) => {
+                tracing::warn!("the run was lost to another worker");
+                return;
+            }
+            Ok(Err(Broken::HandBack)) => (ReleaseReason::HandBack, Duration::ZERO),
+            Ok(Err(Broken::Store(error))) => {
+                tracing::error!(%error, "the attempt broke");
+                (ReleaseReason::Broken, BROKEN_DELAY)
+            }
+            // The panic itself was logged where it happened.
+            Err(_) => (ReleaseReason::Broken, BROKEN_DELAY),
+        };
+        if let Err(error) = self.hand_back(&leased, &log, reason, delay).await {
+            // The lease runs out or the run is found to be held by nobody: the reaper has it then.
+            tracing::warn!(%error, "cannot hand the run back");
+        }
+    }
+
+    async fn attempt(&self, leased: &Leased, log: &RunLog) -> Result<(), Broken> {
+        let mut attempt = Attempt::load(self, leased, log).await?;
+        loop {
+            let exit = match attempt.next() {
+                Next::CallModel { step } => attempt.call_model(step).await,
+                Next::RunTools { step } => attempt.run_tools(step).await,
+                Next::Finish(ending) => Err(Exit::Finish(ending)),
+                Next::HandBack => Err(Exit::HandBack),
+            };
+            match exit {
+                Ok(()) => {}
+                Err(Exit::Finish(ending)) => return attempt.finish(ending).await,
+                Err(Exit::HandBack) => return Err(Broken::HandBack),
+                Err(Exit::Lost) => return Err(Broken::Lost),
+            }
+            if attempt.is_over {
+                return Ok(());
+            }
+        }
+    }
+
+    /// Gives a run back that this worker has claimed, whether or not it was begun.
+    async fn hand_back(
+        &self,
+        leased: &Leased,
+        log: &RunLog,
+        reason: ReleaseReason,
+        delay: Duration,
+    ) -> Result<(), StoreError> {
+        let position = match log.write(Write::default()).await {
+            Ok(position) => position.last,
+            Err(RecordError::LeaseLost) => return Ok(()),
+            Err(RecordError::Refused(error)) => return Err(error),
+        };
+        let delay_ms = delay.as_millis() as i64;
+        let released = self.store.hand_back(&leased.claim, position, reason, delay_ms).await?;
+        announce(&*self.bus, released.segments, released.wake);
+        Ok(())
+    }
+}
+
+/// Why an attempt ends without the run's end.
+enum Broken {
+    Lost,
+    HandBack,
+    Store(StoreError),
+}
+
+impl From<RecordError> for Exit {
+    fn from(error: RecordError) -> Self {
+        match error {
+            RecordError::LeaseLost => Self::Lost,
+            RecordError::Refused(error) => Self::Finish(Ending::failed(
+                Reason::Internal,
+                RunError::new("log_refused", format!("the log refused what the run had to say: {error}")),
+            )),
+        }
+    }
+}
+
+/// The state of one attempt.
+pub(super) struct Attempt<'a> {
+    pub(super) cx: &'a Attempts,
+    pub(super) log: &'a RunLog,
+    pub(super) run: &'a Run,
+    pub(super) epoch: i64,
+    pub(super) agent: Arc<Agent>,
+    /// What the log says of this run. Its numbers are this attempt's own count: the recorder knows the real ones.
+    pub(super) replay: Replay,
+    pub(super) conversation: Vec<ModelMessage>,
+    pub(super) usage: Usage,
+    pub(super) interrupts: Interrupts,
+    /// The end is written.
+    pub(super) is_over: bool,
+}
+
+impl<'a> Attempt<'a> {
+    async fn load(cx: &'a Attempts, leased: &'a Leased, log: &'a RunLog) -> Result<Self, Broken> {
+        let run = &leased.claim.run;
+        let agent = cx.agents.get(&run.agent);
+        let (record, conversation) = loop_until_read(leased, || async {
+            let record = cx.store.records(run.workspace_id, &[run.id]).await?.pop();
+            Ok((
+                record.ok_or(StoreError::NotFound)?,
+                prompt::conversation(&*cx.store, run, &agent.instructions).await?,
+            ))
+        })
+        .await?;
+        let age = leased.claim.now - run.started_at.unwrap_or(leased.claim.now);
+        let left = u64::try_from(run.limits.deadline_ms - age).unwrap_or(0);
+        Ok(Self {
+            cx,
+            log,
+            run,
+            epoch: leased.claim.epoch,
+            agent: Arc::clone(&agent),
+            replay: prompt::replay_of(&record),
+            conversation,
+            usage: run.usage,
+            interrupts: Interrupts {
+                orders: Arc::clone(&leased.orders),
+                deadline: Instant::now() + Duration::from_millis(left),
+                hard_stop: cx.hard_stop.clone(),
+            },
+            is_over: false,
+        })
+    }
+
+    fn next(&self) -> Next {
+        next(State {
+            replay: &self.replay,
+            max_steps: self.run.limits.max_steps,
+            stop: self.interrupts.orders.stop_reason(),
+            is_past_deadline: Instant::now() >= self.interrupts.deadline,
+            is_draining: self.cx.drain.is_cancelled(),
+        })
+    }
+
+    /// Takes an event into this attempt's own picture of the log.
+    pub(super) fn note(&mut self, event: &Event) {
+        self.replay.apply(self.replay.position() + 1, 0, event);
+    }
+
+    /// Writes the end of the run.
+    async fn finish(&mut self, ending: Ending) -> Result<(), Broken> {
+        let write = self.ending(ending);
+        match self.log.write(write).await {
+            Ok(_) => {
+                self.is_over = true;
+                Ok(())
+            }
+            Err(RecordError::LeaseLost) => Err(Broken::Lost),
+            Err(RecordError::Refused(error)) => Err(Broken::Store(error)),
+        }
+    }
+
+    /// Everything that the end of the run consists of.
+    pub(super) fn ending(&self, ending: Ending) -> Write {
+        let (mut events, settlement) = settle(self.run.id, &self.replay, self.usage, &ending, self.epoch);
+        if ending.reason.is_ordered() {
+            events.insert(0, EventData::RunStopping {}.of_run());
+        }
+        tracing::info!(status = %ending.status(), reason = %ending.reason, "ends");
+        Write { events, steps: settlement.steps, calls: settlement.calls, ending: Some(ending) }
+    }
+}
+
+/// Reads until the database answers, the run is lost, or the answer is final.
+async fn loop_until_read<T, F: Future<Output = Result<T, StoreError>>>(
+    leased: &Leased,
+    read: impl Fn() -> F,
+) -> Result<T, Broken> {
+    let mut failures = 0;
+    loop {
+        match read().await {
+            Ok(value) => return Ok(value),
+            Err(error) if error.is_transient() => {
+                failures += 1;
+                tracing::warn!(%error, "cannot read the run; trying again");
+                tokio::select! {
+                    () = leased.orders.lost.cancelled() => return Err(Broken::Lost),
+                    () = sleep(RETRY.wait(failures, rand::random())) => {}
+                }
+            }
+            Err(error) => return Err(Broken::Store(error)),
+        }
+    }
+}

@@ -1,0 +1,156 @@
+//! What an attempt does next, as a pure function of what is known.
+
+use longhaul_shared::domain::{
+    replay::Replay,
+    run::{Ending, RunError},
+    step::FinishReason,
+    transition::Reason,
+};
+
+/// What the decision depends on.
+#[derive(Clone, Copy, Debug)]
+pub struct State<'a> {
+    pub replay: &'a Replay,
+    pub max_steps: u32,
+    /// The run is to end for this reason.
+    pub stop: Option<Reason>,
+    pub is_past_deadline: bool,
+    /// The worker shuts down.
+    pub is_draining: bool,
+}
+
+#[derive(Clone, Debug, PartialEq)]
+pub enum Next {
+    CallModel { step: u32 },
+    RunTools { step: u32 },
+    Finish(Ending),
+    HandBack,
+}
+
+/// The next action.
+pub fn next(state: State<'_>) -> Next {
+    if let Some(reason) = state.stop {
+        return Next::Finish(Ending { reason, error: None });
+    }
+    let last = state.replay.last_step();
+    if let Some((step, finish_reason)) = last
+        && state.replay.calls_of(step).next().is_none()
+    {
+        return Next::Finish(ending_of(finish_reason));
+    }
+    if state.is_past_deadline {
+        return Next::Finish(past_deadline());
+    }
+    if state.is_draining {
+        return Next::HandBack;
+    }
+    match last {
+        Some((step, _)) if state.replay.calls_of(step).any(|call| !call.state.is_settled()) => {
+            Next::RunTools { step }
+        }
+        Some((step, _)) if step >= state.max_steps => {
+            let error =
+                RunError::new("step_limit", format!("the run used all of its {} steps", state.max_steps));
+            Next::Finish(Ending::failed(Reason::StepLimit, error))
+        }
+        Some((step, _)) => Next::CallModel { step: step + 1 },
+        None => Next::CallModel { step: 1 },
+    }
+}
+
+/// How a run ends whose model has planned no more calls.
+fn ending_of(finish_reason: FinishReason) -> Ending {
+    match finish_reason {
+        FinishReason::ContentFilter => Ending::failed(
+            Reason::Provider,
+            RunError::new("content_filter", "the provider's content filter stopped the answer"),
+        ),
+        FinishReason::Stop
+        | FinishReason::Length
+        | FinishReason::ToolCalls
+        | FinishReason::Interrupted
+        | FinishReason::Other => Ending::done(),
+    }
+}
+
+pub fn past_deadline() -> Ending {
+    Ending::failed(Reason::Deadline, RunError::new("deadline", "the run took longer than it was given"))
+}
+
+#[cfg(test)]
+mod tests {
+    use longhaul_shared::domain::{
+        event::EventData,
+        ids::RunId,
+        run::Usage,
+        tool::{CallState, Effect},
+    };
+
+    use super::*;
+
+    fn replay(steps: &[(FinishReason, &[CallState])]) -> Replay {
+        let mut events = vec![];
+        for (step, (finish_reason, calls)) in (1..).zip(steps) {
+            for (call, state) in (1..).zip(*calls) {
+                let (call_id, name) = (format!("c{call}"), "t".to_owned());
+                let planned = EventData::ToolPlanned {
+                    call,
+                    call_id: call_id.clone(),
+                    name,
+                    arguments: "{}".into(),
+                    effect: Effect::Read,
+                };
+                events.push(planned.of_step(step, 1));
+                if *state != CallState::Planned {
+                    let finished =
+                        EventData::ToolFinished { call, call_id, state: *state, output: None, error: None };
+                    events.push(finished.of_step(step, 1));
+                }
+            }
+            let (finish_reason, usage) = (*finish_reason, Usage::default());
+            events.push(EventData::StepFinished { finish_reason, usage, tool_calls: 0 }.of_step(step, 1));
+        }
+        let mut replay = Replay::new(RunId::generate());
+        for (seq, event) in (1..).zip(&events) {
+            replay.apply(seq, 0, event);
+        }
+        replay
+    }
+
+    fn state(replay: &Replay) -> State<'_> {
+        State { replay, max_steps: 3, stop: None, is_past_deadline: false, is_draining: false }
+    }
+
+    const CALLS: (FinishReason, &[CallState]) = (FinishReason::ToolCalls, &[CallState::Succeeded]);
+    const ANSWER: (FinishReason, &[CallState]) = (FinishReason::Stop, &[]);
+
+    #[test]
+    fn a_run_goes_from_model_to_tools_to_model_to_its_end() {
+        assert_eq!(next(state(&replay(&[]))), Next::CallModel { step: 1 });
+        let open = (FinishReason::ToolCalls, &[CallState::Succeeded, CallState::Planned][..]);
+        assert_eq!(next(state(&replay(&[open]))), Next::RunTools { step: 1 });
+        assert_eq!(next(state(&replay(&[CALLS]))), Next::CallModel { step: 2 });
+        assert_eq!(next(state(&replay(&[CALLS, ANSWER]))), Next::Finish(Ending::done()));
+    }
+
+    #[test]
+    fn the_step_limit_holds_at_the_limit() {
+        assert_eq!(next(state(&replay(&[CALLS, CALLS]))), Next::CallModel { step: 3 });
+        let Next::Finish(ending) = next(state(&replay(&[CALLS, CALLS, CALLS]))) else { panic!("finish") };
+        assert_eq!(ending.reason, Reason::StepLimit);
+        assert_eq!(next(state(&replay(&[CALLS, CALLS, ANSWER]))), Next::Finish(Ending::done()));
+    }
+
+    #[test]
+    fn a_stop_comes_before_everything_and_an_answer_before_the_deadline() {
+        let answered = replay(&[ANSWER]);
+        let stopped = State { stop: Some(Reason::ChatDeleted), is_draining: true, ..state(&answered) };
+        assert_eq!(next(stopped), Next::Finish(Ending { reason: Reason::ChatDeleted, error: None }));
+        let late = State { is_past_deadline: true, is_draining: true, ..state(&answered) };
+        assert_eq!(next(late), Next::Finish(Ending::done()));
+        let calling = replay(&[CALLS]);
+        let late = State { is_past_deadline: true, ..state(&calling) };
+        assert_eq!(next(late), Next::Finish(past_deadline()));
+        assert_eq!(next(State { is_draining: true, ..state(&calling) }), Next::HandBack);
+    }
+}

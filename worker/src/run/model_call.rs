@@ -1,0 +1,238 @@
+//! One model call: streamed to the watchers, gathered, saved as a step.
+
+use std::collections::BTreeMap;
+
+use futures::StreamExt;
+use longhaul_shared::domain::{
+    event::EventData,
+    ids::Seq,
+    retry::Backoff,
+    run::{Ending, Usage},
+    step::{FinishReason, OutputPart, Step},
+    tool::{CallState, Effect, ToolCall, call_id, idempotency_key},
+    transition::Reason,
+};
+use std::time::Duration;
+use tokio::time::sleep;
+
+use super::{
+    attempt::Attempt,
+    decide::{Next, State, next},
+    interrupt::Exit,
+};
+use crate::{
+    provider::{CallDelta, ModelError, ModelEvent, ModelRequest},
+    recorder::{Delta, DeltaKind, Write},
+};
+
+/// How often a step is done over whose stream broke off.
+const RESTARTS: u32 = 3;
+const RESTART_WAIT: Backoff = Backoff::new(Duration::from_millis(200), Duration::from_secs(5));
+
+/// A whole answer of a model.
+#[derive(Default)]
+struct Answer {
+    calls: BTreeMap<u32, PlannedCall>,
+    usage: Usage,
+    finish_reason: Option<FinishReason>,
+}
+
+#[derive(Default)]
+struct PlannedCall {
+    name: String,
+    arguments: String,
+}
+
+enum Failure {
+    Exit(Exit),
+    Model(ModelError),
+}
+
+impl From<Exit> for Failure {
+    fn from(exit: Exit) -> Self {
+        Self::Exit(exit)
+    }
+}
+
+impl Attempt<'_> {
+    /// Calls the model and saves the step. A stream that breaks off is done over.
+    pub(super) async fn call_model(&mut self, step: u32) -> Result<(), Exit> {
+        tracing::Span::current().record("step", step);
+        let mut attempt = 1;
+        if let Some(open) = self.replay.open() {
+            let first_seq = open.first_seq;
+            attempt = open.attempt + 1;
+            self.restart(step, attempt, first_seq, "the worker before was lost").await;
+        }
+        let mut restarts = 0;
+        loop {
+            let error = match self.stream(step, attempt).await {
+                Ok(answer) => return self.save(step, attempt, answer).await,
+                Err(Failure::Exit(exit)) => return Err(exit),
+                Err(Failure::Model(error)) => error,
+            };
+            if !error.is_torn() || restarts == RESTARTS {
+                return Err(Exit::Finish(Ending::failed(Reason::Provider, (&error).into())));
+            }
+            restarts += 1;
+            attempt += 1;
+            tracing::warn!(%error, step, attempt, "the step is done over");
+            let position = self.log.write(Write::default()).await?;
+            self.restart(step, attempt, position.step_started, &error.to_string()).await;
+            self.interrupts.race(sleep(RESTART_WAIT.wait(restarts, rand::random()))).await?;
+        }
+    }
+
+    /// Tells watchers to drop what they saw of the step.
+    async fn restart(&mut self, step: u32, attempt: u32, drop_from: Seq, why: &str) {
+        let event = EventData::StepRestarted { drop_from, why: why.to_owned() }.of_step(step, attempt);
+        self.note(&event);
+        self.log.append(event).await;
+    }
+
+    async fn stream(&mut self, step: u32, attempt: u32) -> Result<Answer, Failure> {
+        let started = EventData::StepStarted { model: self.agent.model_name.clone() }.of_step(step, attempt);
+        self.note(&started);
+        self.log.append(started).await;
+
+        let request = ModelRequest {
+            model: self.agent.model_name.clone(),
+            messages: [&self.conversation[..], &self.replay.for_model()].concat(),
+            tools: self.agent.tools.specs().cloned().collect(),
+            temperature: self.agent.temperature,
+            max_output_tokens: self.run.limits.max_output_tokens,
+            run_id: self.run.id,
+            step,
+            attempt,
+        };
+        let interrupt = self.interrupts.clone().wait();
+        tokio::pin!(interrupt);
+        let mut stream = tokio::select! {
+            biased;
+            exit = &mut interrupt => return Err(exit.into()),
+            stream = self.agent.model.stream(request) => stream.map_err(Failure::Model)?,
+        };
+        let mut answer = Answer::default();
+        loop {
+            let item = tokio::select! {
+                biased;
+                exit = &mut interrupt => return Err(exit.into()),
+                item = stream.next() => item,
+            };
+            match item.unwrap_or(Err(ModelError::Truncated)).map_err(Failure::Model)? {
+                ModelEvent::Text(text) => {
+                    self.replay.extend_open(OutputPart::Text { text: text.clone() });
+                    self.log.delta(Delta { kind: DeltaKind::Text, step, attempt, text }).await;
+                }
+                ModelEvent::Reasoning(text) => {
+                    self.replay.extend_open(OutputPart::Reasoning { text: text.clone() });
+                    self.log.delta(Delta { kind: DeltaKind::Reasoning, step, attempt, text }).await;
+                }
+                ModelEvent::ToolCall(delta) => answer.add(delta, self.cx.max_calls_per_step)?,
+                ModelEvent::Usage(usage) => answer.usage = usage,
+                ModelEvent::Finish(finish_reason) => {
+                    answer.finish_reason = Some(finish_reason);
+                    // Read to its end, the connection can be used again; the next call does not wait for that.
+                    tokio::spawn(async move { while stream.next().await.is_some() {} });
+                    return Ok(answer);
+                }
+            }
+        }
+    }
+
+    /// Saves output and planned calls together; the end of the run too, if there is nothing more to do.
+    async fn save(&mut self, step: u32, attempt: u32, answer: Answer) -> Result<(), Exit> {
+        let finish_reason = answer.finish_reason.unwrap_or(FinishReason::Other);
+        let calls: Vec<ToolCall> = (1..)
+            .zip(answer.calls.into_values())
+            .map(|(number, call)| self.plan(step, number, call))
+            .collect();
+        let mut events: Vec<_> =
+            calls.iter().map(|call| planned_event(call).of_step(step, attempt)).collect();
+        let finished =
+            EventData::StepFinished { finish_reason, usage: answer.usage, tool_calls: calls.len() as u32 };
+        events.push(finished.of_step(step, attempt));
+        let open = self.replay.open();
+        let row = Step {
+            run_id: self.run.id,
+            step,
+            attempt,
+            epoch: self.epoch,
+            model: self.agent.model_name.clone(),
+            output: open.map(|open| open.output.clone()).unwrap_or_default(),
+            finish_reason,
+            usage: answer.usage,
+            first_seq: 0,
+            last_seq: 0,
+            started_at: 0,
+            finished_at: 0,
+        };
+        for event in &events {
+            self.note(event);
+        }
+        self.usage = self.usage.plus(answer.usage);
+        let mut write = Write { events, steps: vec![row], calls, ending: None };
+        let after = next(State {
+            replay: &self.replay,
+            max_steps: self.run.limits.max_steps,
+            stop: None,
+            is_past_deadline: false,
+            is_draining: false,
+        });
+        if let Next::Finish(ending) = after {
+            let end = self.ending(ending);
+            write.events.extend(end.events);
+            write.ending = end.ending;
+        }
+        let is_end = write.ending.is_some();
+        self.log.write(write).await?;
+        self.is_over = is_end;
+        Ok(())
+    }
+
+    fn plan(&self, step: u32, number: u32, call: PlannedCall) -> ToolCall {
+        let effect = self.agent.tools.get(&call.name).map_or(Effect::Read, |tool| tool.spec().effect);
+        ToolCall {
+            run_id: self.run.id,
+            step,
+            call: number,
+            call_id: call_id(self.run.id, step, number),
+            name: call.name,
+            arguments: call.arguments,
+            effect,
+            state: CallState::Planned,
+            idempotency_key: idempotency_key(self.run.id, step, number),
+            epoch: self.epoch,
+            output: None,
+            error: None,
+            planned_at: None,
+            dispatched_at: None,
+            settled_at: None,
+        }
+    }
+}
+
+fn planned_event(call: &ToolCall) -> EventData {
+    EventData::ToolPlanned {
+        call: call.call,
+        call_id: call.call_id.clone(),
+        name: call.name.clone(),
+        arguments: call.arguments.clone(),
+        effect: call.effect,
+    }
+}
+
+impl Answer {
+    fn add(&mut self, delta: CallDelta, most: usize) -> Result<(), Failure> {
+        if !self.calls.contains_key(&delta.index) && self.calls.len() == most {
+            return Err(Failure::Model(ModelError::OutputTooLarge {
+                limit: most,
+                of: "tool calls in a step",
+            }));
+        }
+        let call = self.calls.entry(delta.index).or_default();
+        call.name.push_str(delta.name.as_deref().unwrap_or_default());
+        call.arguments.push_str(&delta.arguments);
+        Ok(())
+    }
+}

@@ -1,0 +1,198 @@
+use longhaul_shared::{
+    domain::ids::{RunId, WorkspaceId},
+    net_guard::{ClientOptions, NetGuard},
+};
+
+use super::*;
+use crate::fixture::{Act, Fixture, answer, open_head};
+
+const SECRET: &str = "tool-secret-123";
+const JSON: &[(&str, &str)] = &[("content-type", "application/json")];
+
+fn tool(fixture: &Fixture, effect: Effect, adjust: impl FnOnce(&mut HttpToolOptions)) -> HttpTool {
+    let spec = ToolSpec {
+        name: "charge".into(),
+        description: "Charges.".into(),
+        parameters: json!({"type": "object"}),
+        effect,
+    };
+    let mut options = HttpToolOptions::new(spec, fixture.url.clone(), fixture.client());
+    options.headers = vec![("authorization".into(), format!("Bearer {SECRET}"))];
+    options.backoff = Backoff::new(Duration::from_millis(1), Duration::from_millis(5));
+    options.timeout = Some(Duration::from_secs(2));
+    adjust(&mut options);
+    HttpTool::new(options).unwrap()
+}
+
+fn context() -> ToolContext {
+    let run_id = RunId::generate();
+    ToolContext {
+        workspace_id: WorkspaceId::generate(),
+        run_id,
+        step: 2,
+        call: 1,
+        idempotency_key: format!("{run_id}:2:1"),
+        traceparent: Some("00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01".into()),
+        timeout: Duration::from_mins(2),
+    }
+}
+
+/// The outcome, and how many requests it took.
+async fn call(plays: Vec<Vec<Act>>, effect: Effect) -> (ToolOutcome, usize) {
+    let fixture = Fixture::start(plays).await;
+    let outcome = tool(&fixture, effect, |_| {}).call(&json!({}), &context()).await;
+    (outcome, fixture.seen().len())
+}
+
+fn succeeded(text: &str) -> ToolOutcome {
+    ToolOutcome::Succeeded(text.into())
+}
+
+#[tokio::test]
+async fn the_request_says_who_calls_and_under_which_key() {
+    let fixture = Fixture::start(vec![answer("200 OK", JSON, r#"{"ok":true}"#)]).await;
+    let cx = context();
+    let outcome = tool(&fixture, Effect::Once, |_| {}).call(&json!({"op": "a"}), &cx).await;
+    assert_eq!(outcome, succeeded(r#"{"ok":true}"#));
+    let seen = &fixture.seen()[0];
+    assert!(seen.head.starts_with("POST /v1 HTTP/1.1"));
+    assert_eq!(seen.body, r#"{"arguments":{"op":"a"}}"#);
+    for (name, value) in [
+        ("idempotency-key", cx.idempotency_key.as_str()),
+        ("x-longhaul-run-id", &cx.run_id.to_string()),
+        ("x-longhaul-workspace", &cx.workspace_id.to_string()),
+        ("traceparent", cx.traceparent.as_deref().unwrap()),
+        ("authorization", &format!("Bearer {SECRET}")),
+        ("content-type", "application/json"),
+    ] {
+        assert_eq!(seen.header(name), Some(value), "{name}");
+    }
+}
+
+#[tokio::test]
+async fn a_repeatable_call_is_sent_again_with_the_same_key() {
+    let plays =
+        || vec![answer("503 Service Unavailable", &[], ""), vec![Act::Reset], answer("200 OK", JSON, "done")];
+    for effect in [Effect::Read, Effect::Idempotent] {
+        let fixture = Fixture::start(plays()).await;
+        let outcome = tool(&fixture, effect, |_| {}).call(&json!({}), &context()).await;
+        assert_eq!(outcome, succeeded("done"));
+        let seen = fixture.seen();
+        assert_eq!(seen.len(), 3);
+        assert!(seen.iter().all(|one| one.header("idempotency-key") == seen[0].header("idempotency-key")));
+    }
+    let (outcome, requests) = call(vec![answer("502 Bad Gateway", &[], "no\nluck")], Effect::Read).await;
+    assert_eq!((outcome, requests), (ToolOutcome::Failed("the tool answered 502: no luck".into()), 3));
+    let (outcome, requests) = call(vec![answer("500 Oops", &[], "")], Effect::Idempotent).await;
+    assert_eq!((matches!(outcome, ToolOutcome::Failed(_)), requests), (true, 1));
+}
+
+#[tokio::test]
+async fn a_call_that_must_happen_once_is_sent_once_and_becomes_unknown() {
+    let lie = b"HTTP/1.1 200 OK\r\ncontent-length: 1000\r\n\r\nshort".to_vec();
+    for play in [
+        vec![Act::Reset],
+        vec![Act::Close],
+        answer("500 Oops", &[], "x"),
+        answer("503 Service Unavailable", &[], "x"),
+        vec![Act::Send(lie), Act::Close],
+        vec![Act::Hang],
+    ] {
+        let fixture = Fixture::start(vec![play]).await;
+        let tool = tool(&fixture, Effect::Once, |options| options.timeout = Some(Duration::from_millis(300)));
+        let outcome = tool.call(&json!({}), &context()).await;
+        assert!(matches!(outcome, ToolOutcome::Unknown(_)), "{outcome:?}");
+        assert_eq!(fixture.seen().len(), 1);
+    }
+}
+
+#[tokio::test]
+async fn a_call_that_never_left_or_was_turned_down_has_failed() {
+    for effect in [Effect::Once, Effect::Read] {
+        let (outcome, requests) = call(vec![answer("422 Unprocessable", &[], "no such\n op")], effect).await;
+        assert_eq!((outcome, requests), (ToolOutcome::Failed("the tool answered 422: no such op".into()), 1));
+        let redirect = answer("302 Found", &[("location", "http://169.254.169.254/")], "");
+        let (outcome, requests) = call(vec![redirect], effect).await;
+        assert_eq!(
+            (outcome, requests),
+            (ToolOutcome::Failed("the tool answered 302: redirects are not followed".into()), 1)
+        );
+    }
+    // Nobody listens on a port that was just given back.
+    let port = std::net::TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port();
+    let fixture = Fixture::start(vec![vec![]]).await;
+    let tool_at = |allow: bool| {
+        let pairs = if allow { vec![format!("127.0.0.1:{port}")] } else { vec![] };
+        tool(&fixture, Effect::Once, |options| {
+            options.url.set_port(Some(port)).unwrap();
+            options.client = NetGuard::new(&pairs).unwrap().client(&ClientOptions::default()).unwrap();
+        })
+    };
+    for (allow, words) in [(true, "could not be reached"), (false, "net.allow")] {
+        match tool_at(allow).call(&json!({}), &context()).await {
+            ToolOutcome::Failed(why) => assert!(why.contains(words), "{why}"),
+            outcome => panic!("{outcome:?}"),
+        }
+    }
+}
+
+#[tokio::test]
+async fn an_answer_without_end_is_cut_and_its_connection_closed() {
+    let endless = vec![open_head("text/plain"), Act::Repeat(vec![b'x'; 64 << 10])];
+    let fixture = Fixture::start(vec![endless]).await;
+    let outcome =
+        tool(&fixture, Effect::Once, |options| options.max_bytes = 1000).call(&json!({}), &context()).await;
+    match outcome {
+        ToolOutcome::Succeeded(text) => assert!(text.len() <= 1000 && text.ends_with("[cut]"), "{text}"),
+        outcome => panic!("{outcome:?}"),
+    }
+    fixture.closed().await;
+}
+
+#[tokio::test]
+async fn silence_in_the_middle_and_endless_dripping_both_end() {
+    for (act, words) in [(Act::Hang, "went silent"), (Act::Repeat(b"x".to_vec()), "did not answer within")] {
+        let fixture =
+            Fixture::start(vec![vec![open_head("text/plain"), Act::Send(b"x".to_vec()), act]]).await;
+        let tool = tool(&fixture, Effect::Once, |options| {
+            options.idle_timeout = Duration::from_millis(100);
+            options.timeout = Some(Duration::from_millis(400));
+        });
+        match tool.call(&json!({}), &context()).await {
+            ToolOutcome::Unknown(why) => assert!(why.contains(words), "{why}"),
+            outcome => panic!("{outcome:?}"),
+        }
+        fixture.closed().await;
+    }
+}
+
+#[tokio::test]
+async fn odd_bytes_are_sanitised_and_secrets_are_cleared() {
+    let echo = format!("\0 you sent {SECRET} and Bearer {SECRET}");
+    for (status, expected) in [
+        ("200 OK", succeeded("\u{fffd} you sent [redacted] and [redacted]")),
+        (
+            "403 Forbidden",
+            ToolOutcome::Failed("the tool answered 403: \u{fffd} you sent [redacted] and [redacted]".into()),
+        ),
+    ] {
+        assert_eq!(call(vec![answer(status, &[], &echo)], Effect::Once).await.0, expected);
+    }
+    let bytes = [b"HTTP/1.1 200 OK\r\ncontent-length: 3\r\n\r\n".as_slice(), b"a\xffb"].concat();
+    assert_eq!(call(vec![vec![Act::Send(bytes)]], Effect::Read).await.0, succeeded("a\u{fffd}b"));
+    // The divided secret at the cut is not half shown.
+    let fixture = Fixture::start(vec![answer("200 OK", &[], &format!("{}{SECRET}", "x".repeat(990)))]).await;
+    let outcome =
+        tool(&fixture, Effect::Read, |options| options.max_bytes = 1000).call(&json!({}), &context()).await;
+    assert!(!format!("{outcome:?}").contains("tool-"), "{outcome:?}");
+    let gzip = answer("200 OK", &[("content-encoding", "gzip")], "\u{1f}bomb");
+    assert!(format!("{:?}", call(vec![gzip], Effect::Once).await.0).contains("compressed"));
+}
+
+#[tokio::test]
+async fn giving_a_call_up_closes_its_connection() {
+    let fixture = Fixture::start(vec![vec![Act::Hang]]).await;
+    let tool = tool(&fixture, Effect::Once, |_| {});
+    assert!(timeout(Duration::from_millis(100), tool.call(&json!({}), &context())).await.is_err());
+    fixture.closed().await;
+}
