@@ -89,7 +89,7 @@ pub(crate) async fn run(global: &Global, command: Command) -> Outcome {
             output.one(&run.raw, || detail(&run.item))
         }
         Command::Steps { id } => {
-            let steps = client.list::<Step>(&["v1", "runs", &id, "steps"], Vec::new(), 200, true).await?;
+            let steps = client.whole_list::<Step>(&["v1", "runs", &id, "steps"]).await?;
             output.list(STEP_HEAD, &steps, |step| step.raw.clone(), |step| step_row(&step.item))
         }
         Command::Tail { id, after, format } => {

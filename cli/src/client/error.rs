@@ -82,9 +82,9 @@ fn worded(status: StatusCode, problem: &Problem) -> String {
     let words = problem.detail.as_ref().or(problem.title.as_ref());
     let mut text = words.cloned().unwrap_or_else(|| format!("the server answered {status}"));
     for Field { pointer, detail } in &problem.errors {
-        if let Some(detail) = detail {
-            let _ = write!(text, "; {}: {detail}", pointer.as_deref().unwrap_or("body"));
-        }
+        // A problem with a single field may be summed up by it.
+        let Some(detail) = detail.as_ref().filter(|detail| !text.contains(*detail)) else { continue };
+        let _ = write!(text, "; {}: {detail}", pointer.as_deref().unwrap_or("body"));
     }
     let marks = [problem.code.clone(), problem.request_id.as_ref().map(|id| format!("request {id}"))];
     let marks: Vec<String> = marks.into_iter().flatten().collect();
@@ -132,6 +132,9 @@ mod tests {
         let failure =
             refused(400, r#"{"title":"Bad request","errors":[{"pointer":"/agent","detail":"is unknown"}]}"#);
         assert_eq!(failure.message.as_deref(), Some("Bad request; /agent: is unknown"));
+        let summed =
+            r#"{"detail":"/agent: is unknown","errors":[{"pointer":"/agent","detail":"is unknown"}]}"#;
+        assert_eq!(refused(400, summed).message.as_deref(), Some("/agent: is unknown"));
         assert_eq!(refused(502, "{}").message.as_deref(), Some("the server answered 502 Bad Gateway"));
     }
 }
