@@ -12,10 +12,11 @@ use super::{
     super::{insert_run::insert_run, is_lock_timeout, reset_lock_timeout, set_lock_timeout},
     Db, SqlStore,
     rows::{self, get, run_columns, run_place},
+    to_its_end,
 };
 use crate::{
     domain::{
-        event::{EventData, Segment},
+        event::{Event, EventData, Segment},
         ids::{ChatId, MessageId, Millis, RunId, WorkspaceId},
         run::{Run, Usage},
         transition::RunStatus,
@@ -60,6 +61,13 @@ struct Answer {
 #[async_trait]
 impl crate::store::Admission for SqlStore {
     async fn admit(&self, new: NewRun) -> std::result::Result<Admitted, AdmitError> {
+        let store = self.clone();
+        to_its_end(async move { store.admit_new(new).await }).await
+    }
+}
+
+impl SqlStore {
+    async fn admit_new(&self, new: NewRun) -> std::result::Result<Admitted, AdmitError> {
         let mut tx = self.begin().await?;
         if let Some(key) = &new.idempotency
             && let Some(admitted) = claim_key(&mut tx, &new, key).await?
@@ -301,9 +309,33 @@ async fn repeated_message(
     let (true, Some(run_id)) = (same, get::<Option<Uuid>>(&row, "run_id")?) else {
         return Err(AdmitError::MessageIdReused);
     };
-    let run = read_run(tx, new.workspace_id, run_id.into()).await?;
-    let status = if run.status == RunStatus::Running { RunStatus::Pending } else { run.status };
-    replayed(tx, new.workspace_id, run.id, Answer { status, position: None }).await.map(Some)
+    let answer = first_answer(tx, new.workspace_id, run_id.into()).await?;
+    replayed(tx, new.workspace_id, run_id.into(), answer).await.map(Some)
+}
+
+/// What the first call was told is also what the run's first event says.
+async fn first_answer(
+    tx: &mut Transaction<'static, Db>,
+    workspace: WorkspaceId,
+    run_id: RunId,
+) -> Result<Answer> {
+    let row = sqlx::query(
+        "select run_id, first_seq, last_seq, events, created_at from run_events \
+         where workspace_id = $1 and run_id = $2 and first_seq = 1",
+    )
+    .bind(workspace.0)
+    .bind(run_id.0)
+    .fetch_one(&mut **tx)
+    .await?;
+    match rows::segment(&row)?.events.first().and_then(Event::data) {
+        Some(EventData::RunQueued { status, position, .. }) => Ok(Answer { status, position }),
+        _ => Err(StoreError::Corrupt {
+            table: "run_events",
+            column: "events",
+            id: run_id.to_string(),
+            detail: "the first event is not `run.queued`".to_owned(),
+        }),
+    }
 }
 
 async fn replayed(
