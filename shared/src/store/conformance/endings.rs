@@ -49,12 +49,12 @@ async fn assert_stopped(db: &Database, run: &Run) {
 
 async fn a_run_that_nobody_holds_ends_when_it_is_stopped(db: Database) {
     let acme = db.workspace("acme").await;
+    let claim = db.held_run(acme).await;
     let chat = db.chat(acme, "one").await.id;
     let pending = db.submit(acme, chat).await.run;
     let queued = db.submit(acme, chat).await.run;
     let later = NewRun { start: Some(StartAt::In(60_000)), ..new_run(acme, Some(chat)) };
     let scheduled = db.store.admit(later).await.unwrap().run;
-    let claim = db.held_run(acme).await;
     db.store.hand_back(&claim, claim.last_seq, ReleaseReason::HandBack, 0).await.unwrap();
     for run in [scheduled, queued, pending, claim.run] {
         let outcome = db.store.stop_run(acme, run.id).await.unwrap();

@@ -67,8 +67,10 @@ impl Database {
 
     /// A run in a chat of its own, claimed by a worker of its own.
     pub(super) async fn held_run(&self, workspace: WorkspaceId) -> Claim {
-        self.store.admit(new_run(workspace, None)).await.unwrap();
-        self.claim(self.worker(1).await).await
+        let run = self.store.admit(new_run(workspace, None)).await.unwrap().run;
+        let claim = self.claim(self.worker(1).await).await;
+        assert_eq!(claim.run.id, run.id, "nothing else was there to claim");
+        claim
     }
 
     /// The worker's lease runs out now.

@@ -114,9 +114,6 @@ impl Storm {
                 let results = store.commit(&shares).await;
                 let mut kept = vec![];
                 for (((claim, _, step), share), result) in held.into_iter().zip(shares).zip(results) {
-                    if matches!(result, Err(StoreError::LeaseLost)) {
-                        self.count(FENCED, 1);
-                    }
                     let committed = self.check("commit", result).is_some();
                     if committed && share.ending.is_none() {
                         kept.push((claim, share.last_seq() + 1, step + share.steps.len() as u32));
@@ -129,13 +126,21 @@ impl Storm {
                 pause(&mut random, 4).await;
             }
             if random.random() {
-                for (claim, next, _) in held {
+                for (claim, next, _) in held.drain(..) {
                     let back = store.hand_back(&claim, next - 1, ReleaseReason::HandBack, 0).await;
                     self.check("hand back", back);
                 }
             }
-            // The others die with the worker, whose late writes are to be refused.
+            // Otherwise it freezes with all that it holds, loses its lease, and wakes up in mid-sentence.
             self.check("retire", store.retire_worker(worker).await);
+            pause(&mut random, 40).await;
+            let late: Vec<_> = held.iter().map(|(claim, next, step)| saving(claim, *next, *step)).collect();
+            for result in store.commit(&late).await {
+                if matches!(result, Err(StoreError::LeaseLost)) {
+                    self.count(FENCED, 1);
+                }
+                self.check("late commit", result);
+            }
         }
     }
 

@@ -110,8 +110,10 @@ const FULL: &str = concat!(
     delete from jobs j using run where j.run_id = run.id and j.kind = 'run' and run.end_status is not null
 ), next as (
     select distinct on (q.chat_id) q.workspace_id, q.id, q.queue, q.priority
-    from run join runs q on q.chat_id = run.chat_id and q.status = 'queued'
-    where run.end_status is not null
+    from run join runs q on q.chat_id = run.chat_id and q.status = 'queued' and q.id <> run.id
+    -- A run that only waited for the slot leaves it to whoever holds it.
+    where run.end_status is not null and not exists (select from runs a where a.chat_id = run.chat_id
+        and a.status in ('pending', 'running', 'waiting') and a.id <> run.id)
     order by q.chat_id, q.turn
 ), promoted as (
     update runs r set status = 'pending', updated_at = now_ms() from next

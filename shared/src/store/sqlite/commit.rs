@@ -177,13 +177,15 @@ async fn write_call(tx: &mut SqliteConnection, append: &Append, call: &ToolCall,
     holds(done.rows_affected())
 }
 
-/// The chat's next queued run takes the slot that has become free.
+/// The chat's next queued run takes the slot if it has become free: a run that only waited for it leaves it to its
+/// holder.
 async fn promote_next(tx: &mut SqliteConnection, append: &Append, outcome: &mut Outcome) -> Result<()> {
     let promoted = sqlx::query(concat!(
         "update runs set status = 'pending', updated_at = ",
         now!(),
         " where workspace_id = $1 and id = (select id from runs where chat_id = $2 and status = 'queued' \
-          order by turn limit 1) and status = 'queued' returning id, queue, priority"
+          order by turn limit 1) and status = 'queued' and not exists (select 1 from runs a where a.chat_id = $2 \
+          and a.status in ('pending', 'running', 'waiting')) returning id, queue, priority"
     ))
     .bind(append.workspace_id.0)
     .bind(append.chat_id.0)
