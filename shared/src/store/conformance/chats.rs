@@ -79,7 +79,8 @@ async fn patches_of_different_fields_at_once_both_hold(db: Database) {
             db.store.update_chat(acme, chat.id, title),
             db.store.update_chat(acme, chat.id, context)
         );
-        (a.unwrap(), b.unwrap());
+        a.unwrap();
+        b.unwrap();
         let now = db.store.chat(acme, chat.id).await.unwrap();
         assert_eq!((now.title.as_ref(), now.context_ref.as_ref()), (Some(&word), Some(&word)));
     }

@@ -137,8 +137,8 @@ fn postgres_server() -> Option<PgConnectOptions> {
             Some(options)
         }
         Err(_) if env::var("LONGHAUL_TEST_QUICK").is_ok_and(|value| value == "1") => None,
-        Err(_) => panic!(
-            "no Postgres to test on: run `cargo xtask test`, set LONGHAUL_TEST_POSTGRES_URL, or leave it out with \
+        Err(error) => panic!(
+            "no Postgres to test on ({error}): run `cargo xtask test`, set LONGHAUL_TEST_POSTGRES_URL, or leave it out with \
              LONGHAUL_TEST_QUICK=1"
         ),
     }
@@ -152,8 +152,8 @@ async fn template(admin: &mut PgConnection, server: &PgConnectOptions) -> String
     for migration in postgres::MIGRATIONS.iter() {
         digest.update(&migration.checksum);
     }
-    let checksum: String = digest.finalize().iter().take(8).map(|byte| format!("{byte:02x}")).collect();
-    let name = format!("longhaul_template_{checksum}");
+    let checksum = digest.finalize().iter().take(8).fold(0_u64, |sum, byte| sum << 8 | u64::from(*byte));
+    let name = format!("longhaul_template_{checksum:016x}");
 
     execute(admin, format!("select pg_advisory_lock({LOCK})")).await;
     let exists: bool = sqlx::query_scalar("select exists (select 1 from pg_database where datname = $1)")

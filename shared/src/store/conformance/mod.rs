@@ -7,6 +7,7 @@
 mod admission;
 mod chats;
 mod endings;
+mod fence;
 mod fixtures;
 mod harness;
 mod idempotency;
@@ -17,6 +18,7 @@ mod queue;
 mod releases;
 mod runs;
 mod schema;
+mod stops;
 mod storm;
 mod tenants;
 mod workspaces;

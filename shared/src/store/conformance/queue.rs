@@ -23,6 +23,8 @@ upheld! {
     the_highest_priority_goes_first_and_then_the_oldest,
     only_what_is_due_and_in_the_named_queues_is_claimed,
     claimers_take_every_job_once_and_never_more_than_the_limit,
+    a_claim_keeps_to_its_limit_under_any_plan,
+    a_job_that_somebody_locks_keeps_no_claimer_waiting,
     a_worker_without_a_lease_takes_nothing,
     a_heartbeat_extends_the_lease_and_tells_of_stops,
     an_expired_lease_is_never_revived,
@@ -170,6 +172,48 @@ async fn claimers_take_every_job_once_and_never_more_than_the_limit(db: Database
     assert_eq!(taken.len(), jobs);
     assert_eq!(taken.iter().collect::<BTreeSet<_>>().len(), jobs);
     assert!(taken.contains(&chat.id));
+}
+
+async fn a_claim_keeps_to_its_limit_under_any_plan(db: Database) {
+    let acme = db.workspace("acme").await;
+    for _ in 0..20 {
+        db.store.admit(new_run(acme, None)).await.unwrap();
+    }
+    let worker = db.worker(20).await;
+    if let Some((pool, store)) = db.on_postgres(|_| ()) {
+        // What is left is the nested loop, which would look for jobs again and again.
+        let name: String = sqlx::query_scalar("select current_database()").fetch_one(&pool).await.unwrap();
+        for plan in
+            ["hashjoin", "mergejoin", "material", "memoize", "hashagg", "sort", "indexscan", "bitmapscan"]
+        {
+            db.execute(&format!("alter database {name} set enable_{plan} = off")).await.unwrap();
+        }
+        for limit in [1, 2, 3] {
+            let claims = store.claim(worker, &[QUEUE.to_owned()], limit).await.unwrap();
+            assert_eq!(claims.len(), limit as usize);
+        }
+        store.close().await;
+    } else {
+        assert_eq!(claimed(&db, worker, QUEUE, 6).await.len(), 6);
+    }
+    assert_eq!(db.store.held_by(worker).await.unwrap().len(), 6);
+}
+
+async fn a_job_that_somebody_locks_keeps_no_claimer_waiting(db: Database) {
+    let acme = db.workspace("acme").await;
+    let locked = db.store.admit(new_run(acme, None)).await.unwrap().run;
+    let free = db.store.admit(new_run(acme, None)).await.unwrap().run;
+    let worker = db.worker(9).await;
+    if let Some((pool, _)) = db.on_postgres(|_| ()) {
+        let mut other = pool.begin().await.unwrap();
+        let sql = "select id from jobs where run_id = $1 for update";
+        sqlx::query(sql).bind(locked.id.0).execute(&mut *other).await.unwrap();
+        assert_eq!(claimed(&db, worker, QUEUE, 9).await, [free.id]);
+        other.rollback().await.unwrap();
+        assert_eq!(claimed(&db, worker, QUEUE, 9).await, [locked.id]);
+    } else {
+        assert_eq!(claimed(&db, worker, QUEUE, 9).await, [locked.id, free.id]);
+    }
 }
 
 async fn a_worker_without_a_lease_takes_nothing(db: Database) {

@@ -239,7 +239,7 @@ async fn a_storm_ends_without_deadlocks_and_with_every_run_over(db: Database) {
         storm.delete(seed()),
     );
     storm.calm().await;
-    let faults = storm.faults.lock().unwrap();
+    let faults = std::mem::take(&mut *storm.faults.lock().unwrap());
     assert!(faults.is_empty(), "{} faults, such as {:#?}", faults.len(), &faults[..faults.len().min(5)]);
     let counts = storm.counts.each_ref().map(|count| count.load(Ordering::Relaxed));
     assert!(counts.iter().all(|count| *count > 0), "too calm: {counts:?}");

@@ -10,6 +10,7 @@ use super::{Db, KIND, MIGRATIONS, SqlStore, lists};
 
 pub(super) mod admission;
 mod chats;
+mod idempotency;
 mod jobs;
 pub(super) mod log;
 mod log_read;

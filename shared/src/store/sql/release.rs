@@ -86,12 +86,11 @@ pub(super) async fn reap(
     let run = read_run(&mut tx, workspace, run_id).await?;
     let crashes = job.crashes_with_this(&run);
     let ending = stopped(&run).or_else(|| (crashes > max_crashes).then(|| crash_limit(crashes)));
-    let released = match ending {
-        Some(ending) => end(&mut tx, &run, &job, &ending).await?,
-        None => {
-            let delay_ms = crash_delay_ms(crashes);
-            make_pending(&mut tx, &run, &job, ReleaseReason::Expired, Some(crashes), delay_ms).await?
-        }
+    let released = if let Some(ending) = ending {
+        end(&mut tx, &run, &job, &ending).await?
+    } else {
+        let delay_ms = crash_delay_ms(crashes);
+        make_pending(&mut tx, &run, &job, ReleaseReason::Expired, Some(crashes), delay_ms).await?
     };
     tx.commit().await?;
     Ok(Some(released))
