@@ -298,8 +298,8 @@ async fn a_heartbeat_and_a_reaper_never_both_win(db: Database) {
         let reap = async {
             barrier.wait().await;
             loop {
-                let released = db.second.reap(1_000, 9).await.unwrap();
                 let over = db.second.now().await.unwrap() > until + 5;
+                let released = db.second.reap(1_000, 9).await.unwrap();
                 if over || !released.is_empty() {
                     return released;
                 }

@@ -238,13 +238,13 @@ async fn a_run_that_is_held_unknowingly_is_given_back(db: Database) {
 
 async fn reconcile_finds_nothing_in_a_healthy_database(db: Database) {
     let acme = db.workspace("acme").await;
+    db.held_run(acme).await;
     let chat = db.chat(acme, "one").await.id;
     for _ in 0..3 {
         db.submit(acme, chat).await;
     }
     let claim = db.claim(db.worker(1).await).await;
     db.commit(finishing(&claim, claim.last_seq + 1, Ending::done())).await;
-    db.held_run(acme).await;
     db.store.admit(new_run(acme, None)).await.unwrap();
     let before = db.everything().await;
     assert_eq!(db.store.reconcile().await.unwrap(), 0);
