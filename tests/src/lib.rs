@@ -5,27 +5,38 @@
 //! that write down what they saw: [`fake_provider`], a model API with scripted answers and faults, and
 //! [`tool_server`], which counts side effects. Both have [`gate`]s, so that a test waits for "the stream stands at
 //! token 7" instead of for time to pass. [`relay`] is a cable to cut in front of any of them. [`http`] is the little
-//! HTTP that the two servers speak, by hand, because they have to break it.
+//! HTTP that the two servers speak, by hand, because they have to break it. [`world`] puts all of this together for one
+//! test; [`client`], [`tail`] and [`story`] are how a test uses the product, and [`invariants`] is what must hold after
+//! each of them.
 //!
 //! `cargo xtask test` sets the variables that name the servers and programs. Without them a test fails and says so;
 //! it never leaves itself out, except under `cargo xtask test --quick`, which [`quick`] reports.
 
+pub mod client;
 pub mod fake_provider;
 pub mod gate;
 mod http;
+pub mod invariants;
 pub mod postgres;
 pub mod process;
 pub mod redis;
 pub mod relay;
+pub mod rows;
+pub mod story;
+pub mod tail;
 pub mod tool_server;
+pub mod world;
 
 use std::time::Duration;
 
-pub use fake_provider::{At, FakeProvider, Fault, Script, Turn};
+pub use client::Client;
+pub use fake_provider::{At, End, FakeProvider, Fault, Script, Turn};
 pub use gate::Gate;
 pub use process::{Process, Program, Signal};
 pub use relay::{Relay, Way};
+pub use tail::Tail;
 pub use tool_server::{Answer, ToolServer};
+pub use world::{Bus, Setup, World};
 
 /// How long a harness waits for something that must happen. Long, because the machine may be busy; never slept through.
 pub const PATIENCE: Duration = Duration::from_secs(30);

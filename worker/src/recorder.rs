@@ -19,7 +19,7 @@ use longhaul_shared::{
     admission::announce,
     bus::Bus,
     domain::{
-        ids::{Epoch, RunId, Seq},
+        ids::{Epoch, Millis, RunId, Seq},
         retry::Backoff,
     },
     store::{Append, Committed, LogCursor, SharedStore, StoreError},
@@ -116,6 +116,8 @@ struct Run {
     /// The number of the next event.
     next: Seq,
     step_started: Seq,
+    /// When that was written, by the database's clock.
+    step_started_at: Millis,
     pending: Pending,
     /// An append whose outcome is unknown: it goes again as it was, before anything else of this run.
     unconfirmed: Option<InFlight>,
@@ -170,6 +172,7 @@ impl Task {
                     template: *template,
                     lost,
                     step_started: 0,
+                    step_started_at: 0,
                     pending: Pending::default(),
                     unconfirmed: None,
                 };
@@ -237,6 +240,9 @@ impl Task {
         let position = Position { last: one.append.last_seq(), step_started: one.step_started };
         if let Some(run) = self.runs.get_mut(&key_of(&one.append)) {
             run.unconfirmed = None;
+            if one.step_started >= one.append.first_seq {
+                run.step_started_at = committed.segment.at;
+            }
         }
         announce(
             &*self.bus,
@@ -322,7 +328,7 @@ impl Run {
         if let Some(unconfirmed) = self.unconfirmed.take() {
             return Some(unconfirmed);
         }
-        let Some(gathered) = self.pending.take(self.next, &mut self.step_started) else {
+        let Some(mut gathered) = self.pending.take(self.next, &mut self.step_started) else {
             // Nothing to append: everything that they ask about is written.
             let position = Position { last: self.next - 1, step_started: self.step_started };
             for reply in self.pending.abandon() {
@@ -330,6 +336,12 @@ impl Run {
             }
             return None;
         };
+        // Of a step that begins in this append, the store writes the append's own time.
+        if (1..self.next).contains(&self.step_started) {
+            for step in gathered.steps.iter_mut().filter(|step| step.started_at == 0) {
+                step.started_at = self.step_started_at;
+            }
+        }
         let append = Append {
             first_seq: self.next,
             events: gathered.events,

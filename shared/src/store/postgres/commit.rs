@@ -83,8 +83,13 @@ const FULL: &str = concat!(
     returning m.id
 ), step as (
     insert into steps (workspace_id, run_id, step, attempt, epoch, model, output, finish_reason,
-        input_tokens, output_tokens, reasoning_tokens, cached_input_tokens, first_seq, last_seq, started_at)
-    select new.* from unnest($18::uuid[], $19::uuid[], $20::int[], $21::int[], $22::bigint[], $23::text[],
+        input_tokens, output_tokens, reasoning_tokens, cached_input_tokens, first_seq, last_seq, started_at,
+        finished_at)
+    -- A step that begins in this very append has its time.
+    select new.workspace_id, new.run_id, new.step, new.attempt, new.epoch, new.model, new.output, new.finish_reason,
+        new.input_tokens, new.output_tokens, new.reasoning_tokens, new.cached_input_tokens, new.first_seq,
+        new.last_seq, case when new.started_at > 0 then new.started_at else run.at end, run.at
+    from unnest($18::uuid[], $19::uuid[], $20::int[], $21::int[], $22::bigint[], $23::text[],
         $24::jsonb[], $25::text[], $26::bigint[], $27::bigint[], $28::bigint[], $29::bigint[],
         $30::bigint[], $31::bigint[], $32::bigint[])
       as new (workspace_id, run_id, step, attempt, epoch, model, output, finish_reason,

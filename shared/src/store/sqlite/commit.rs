@@ -61,7 +61,7 @@ async fn write_share(tx: &mut SqliteConnection, append: &Append) -> Result<Optio
         update_message(tx, append, at).await?;
     }
     for step in &append.steps {
-        insert_step(tx, append, step).await?;
+        insert_step(tx, append, step, at).await?;
     }
     for call in &append.calls {
         write_call(tx, append, call, at).await?;
@@ -120,11 +120,12 @@ async fn update_message(tx: &mut SqliteConnection, append: &Append, at: Millis) 
     holds(done.rows_affected())
 }
 
-async fn insert_step(tx: &mut SqliteConnection, append: &Append, step: &Step) -> Result<()> {
+async fn insert_step(tx: &mut SqliteConnection, append: &Append, step: &Step, at: Millis) -> Result<()> {
     sqlx::query(
         "insert into steps (workspace_id, run_id, step, attempt, epoch, model, output, finish_reason, \
-             input_tokens, output_tokens, reasoning_tokens, cached_input_tokens, first_seq, last_seq, started_at) \
-         values ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11, $12, $13, $14, $15)",
+             input_tokens, output_tokens, reasoning_tokens, cached_input_tokens, first_seq, last_seq, started_at, \
+             finished_at) \
+         values ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11, $12, $13, $14, $15, $16)",
     )
     .bind(append.workspace_id.0)
     .bind(step.run_id.0)
@@ -140,7 +141,9 @@ async fn insert_step(tx: &mut SqliteConnection, append: &Append, step: &Step) ->
     .bind(step.usage.cached_input_tokens)
     .bind(step.first_seq)
     .bind(step.last_seq)
-    .bind(step.started_at)
+    // A step that begins in this very append has its time.
+    .bind(if step.started_at > 0 { step.started_at } else { at })
+    .bind(at)
     .execute(tx)
     .await?;
     Ok(())

@@ -1,0 +1,221 @@
+//! Processes die and freeze: what was finished stays finished, and somebody goes on.
+
+use std::time::{Duration, Instant};
+
+use longhaul_tests::client::Submitted;
+use longhaul_tests::story::marks_of;
+use longhaul_tests::{At, Bus, End, Gate, Script, Setup, Tail, Turn, World};
+use serde_json::json;
+
+use crate::{on_both, on_postgres, on_sqlite};
+
+on_both!(
+    a_call_that_must_happen_once_is_not_repeated_when_its_outcome_is_lost,
+    an_idempotent_call_is_repeated_under_the_same_key,
+);
+on_postgres!(
+    a_run_goes_on_from_its_last_step_when_its_only_worker_is_killed,
+    another_worker_takes_over_within_the_lease_and_two_seconds,
+    another_worker_takes_over_just_as_soon_without_redis,
+    a_tail_whose_api_process_is_killed_goes_on_at_the_other,
+    a_frozen_worker_that_wakes_up_changes_nothing,
+);
+on_sqlite!(a_killed_dev_server_goes_on_where_it_was_and_the_tail_with_it);
+
+/// What a takeover may take beyond the lease, and what a busy machine adds.
+const BEYOND_THE_LEASE: Duration = Duration::from_secs(2);
+const SLACK: Duration = Duration::from_secs(4);
+
+/// A first step with a tool call, and a second one that stands at a gate in its middle.
+async fn run_that_stands_in_its_second_step(world: &World) -> (Submitted, Tail, Gate) {
+    let first = Turn::marked(3).and_call("charge", &json!({"op": "order 7"}));
+    world.provider.script("helper", Script::new([first, Turn::marked(20)]));
+    let gate = world.provider.gate_on_turn("helper", 2, At::Token(8));
+    let submitted = world.client().submit("helper", "Charge order 7.").await;
+    let tail = world.tail(&submitted.run_id);
+    gate.reached().await;
+    tail.hears("a1.s2.7 ").await;
+    (submitted, tail, gate)
+}
+
+/// It ended well, step 1 ran once and step 2 is one whole answer of its second attempt.
+async fn it_went_on(world: &World, submitted: &Submitted, tail: &Tail) {
+    let events = tail.ended().await;
+    let client = world.client();
+    assert_eq!(client.ended(&submitted.run_id).await.outcome(), "succeeded done");
+    let restarts: Vec<_> = events.iter().filter(|event| event.kind == "step.restarted").collect();
+    assert_eq!(restarts.iter().map(|event| event.step).collect::<Vec<_>>(), [Some(2)]);
+    let story = tail.story();
+    assert_eq!(marks_of(&story.steps[&1].text(), 1, 3), Some(1));
+    assert_eq!(marks_of(&story.steps[&2].text(), 2, 20), Some(2), "{}", story.steps[&2].text());
+    let turns: Vec<_> =
+        world.provider.calls_to("helper").iter().map(|call| (call.turn, call.attempt)).collect();
+    assert_eq!(turns, [(1, 1), (2, 1), (2, 2)], "a finished step is never repeated");
+    assert_eq!(world.tools.effects("order 7"), 1);
+    let messages = client.messages(&submitted.chat_id).await;
+    assert_eq!(messages[1].text(), story.text());
+    assert_eq!(messages[1].status, "completed");
+}
+
+async fn a_run_goes_on_from_its_last_step_when_its_only_worker_is_killed(setup: Setup) {
+    let mut world = World::start(setup.short_lease()).await;
+    let (submitted, tail, gate) = run_that_stands_in_its_second_step(&world).await;
+    world.workers[0].kill();
+    gate.open();
+    world.start_worker().await;
+    it_went_on(&world, &submitted, &tail).await;
+    assert_eq!(world.client().run(&submitted.run_id).await.attempts, 2);
+    world.finish().await;
+}
+
+async fn another_worker_takes_over_within_the_lease_and_two_seconds(setup: Setup) {
+    let mut world = World::start(setup.short_lease().apis(2)).await;
+    take_over(&mut world).await;
+    world.finish().await;
+}
+
+async fn another_worker_takes_over_just_as_soon_without_redis(setup: Setup) {
+    let mut world = World::start(setup.short_lease().apis(2).bus(Bus::Own)).await;
+    world.redis.as_mut().unwrap().kill();
+    take_over(&mut world).await;
+    world.finish().await;
+}
+
+async fn take_over(world: &mut World) {
+    let (submitted, tail, gate) = run_that_stands_in_its_second_step(world).await;
+    let elsewhere = world.tail_from(&submitted.run_id, 0, 1);
+    // They come later, so the first one is the owner.
+    world.start_worker().await;
+    world.start_worker().await;
+    gate.open();
+    gate.close();
+    world.workers[0].kill();
+    let killed = Instant::now();
+    let run = submitted.run_id.clone();
+    tail.until("another worker has it", |events| {
+        events.iter().filter(|e| e.kind == "run.claimed").count() == 2
+    })
+    .await;
+    let took = killed.elapsed();
+    println!("run {run}: taken over after {took:?} with a lease of {:?}", world.lease());
+    assert!(took < world.lease() + BEYOND_THE_LEASE + SLACK, "it took {took:?}");
+    gate.open();
+    it_went_on(world, &submitted, &tail).await;
+    assert_eq!(elsewhere.ended().await, tail.events());
+}
+
+async fn a_killed_dev_server_goes_on_where_it_was_and_the_tail_with_it(setup: Setup) {
+    let mut world = World::start(setup).await;
+    let (submitted, tail, gate) = run_that_stands_in_its_second_step(&world).await;
+    world.apis[0].kill();
+    gate.open();
+    world.apis[0].restart().await;
+    it_went_on(&world, &submitted, &tail).await;
+    assert_eq!(tail.connections(), 2);
+    world.finish().await;
+}
+
+/// Kills whoever executes runs, and starts it again.
+async fn kill_the_executor(world: &mut World) {
+    match world.workers.first_mut() {
+        Some(worker) => {
+            worker.kill();
+            world.start_worker().await;
+        }
+        None => world.apis[0].restart().await,
+    }
+}
+
+async fn a_call_that_must_happen_once_is_not_repeated_when_its_outcome_is_lost(setup: Setup) {
+    let mut world = World::start(setup.short_lease()).await;
+    let calls = Turn::call("charge", &json!({"op": "order 8"})).and_call("look", &json!({"op": "prices"}));
+    world.provider.script("helper", Script::new([calls, Turn::marked(3)]));
+    let gate = world.tools.gate_after("charge");
+    let submitted = world.client().submit("helper", "Charge order 8.").await;
+    let tail = world.tail(&submitted.run_id);
+    gate.reached().await;
+    tail.until("the other call is done", |events| {
+        events.iter().any(|event| event.kind == "tool.finished" && event.data["call"] == 2)
+    })
+    .await;
+    kill_the_executor(&mut world).await;
+    tail.ended().await;
+    gate.open();
+
+    let client = world.client();
+    assert_eq!(client.ended(&submitted.run_id).await.outcome(), "succeeded done");
+    let steps = client.steps(&submitted.run_id).await;
+    let states: Vec<_> = steps[0].tool_calls.iter().map(|call| call.state.as_str()).collect();
+    assert_eq!(states, ["unknown", "succeeded"]);
+    assert_eq!((world.tools.effects("order 8"), world.tools.effects("prices")), (1, 1));
+    // The model was told about both calls, in a conversation that a strict provider takes.
+    let calls = world.provider.calls_to("helper");
+    let results = calls[1].messages().iter().filter(|message| message["role"] == "tool").count();
+    assert_eq!((calls.len(), results), (2, 2));
+    let next = client.say(&submitted.chat_id, "quick", "And now?").await.submitted();
+    assert_eq!(client.ended(&next.run_id).await.outcome(), "succeeded done");
+    world.finish().await;
+}
+
+async fn an_idempotent_call_is_repeated_under_the_same_key(setup: Setup) {
+    let mut world = World::start(setup.short_lease()).await;
+    let call = Turn::call("put", &json!({"op": "address"}));
+    world.provider.script("helper", Script::new([call, Turn::marked(3)]));
+    let gate = world.tools.gate_after("put");
+    let submitted = world.client().submit("helper", "Change the address.").await;
+    let tail = world.tail(&submitted.run_id);
+    gate.reached().await;
+    kill_the_executor(&mut world).await;
+    gate.reached_by(2).await;
+    gate.open();
+    tail.ended().await;
+
+    let client = world.client();
+    assert_eq!(client.ended(&submitted.run_id).await.outcome(), "succeeded done");
+    let call = &client.steps(&submitted.run_id).await[0].tool_calls[0];
+    assert_eq!(call.state, "succeeded");
+    assert_eq!(call.idempotency_key, format!("{}:1:1", submitted.run_id));
+    assert!(world.tools.keys("address").iter().eq([&call.idempotency_key]), "one key for both");
+    assert_eq!((world.tools.effects("address"), world.tools.ledger().len()), (1, 2));
+    world.finish().await;
+}
+
+async fn a_tail_whose_api_process_is_killed_goes_on_at_the_other(setup: Setup) {
+    let mut world = World::start(setup.apis(2)).await;
+    world.provider.script("helper", Script::new([Turn::marked(20)]));
+    let gate = world.provider.gate("helper", At::Token(8));
+    let submitted = world.client().submit("helper", "Talk.").await;
+    let tail = world.tail(&submitted.run_id);
+    gate.reached().await;
+    tail.hears("a1.s1.7 ").await;
+    world.apis[0].kill();
+    gate.open();
+    tail.ended().await;
+    assert_eq!(marks_of(&tail.story().text(), 1, 20), Some(1));
+    assert_eq!(world.client_of(1).ended(&submitted.run_id).await.outcome(), "succeeded done");
+    world.finish().await;
+}
+
+async fn a_frozen_worker_that_wakes_up_changes_nothing(setup: Setup) {
+    let mut world = World::start(setup.short_lease()).await;
+    let (submitted, tail, gate) = run_that_stands_in_its_second_step(&world).await;
+    world.start_worker().await;
+    world.workers[0].freeze();
+    // The rest of the first attempt's answer waits in the frozen worker's socket.
+    gate.open();
+    it_went_on(&world, &submitted, &tail).await;
+    let (epoch, log) = (world.rows.epoch(&submitted.run_id).await, world.rows.log(&submitted.run_id).await);
+    assert_eq!(epoch, 2);
+    let before = world.client().run(&submitted.run_id).await;
+    world.workers[0].thaw();
+    // It notices, begins anew with a lease of its own, and works.
+    world.workers[0].says("the lease is lost").await;
+    world.workers[1].kill();
+    let next = world.client().say(&submitted.chat_id, "quick", "Awake?").await.submitted();
+    assert_eq!(world.client().ended(&next.run_id).await.outcome(), "succeeded done");
+    assert_eq!(world.rows.log(&submitted.run_id).await, log);
+    assert_eq!(world.client().run(&submitted.run_id).await, before);
+    let attempts = world.provider.calls_to("helper");
+    assert!(attempts.iter().all(|call| matches!(call.ended(), Some(End::Complete | End::ClientGone))));
+    world.finish().await;
+}

@@ -1,0 +1,81 @@
+//! Without Redis everything is slower and nothing is lost.
+
+use std::time::Duration;
+
+use longhaul_tests::story::marks_of;
+use longhaul_tests::{At, Bus, Script, Setup, Turn, World};
+use serde_json::json;
+
+use crate::on_postgres;
+
+on_postgres!(
+    without_redis_from_the_start_runs_stream_stop_and_wait_their_turn,
+    redis_that_dies_in_mid_run_and_comes_back_empty_leaves_no_gap,
+    a_frozen_redis_holds_nobody_up,
+);
+
+async fn without_redis_from_the_start_runs_stream_stop_and_wait_their_turn(setup: Setup) {
+    let world =
+        World::start(setup.apis(2).workers(2).bus(Bus::Absent).agent("steady", "tokens-60-50ms")).await;
+    let client = world.client();
+    let submitted = client.submit("steady", "Slowly.").await;
+    let tail = world.tail_from(&submitted.run_id, 0, 1);
+    // Tokens flow while the run is under way, not only with its end.
+    tail.hears("a1.s1.5 ").await;
+    assert!(!client.run(&submitted.run_id).await.is_over(), "the tokens came with the end only");
+    let next = json!({"agent": "quick", "input": "Next", "ifBusy": "enqueue"});
+    let next = client.post(&format!("/v1/chats/{}/messages", submitted.chat_id), &next).await.submitted();
+    tail.ended().await;
+    assert_eq!(marks_of(&tail.story().text(), 1, 60), Some(1));
+    assert_eq!(world.client_of(1).ended(&next.run_id).await.outcome(), "succeeded done");
+
+    world.provider.script("helper", Script::new([Turn::marked(9)]));
+    let gate = world.provider.gate("helper", At::Token(3));
+    let stopped = client.submit("helper", "Talk.").await;
+    gate.reached().await;
+    assert_eq!(world.client_of(1).stop(&stopped.run_id, 10).await.expect(200)["status"], "aborted");
+    world.finish().await;
+}
+
+async fn redis_that_dies_in_mid_run_and_comes_back_empty_leaves_no_gap(setup: Setup) {
+    let mut world =
+        World::start(setup.apis(2).workers(2).bus(Bus::Own).agent("steady", "tokens-120-40ms")).await;
+    let client = world.client();
+    let mut tails = Vec::new();
+    for number in 0..10 {
+        let submitted = client.submit("steady", &format!("Run {number}")).await;
+        tails.push(world.tail_from(&submitted.run_id, 0, number % 2));
+    }
+    for tail in &tails {
+        tail.hears("a1.s1.5 ").await;
+    }
+    let redis = world.redis.as_mut().unwrap();
+    redis.kill();
+    for tail in &tails {
+        tail.hears("a1.s1.40 ").await;
+    }
+    redis.restart().await.unwrap();
+    for tail in &tails {
+        tail.ended().await;
+        assert_eq!(marks_of(&tail.story().text(), 1, 120), Some(1));
+        assert_eq!(tail.connections(), 1, "no tail was cut because of it");
+    }
+    // What is submitted now is heard of again.
+    let submitted = client.submit("quick", "Still there?").await;
+    world.tail_from(&submitted.run_id, 0, 1).ended().await;
+    world.finish().await;
+}
+
+async fn a_frozen_redis_holds_nobody_up(setup: Setup) {
+    let mut world = World::start(setup.apis(2).bus(Bus::Own).agent("steady", "tokens-20-20ms")).await;
+    world.redis.as_mut().unwrap().signal(longhaul_tests::Signal::Stop);
+    let client = world.client();
+    let begin = std::time::Instant::now();
+    let submitted = client.submit("steady", "Slowly.").await;
+    let tail = world.tail_from(&submitted.run_id, 0, 1);
+    tail.ended().await;
+    assert!(begin.elapsed() < Duration::from_secs(10), "it took {:?}", begin.elapsed());
+    assert_eq!(marks_of(&tail.story().text(), 1, 20), Some(1));
+    world.redis.as_mut().unwrap().signal(longhaul_tests::Signal::Cont);
+    world.finish().await;
+}

@@ -1,0 +1,162 @@
+//! What a world is made of, and the configuration file that says so to the product.
+
+use std::fmt::Write;
+use std::time::Duration;
+
+use crate::{FakeProvider, ToolServer};
+
+/// What the provider's key must never be seen as, anywhere.
+pub(super) const PROVIDER_KEY: &str = "sk-canary-0123456789";
+
+/// The database, and with it the form of the server.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Store {
+    /// `longhaul dev` on a file: API and worker in one process.
+    Sqlite,
+    /// `longhaul api` and `longhaul worker` on a database of their own.
+    Postgres,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Bus {
+    /// No Redis is configured.
+    Absent,
+    /// The server that all tests share.
+    Shared,
+    /// A server that this test may stop.
+    Own,
+}
+
+/// A world to start.
+#[derive(Clone, Debug)]
+pub struct Setup {
+    pub store: Store,
+    pub bus: Bus,
+    pub apis: usize,
+    pub workers: usize,
+    /// Lease and heartbeat; three seconds and one where a test waits for a lease to run out.
+    pub lease: Duration,
+    pub slots: u32,
+    /// Whether `dev` asks for a key, as the others always do.
+    pub asks_for_keys: bool,
+    /// Names of agents and their models.
+    agents: Vec<(String, String)>,
+}
+
+impl Setup {
+    pub fn sqlite() -> Self {
+        Self {
+            store: Store::Sqlite,
+            bus: Bus::Absent,
+            apis: 1,
+            workers: 1,
+            lease: Duration::from_secs(15),
+            slots: 64,
+            asks_for_keys: false,
+            agents: vec![
+                ("helper".to_owned(), "helper".to_owned()),
+                ("quick".to_owned(), "tokens-2".to_owned()),
+            ],
+        }
+    }
+
+    pub fn postgres() -> Self {
+        Self { store: Store::Postgres, bus: Bus::Shared, ..Self::sqlite() }
+    }
+
+    #[must_use]
+    pub fn bus(self, bus: Bus) -> Self {
+        Self { bus, ..self }
+    }
+
+    #[must_use]
+    pub fn apis(self, apis: usize) -> Self {
+        Self { apis, ..self }
+    }
+
+    /// How many workers to begin with; `dev` has one, always.
+    #[must_use]
+    pub fn workers(self, workers: usize) -> Self {
+        Self { workers, ..self }
+    }
+
+    /// A lease that a test can wait for.
+    #[must_use]
+    pub fn short_lease(self) -> Self {
+        Self { lease: Duration::from_secs(3), ..self }
+    }
+
+    #[must_use]
+    pub fn slots(self, slots: u32) -> Self {
+        Self { slots, ..self }
+    }
+
+    #[must_use]
+    pub fn with_keys(self) -> Self {
+        Self { asks_for_keys: true, ..self }
+    }
+
+    /// Another agent. `helper` (model `helper`) and `quick` (model `tokens-2`) are always there.
+    #[must_use]
+    pub fn agent(mut self, name: &str, model: &str) -> Self {
+        self.agents.push((name.to_owned(), model.to_owned()));
+        self
+    }
+
+    /// The file. Tools: `clock`, `look` reads, `put` is idempotent, `charge` must happen once.
+    pub(super) fn toml(&self, provider: &FakeProvider, tools: &ToolServer, redis_prefix: &str) -> String {
+        let (lease, heartbeat) = (self.lease.as_millis(), self.lease.as_millis() / 3);
+        let auth = if self.asks_for_keys { "required" } else { "loopback" };
+        let mut toml = format!(
+            r#"
+[database]
+max_connections = 6
+[redis]
+prefix = "{redis_prefix}"
+[worker]
+slots = {slots}
+lease = "{lease}ms"
+heartbeat = "{heartbeat}ms"
+drain_timeout = "10s"
+[stream]
+heartbeat = "1s"
+[limits]
+requests_per_minute = 0
+[net]
+allow = ["{provider_at}", "{tools_at}"]
+[providers.fake]
+kind = "openai"
+base_url = "{provider_url}"
+api_key = "{PROVIDER_KEY}"
+max_retry_delay = "2s"
+"#,
+            slots = self.slots,
+            provider_at = provider.addr(),
+            tools_at = tools.addr(),
+            provider_url = provider.url(),
+        );
+        if self.store == Store::Sqlite {
+            let _ = writeln!(toml, "[auth]\nmode = \"{auth}\"");
+        }
+        for (name, model) in &self.agents {
+            let _ = write!(
+                toml,
+                "[agents.{name}]\nprovider = \"fake\"\nmodel = \"{model}\"\ninstructions = \"Be brief.\"\n\
+                 tools = [\"clock\", \"look\", \"put\", \"charge\"]\n"
+            );
+        }
+        for (name, url, effect) in [
+            ("look", tools.tool_url("look"), "read"),
+            ("put", tools.idem_url("put"), "idempotent"),
+            ("charge", tools.tool_url("charge"), "once"),
+        ] {
+            let _ = write!(
+                toml,
+                "[tools.{name}]\nkind = \"http\"\ndescription = \"Does {name}.\"\nurl = \"{url}\"\n\
+                 effect = \"{effect}\"\nparameters = {{ type = \"object\", \
+                 properties = {{ op = {{ type = \"string\" }} }}, required = [\"op\"] }}\n"
+            );
+        }
+        toml
+    }
+}

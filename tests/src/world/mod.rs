@@ -1,0 +1,249 @@
+//! A whole installation for one test: a fresh database, a model provider, a tool server, and the product's processes.
+//!
+//! A test ends with [`World::finish`], which waits until everything is at rest and then asks the database, the
+//! provider, the tool server, the tails and the processes' output whether a promise was broken.
+
+mod config;
+mod server;
+
+use std::path::PathBuf;
+use std::sync::{Mutex, PoisonError};
+use std::time::Duration;
+
+use tempfile::TempDir;
+
+pub use self::config::{Bus, Setup, Store};
+pub use self::server::Server;
+use crate::client::Client;
+use crate::invariants;
+use crate::postgres::Database;
+use crate::process::free_port;
+use crate::redis::{self, Redis};
+use crate::rows::Rows;
+use crate::story::Event;
+use crate::tail::Tail;
+use crate::{FakeProvider, Program, ToolServer};
+
+/// The running installation.
+#[derive(Debug)]
+pub struct World {
+    // Servers come first: they end before what they use.
+    /// API processes; under SQLite the one `dev`.
+    pub apis: Vec<Server>,
+    /// Worker processes; none under SQLite.
+    pub workers: Vec<Server>,
+    pub provider: FakeProvider,
+    pub tools: ToolServer,
+    pub redis: Option<Redis>,
+    pub rows: Rows,
+    /// The secret of an admin of the workspace `default`, where keys are asked for.
+    pub key: Option<String>,
+    tails: Mutex<Vec<(String, i64, Tail)>>,
+    database: Data,
+    env: Vec<(&'static str, String)>,
+    config: PathBuf,
+    setup: Setup,
+    dir: TempDir,
+}
+
+#[derive(Debug)]
+enum Data {
+    Postgres(Database),
+    File(PathBuf),
+}
+
+impl Data {
+    fn url(&self) -> String {
+        match self {
+            Self::Postgres(database) => database.url(),
+            Self::File(path) => format!("sqlite:{}", path.display()),
+        }
+    }
+}
+
+impl World {
+    pub async fn start(setup: Setup) -> Self {
+        let dir = tempfile::tempdir().expect("a folder can be made");
+        let (provider, tools) = (FakeProvider::start().await, ToolServer::start().await);
+        let (provider, tools) = (provider.expect("a free port"), tools.expect("a free port"));
+        let config = dir.path().join("longhaul.toml");
+        let prefix = format!("t{}", uuid::Uuid::now_v7().simple());
+        std::fs::write(&config, setup.toml(&provider, &tools, &prefix)).expect("the folder is ours");
+        let redis = match setup.bus {
+            Bus::Own => Some(Redis::start().await.expect("a Redis can be started")),
+            Bus::Absent | Bus::Shared => None,
+        };
+        let redis_url = match setup.bus {
+            Bus::Absent => None,
+            Bus::Shared => Some(redis::shared_url()),
+            Bus::Own => redis.as_ref().map(Redis::url),
+        };
+        let env = redis_url.map(|url| ("LONGHAUL_REDIS_URL", url)).into_iter().collect();
+
+        let mut apis = Vec::new();
+        let (database, rows) = match setup.store {
+            Store::Postgres => {
+                let database = Database::create().await.expect("the test server makes databases");
+                let rows = Rows::Postgres(database.connect().await.expect("the database was just made"));
+                (Data::Postgres(database), rows)
+            }
+            Store::Sqlite => {
+                let file = dir.path().join("dev.db");
+                let program = Program::dev("dev", dir.path(), free_port(), &file);
+                apis.push(Server::start(program.args(["--config".as_ref(), config.as_os_str()]), true).await);
+                let rows = Rows::of_file(&file).await.expect("the server made the file");
+                (Data::File(file), rows)
+            }
+        };
+        let tails = Mutex::default();
+        let mut world = Self {
+            apis,
+            workers: Vec::new(),
+            provider,
+            tools,
+            redis,
+            rows,
+            key: None,
+            tails,
+            database,
+            env,
+            config,
+            setup,
+            dir,
+        };
+        world.populate().await;
+        world
+    }
+
+    async fn populate(&mut self) {
+        if self.setup.store == Store::Postgres {
+            self.command("migrate").args(["migrate", "up"]).run().await.expect("the binary can be run");
+            for _ in 0..self.setup.apis {
+                self.start_api().await;
+            }
+            for _ in 0..self.setup.workers {
+                self.start_worker().await;
+            }
+        }
+        if self.setup.store == Store::Postgres || self.setup.asks_for_keys {
+            self.key = Some(self.new_key("default", "admin").await);
+        }
+    }
+
+    /// A command of the product that uses this world's database.
+    pub fn command(&self, name: &str) -> Program {
+        let program =
+            Program::longhaul(name, self.dir.path()).args(["--config".as_ref(), self.config.as_os_str()]);
+        program.env("LONGHAUL_DATABASE_URL", self.database.url())
+    }
+
+    /// Makes a key of a workspace, which is made too if it is missing.
+    pub async fn new_key(&self, workspace: &str, role: &str) -> String {
+        let create =
+            self.command("keys").args(["keys", "create", "test", "--role", role, "--workspace", workspace]);
+        let printed = create.run().await.expect("the binary can be run");
+        let key = printed.split_whitespace().find(|word| word.starts_with("lh_"));
+        key.unwrap_or_else(|| panic!("no key in {printed:?}")).to_owned()
+    }
+
+    /// Starts one more API process.
+    pub async fn start_api(&mut self) {
+        let name = format!("api{}", self.apis.len() + 1);
+        let program = Program::api(&name, self.dir.path(), free_port(), &self.database.url());
+        self.apis.push(Server::start(self.configured(program), true).await);
+    }
+
+    /// Starts one more worker and waits until it holds a lease.
+    pub async fn start_worker(&mut self) {
+        let before = self.live_workers().await;
+        let name = format!("worker{}", self.workers.len() + 1);
+        let program = Program::worker(&name, self.dir.path(), &self.database.url());
+        self.workers.push(Server::start(self.configured(program), false).await);
+        self.rows.until("the worker registered", WORKERS, |now| now > before).await;
+    }
+
+    fn configured(&self, program: Program) -> Program {
+        let program = program.args(["--config".as_ref(), self.config.as_os_str()]);
+        self.env.iter().fold(program, |program, (name, value)| program.env(name, value))
+    }
+
+    /// How many workers ever registered and were not retired.
+    async fn live_workers(&self) -> i64 {
+        self.rows.number(WORKERS).await
+    }
+
+    pub fn lease(&self) -> Duration {
+        self.setup.lease
+    }
+
+    /// The first API process, as the admin sees it.
+    pub fn client(&self) -> Client {
+        self.client_of(0)
+    }
+
+    pub fn client_of(&self, api: usize) -> Client {
+        Client::new(self.apis[api].url(), self.key.clone())
+    }
+
+    /// The first API process, as the holder of this key sees it.
+    pub fn client_with(&self, key: &str) -> Client {
+        Client::new(self.apis[0].url(), Some(key.to_owned()))
+    }
+
+    /// Watches a run from its beginning, from the first API process on.
+    pub fn tail(&self, run: &str) -> Tail {
+        self.tail_from(run, 0, 0)
+    }
+
+    /// Watches a run behind event `after`, from this API process on; a lost connection goes on at the next one.
+    pub fn tail_from(&self, run: &str, after: i64, api: usize) -> Tail {
+        let mut servers: Vec<String> = self.apis.iter().map(Server::url).collect();
+        servers.rotate_left(api);
+        self.tail_at(servers, run, after)
+    }
+
+    /// Watches a run at these addresses.
+    pub fn tail_at(&self, servers: Vec<String>, run: &str, after: i64) -> Tail {
+        let tail = Tail::start(servers, self.key.clone(), run, after);
+        let mut tails = self.tails.lock().unwrap_or_else(PoisonError::into_inner);
+        tails.push((run.to_owned(), after, tail.clone()));
+        tail
+    }
+
+    /// Waits until nothing moves any more and checks that no promise was broken.
+    pub async fn finish(self) {
+        let moving = "select count(*) from runs where status in ('queued', 'pending', 'running', 'waiting')";
+        self.rows.until("all runs are over", moving, |count| count == 0).await;
+        self.rows
+            .until("the queue is empty", "select count(*) from jobs where kind = 'run'", |n| n == 0)
+            .await;
+        let mut broken = invariants::broken(&self.rows).await;
+        broken.extend(self.provider.violations());
+        let doubled = self.tools.ledger().into_iter().filter(|entry| entry.tool == "charge");
+        let doubled = doubled.filter(|entry| entry.nth.is_some_and(|nth| nth > 1));
+        broken.extend(doubled.map(|entry| format!("charged {} more than once", entry.op)));
+        for server in self.apis.iter().chain(&self.workers) {
+            let output = server.output();
+            let bad = output
+                .lines()
+                .filter(|line| line.contains("panicked at") || line.contains(config::PROVIDER_KEY));
+            broken.extend(bad.map(|line| format!("a process says: {line}")));
+        }
+        let tails = std::mem::take(&mut *self.tails.lock().unwrap_or_else(PoisonError::into_inner));
+        for (run, after, tail) in tails {
+            let seen: Vec<Event> = tail.ended().await.iter().map(Event::timeless).collect();
+            let log: Vec<Event> =
+                self.rows.log(&run).await.into_iter().filter(|event| event.seq > after).collect();
+            if seen != log {
+                broken.push(format!(
+                    "a tail of {run} saw {} events that differ from the log's {}",
+                    seen.len(),
+                    log.len()
+                ));
+            }
+        }
+        assert!(broken.is_empty(), "promises were broken: {broken:#?}");
+    }
+}
+
+const WORKERS: &str = "select count(*) from workers";
