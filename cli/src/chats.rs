@@ -5,9 +5,9 @@ use comfy_table::Cell;
 
 use crate::{
     Global,
-    client::view::{Chat, Message},
+    client::view::{Chat, Instant, Message},
     exit::Outcome,
-    output::{Format, harmless},
+    output::{Format, harmless, print},
 };
 
 #[derive(Debug, Subcommand)]
@@ -42,7 +42,7 @@ pub(crate) async fn run(global: &Global, command: Command) -> Outcome {
             let messages = client.list::<Message>(&path, Vec::new(), 200, true).await?;
             match output.format {
                 Format::Table => {
-                    output.text(&messages.iter().map(|message| shown(&message.item)).collect::<String>())
+                    print(&messages.iter().map(|message| shown(&message.item)).collect::<String>())
                 }
                 _ => output.list(&[], &messages, |message| message.raw.clone(), |_| Vec::new()),
             }
@@ -52,9 +52,9 @@ pub(crate) async fn run(global: &Global, command: Command) -> Outcome {
 
 fn row(chat: &Chat) -> Vec<Cell> {
     vec![
-        Cell::new(harmless(&chat.chat_id)),
+        Cell::new(harmless(&chat.id)),
         Cell::new(harmless(chat.agent.as_deref().unwrap_or_default())),
-        Cell::new(chat.created_at.as_ref().map(|at| at.shown()).unwrap_or_default()),
+        Cell::new(chat.created_at.as_ref().map(Instant::shown).unwrap_or_default()),
         Cell::new(harmless(chat.title.as_deref().unwrap_or_default())),
     ]
 }
@@ -63,7 +63,7 @@ fn row(chat: &Chat) -> Vec<Cell> {
 fn shown(message: &Message) -> String {
     let marks = [
         Some(message.role.clone()),
-        message.created_at.as_ref().map(|at| at.shown()),
+        message.created_at.as_ref().map(Instant::shown),
         message.status.clone().filter(|status| status != "completed"),
         message.run_id.as_ref().map(|run| format!("run {run}")),
     ];

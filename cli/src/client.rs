@@ -104,6 +104,14 @@ impl Client {
         }
     }
 
+    /// Items of a list that has no pages.
+    pub(crate) async fn whole_list<T: DeserializeOwned>(
+        &self,
+        path: &[&str],
+    ) -> Result<Vec<Seen<T>>, ClientError> {
+        self.get::<Listed>(path, &[]).await?.item.data.into_iter().map(Seen::new).collect()
+    }
+
     /// Sends a document under a key that makes it safe to send it again. The second value says whether the server
     /// had seen it before.
     pub(crate) async fn post<T: DeserializeOwned>(

@@ -8,7 +8,7 @@ use serde_json::{Map, Value, json};
 use crate::{
     Global,
     exit::{Exit, Failure, Outcome},
-    output::{Format, Output},
+    output::{Format, Output, print},
 };
 
 #[derive(Debug, Subcommand)]
@@ -34,9 +34,9 @@ pub(crate) enum Command {
     EnvExample,
 }
 
-pub(crate) fn run(global: &Global, command: Command) -> Outcome {
+pub(crate) fn run(global: &Global, command: &Command) -> Outcome {
     let output = global.output();
-    match command {
+    match *command {
         Command::Show { origin, dev } => show(&load(global, dev)?.show_origin(), origin, output),
         Command::Check { dev } => {
             let config = load(global, dev)?;
@@ -48,8 +48,8 @@ pub(crate) fn run(global: &Global, command: Command) -> Outcome {
             ));
             Ok(Exit::Ok)
         }
-        Command::Docs => output.text(&markdown()),
-        Command::EnvExample => output.text(&env_example()),
+        Command::Docs => print(&markdown()),
+        Command::EnvExample => print(&env_example()),
     }
 }
 
@@ -66,15 +66,18 @@ fn show(settings: &[Shown], origin: bool, output: Output) -> Outcome {
             (key.clone(), shown)
         });
         let document = Value::Object(document.collect::<Map<_, _>>());
-        return output.text(&format!("{document:#}\n"));
+        return print(&format!("{document:#}\n"));
     }
     let head: &[&str] = if origin { &["key", "value", "origin"] } else { &["key", "value"] };
     output.list(
         head,
         settings,
-        |setting| match origin {
-            true => json!({"key": setting.key, "value": setting.value, "origin": setting.origin}),
-            false => json!({"key": setting.key, "value": setting.value}),
+        |setting| {
+            let mut shown = json!({"key": setting.key, "value": setting.value});
+            if origin {
+                shown["origin"] = setting.origin.as_str().into();
+            }
+            shown
         },
         |setting| {
             let cells = [&setting.key, &setting.value, &setting.origin];

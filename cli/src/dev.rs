@@ -3,6 +3,7 @@
 //! The process is alone on its database file. Beyond loopback it asks for a key, and prints a fresh one.
 
 use std::{
+    fmt::Write as _,
     fs::DirBuilder,
     net::SocketAddr,
     os::unix::fs::DirBuilderExt,
@@ -175,7 +176,7 @@ impl Start<'_> {
             self.database.display()
         );
         if let Some(key) = self.key {
-            text += &format!("\n  Key        export LONGHAUL_API_KEY={}\n", key.reveal());
+            let _ = write!(text, "\n  Key        export LONGHAUL_API_KEY={}\n", key.reveal());
         }
         let elsewhere = match self.address.port() {
             4680 => String::new(),
@@ -241,7 +242,7 @@ mod tests {
 
     #[test]
     fn the_banner_names_what_is_there() {
-        insta::assert_snapshot!(start("127.0.0.1:4680", None).banner(), @r#"
+        insta::assert_snapshot!(start("127.0.0.1:4680", None).banner().trim_end(), @r#"
           longhaul 0.1.0   dev server, not for production
 
           API        http://127.0.0.1:4680/v1        reference /openapi.json

@@ -16,7 +16,7 @@ use crate::{
     Global, config,
     database::missing_file,
     exit::{Exit, Outcome},
-    output::Format,
+    output::{Format, json_lines, print},
 };
 
 /// What one question to a server may take.
@@ -66,16 +66,12 @@ pub(crate) async fn run(global: &Global, args: Args) -> Outcome {
             findings.add("config", Verdict::Fail, failure.message.unwrap_or_default());
         }
     }
-    let output = global.output();
-    match output.format {
-        Format::Table => output.text(&findings.0.iter().map(line).collect::<String>())?,
-        Format::Json => {
-            output.text(&format!("{:#}\n", Value::Array(findings.0.iter().map(document).collect())))?
-        }
-        Format::Jsonl => {
-            output.text(&findings.0.iter().map(|f| format!("{}\n", document(f))).collect::<String>())?
-        }
-    };
+    let documents = || findings.0.iter().map(document);
+    print(&match global.output().format {
+        Format::Table => findings.0.iter().map(line).collect::<String>(),
+        Format::Json => format!("{:#}\n", Value::Array(documents().collect())),
+        Format::Jsonl => json_lines(documents()),
+    })?;
     let failed = findings.0.iter().any(|finding| finding.verdict == Verdict::Fail);
     Ok(if failed { Exit::Error } else { Exit::Ok })
 }
@@ -147,7 +143,7 @@ async fn look_at_database(config: &Config, store: &SharedStore, findings: &mut F
     match store.now().await {
         Ok(theirs) => {
             // Half of the way there and back.
-            let skew = theirs - (before + local_now()) / 2;
+            let skew = theirs - Millis::midpoint(before, local_now());
             let verdict = if skew.abs() <= SKEW { Verdict::Ok } else { Verdict::Warn };
             findings.add("clock", verdict, format!("the database's is {skew:+} ms from this machine's"));
         }

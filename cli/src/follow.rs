@@ -18,7 +18,7 @@ use crate::{
         view::Run,
     },
     exit::{Exit, Failure, Outcome},
-    output::Output,
+    output::{Output, print},
     screen::Screen,
 };
 
@@ -195,7 +195,7 @@ pub(crate) async fn wait(client: &Client, run: &str, limit: Option<Duration>, ou
         output.one(&over.raw, String::new)?;
     } else {
         if !text.is_empty() {
-            output.text(&format!("{}\n", text.trim_end_matches('\n')))?;
+            print(&format!("{}\n", text.trim_end_matches('\n')))?;
         }
         match &over.item.error {
             Some(error) => output.tell(&format!("{}: {} ({})", over.item.status, error.message, error.code)),

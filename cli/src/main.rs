@@ -29,7 +29,7 @@ use url::Url;
 use crate::{
     client::Client,
     exit::{Failure, Outcome},
-    output::{Format, Output},
+    output::{Format, Output, print},
 };
 
 /// Durable background jobs for agent runs.
@@ -130,9 +130,9 @@ async fn dispatch(cli: Cli) -> Outcome {
         Command::Keys(command) => keys::run(&global, command).await,
         Command::Doctor(args) => doctor::run(&global, args).await,
         Command::Health(args) => health::run(&global, args).await,
-        Command::Config(command) => config::run(&global, command),
-        Command::Openapi => global.output().text(&longhaul_api::openapi_json()),
-        Command::Version => global.output().text(&format!("longhaul {}\n", env!("CARGO_PKG_VERSION"))),
+        Command::Config(command) => config::run(&global, &command),
+        Command::Openapi => print(&longhaul_api::openapi_json()),
+        Command::Version => print(&format!("longhaul {}\n", env!("CARGO_PKG_VERSION"))),
         Command::Run(args) => run::run(&global, args).await,
         Command::Runs(command) => runs::run(&global, command).await,
         Command::Chats(command) => chats::run(&global, command).await,
@@ -157,6 +157,7 @@ mod tests {
     use clap::{CommandFactory, error::ErrorKind};
 
     use super::*;
+    use crate::exit::Exit;
 
     fn parse(line: &str) -> Result<Cli, clap::Error> {
         Cli::try_parse_from(line.split_whitespace())

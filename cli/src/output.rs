@@ -36,17 +36,9 @@ impl Output {
         self.format != Format::Table
     }
 
-    /// Text as it is, for files and pipes.
-    pub(crate) fn text(self, text: &str) -> Outcome {
-        let mut out = anstream::stdout().lock();
-        out.write_all(text.as_bytes())?;
-        out.flush()?;
-        Ok(Exit::Ok)
-    }
-
     /// One thing: a document as JSON, else what `shown` makes of it.
     pub(crate) fn one(self, value: &Value, shown: impl FnOnce() -> String) -> Outcome {
-        self.text(&match self.format {
+        print(&match self.format {
             Format::Table => shown(),
             Format::Json => format!("{value:#}\n"),
             Format::Jsonl => format!("{value}\n"),
@@ -61,10 +53,10 @@ impl Output {
         json: impl Fn(&T) -> Value,
         row: impl Fn(&T) -> Vec<Cell>,
     ) -> Outcome {
-        self.text(&match self.format {
+        print(&match self.format {
             Format::Table => table(head, items.iter().map(row), io::stdout().is_terminal()),
             Format::Json => format!("{:#}\n", Value::Array(items.iter().map(json).collect())),
-            Format::Jsonl => items.iter().map(|item| format!("{}\n", json(item))).collect(),
+            Format::Jsonl => json_lines(items.iter().map(json)),
         })
     }
 
@@ -81,6 +73,19 @@ impl Output {
             say(text);
         }
     }
+}
+
+/// Text as it is, for files and pipes.
+pub(crate) fn print(text: &str) -> Outcome {
+    let mut out = anstream::stdout().lock();
+    out.write_all(text.as_bytes())?;
+    out.flush()?;
+    Ok(Exit::Ok)
+}
+
+/// One object a line.
+pub(crate) fn json_lines(objects: impl Iterator<Item = Value>) -> String {
+    objects.fold(String::new(), |text, object| text + &object.to_string() + "\n")
 }
 
 /// Why the command failed.

@@ -15,7 +15,7 @@ use crate::{
     exit::{Exit, Outcome},
     follow::{Sink, follow, wait},
     input,
-    output::{Format, Output},
+    output::{Format, Output, print},
 };
 
 #[derive(Debug, clap::Args)]
@@ -33,6 +33,7 @@ pub(crate) struct Args {
     /// Waits for the end and prints the answer; with a time, for that long at most
     #[arg(long, value_name = "DURATION", num_args = 0..=1, require_equals = true,
           value_parser = humantime::parse_duration)]
+    #[expect(clippy::option_option, reason = "an option with an optional value")]
     pub(crate) wait: Option<Option<Duration>>,
     /// What to do while another run of the conversation is active
     #[arg(long, value_enum, value_name = "WHAT")]
@@ -99,7 +100,7 @@ pub(crate) async fn run(global: &Global, args: Args) -> Outcome {
         output.note(&format!("run {run}"));
         return wait(&client, &run, limit, output).await;
     }
-    output.text(&shown(&submitted, output, io::stdout().is_terminal()))?;
+    print(&shown(&submitted, output, io::stdout().is_terminal()))?;
     Ok(Exit::Ok)
 }
 

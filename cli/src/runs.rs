@@ -11,7 +11,7 @@ use crate::{
     Global,
     client::{
         Client,
-        view::{Run, Seen, Step, took},
+        view::{Instant, Run, Seen, Step, took},
     },
     exit::{Exit, Outcome},
     follow::{Answer, Sink, follow},
@@ -89,7 +89,7 @@ pub(crate) async fn run(global: &Global, command: Command) -> Outcome {
             output.one(&run.raw, || detail(&run.item))
         }
         Command::Steps { id } => {
-            let steps = client.list::<Step>(&["v1", "runs", &id, "steps"], Vec::new(), 200, true).await?;
+            let steps = client.whole_list::<Step>(&["v1", "runs", &id, "steps"]).await?;
             output.list(STEP_HEAD, &steps, |step| step.raw.clone(), |step| step_row(&step.item))
         }
         Command::Tail { id, after, format } => {
@@ -112,13 +112,11 @@ async fn stop(client: &Client, id: &str, until_over: bool, output: Output) -> Ou
     }
     // The run's own answer is not what was asked for, and that it ended is success, however it did.
     let quiet = Output { quiet: true, ..output };
-    match wait_for_the_end(client, id, quiet).await? {
-        Exit::Interrupted => Ok(Exit::Interrupted),
-        _ => {
-            let run = client.get::<Run>(&["v1", "runs", id], &[]).await?;
-            output.one(&run.raw, || format!("{id} is {}\n", run.item.status))
-        }
+    if wait_for_the_end(client, id, quiet).await? == Exit::Interrupted {
+        return Ok(Exit::Interrupted);
     }
+    let run = client.get::<Run>(&["v1", "runs", id], &[]).await?;
+    output.one(&run.raw, || format!("{id} is {}\n", run.item.status))
 }
 
 async fn wait_for_the_end(client: &Client, id: &str, output: Output) -> Outcome {
@@ -143,11 +141,11 @@ const HEAD: &[&str] = &["run", "status", "agent", "steps", "created", "took", "r
 
 fn row(run: &Run) -> Vec<Cell> {
     vec![
-        Cell::new(harmless(&run.run_id)),
+        Cell::new(harmless(&run.id)),
         status(run.shown_status()),
         Cell::new(harmless(&run.agent)),
         Cell::new(run.step_count),
-        Cell::new(run.created_at.as_ref().map(|at| at.shown()).unwrap_or_default()),
+        Cell::new(run.created_at.as_ref().map(Instant::shown).unwrap_or_default()),
         Cell::new(run.took().unwrap_or_default()),
         Cell::new(run.reason.as_deref().unwrap_or_default()),
     ]
@@ -155,7 +153,7 @@ fn row(run: &Run) -> Vec<Cell> {
 
 fn detail(run: &Run) -> String {
     fields([
-        ("run", Some(run.run_id.clone())),
+        ("run", Some(run.id.clone())),
         ("status", Some(run.shown_status().to_owned())),
         ("reason", run.reason.clone()),
         ("error", run.error.as_ref().map(|error| format!("{} ({})", error.message, error.code))),
@@ -166,9 +164,9 @@ fn detail(run: &Run) -> String {
         ("attempts", Some(run.attempts.to_string())),
         ("tokens", Some(format!("{} in, {} out", run.usage.input_tokens, run.usage.output_tokens))),
         ("tags", (!run.tags.is_empty()).then(|| run.tags.join(", "))),
-        ("created", run.created_at.as_ref().map(|at| at.shown())),
-        ("started", run.started_at.as_ref().map(|at| at.shown())),
-        ("finished", run.finished_at.as_ref().map(|at| at.shown())),
+        ("created", run.created_at.as_ref().map(Instant::shown)),
+        ("started", run.started_at.as_ref().map(Instant::shown)),
+        ("finished", run.finished_at.as_ref().map(Instant::shown)),
         ("took", run.took()),
     ])
 }
@@ -197,7 +195,7 @@ fn step_row(step: &Step) -> Vec<Cell> {
         state => format!("{} ({state})", harmless(&call.name)),
     });
     vec![
-        Cell::new(step.step),
+        Cell::new(step.number),
         Cell::new(step.attempt),
         Cell::new(harmless(&step.model)),
         Cell::new(&step.finish_reason),

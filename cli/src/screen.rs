@@ -55,9 +55,8 @@ impl<T: Write, N: Write> Screen<T, N> {
     pub(crate) fn show(&mut self, event: &Event) -> io::Result<()> {
         let field = |name: &str| event.data[name].as_str().unwrap_or_default();
         match event.kind.as_str() {
-            "text.delta" => self.write_text(event, field("text")),
+            "text.delta" | "snapshot" => self.write_text(event, field("text")),
             "reasoning.delta" => self.reason(field("text")),
-            "snapshot" => self.write_text(event, field("text")),
             "run.queued" => match event.data["position"].as_u64() {
                 Some(position) => self.note(&format!("queued, number {position} in line")),
                 None => Ok(()),
@@ -180,27 +179,25 @@ impl<T: Write, N: Write> Screen<T, N> {
             return Ok(());
         }
         let status = data["status"].as_str().unwrap_or("over");
-        let mut line = match status {
+        let shown = match status {
             "succeeded" => status.green().to_string(),
             "failed" => status.red().to_string(),
             _ => status.yellow().to_string(),
         };
+        write!(self.notes, "{shown}")?;
         if let Some(reason) = data["reason"].as_str().filter(|reason| *reason != "done") {
-            line += &format!(" ({reason})");
+            write!(self.notes, " ({})", one_line(reason, RESULT))?;
         }
         if let Some(error) = data["error"]["message"].as_str() {
-            line += &format!(": {}", one_line(error, 400));
+            write!(self.notes, ": {}", one_line(error, 400))?;
         }
         if let Some(steps) = data["stepCount"].as_u64() {
+            let word = if steps == 1 { "step" } else { "steps" };
             let tokens = |name: &str| data["usage"][name].as_i64().unwrap_or_default();
-            line += &format!(
-                " · {steps} {} · {} tokens in, {} out",
-                if steps == 1 { "step" } else { "steps" },
-                tokens("inputTokens"),
-                tokens("outputTokens")
-            );
+            let (read, written) = (tokens("inputTokens"), tokens("outputTokens"));
+            write!(self.notes, " · {steps} {word} · {read} tokens in, {written} out")?;
         }
-        writeln!(self.notes, "{line}")
+        writeln!(self.notes)
     }
 }
 

@@ -19,12 +19,14 @@ create table jobs (
     epoch         bigint not null default 0, -- how often it changed hands
     worker_id     uuid,                      -- null: pending. Workers' rows may go before their jobs are reaped
     attempts      int    not null default 0,
-    crashes       int    not null default 0, -- since the last saved step
+    crashes       int    not null default 0, -- since the step in crash_step was saved
+    crash_step    int    not null default 0, -- the run's steps when a crash was last counted
     payload       jsonb,
     created_at    bigint not null default now_ms(),
     foreign key (workspace_id, run_id) references runs (workspace_id, id)
 ) with (fillfactor = 70);
 comment on table jobs is 'The queue: small and hot, a row is deleted when its work is done.';
 create unique index jobs_one_per_run on jobs (run_id) where kind = 'run';
-create index jobs_pending on jobs (queue, priority desc, run_at, id) where worker_id is null;
+-- In the order of the claim, whatever the queues: it reads as many entries as it takes, however long the backlog.
+create index jobs_pending on jobs (priority desc, run_at, id) where worker_id is null;
 create index jobs_held on jobs (worker_id) where worker_id is not null;

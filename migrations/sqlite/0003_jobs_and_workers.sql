@@ -19,11 +19,13 @@ create table jobs (
     epoch         integer not null default 0, -- how often it changed hands
     worker_id     blob,                      -- null: pending. Workers' rows may go before their jobs are reaped
     attempts      integer not null default 0,
-    crashes       integer not null default 0, -- since the last saved step
+    crashes       integer not null default 0, -- since the step in crash_step was saved
+    crash_step    integer not null default 0, -- the run's steps when a crash was last counted
     payload       text,
     created_at    integer not null default (cast(unixepoch('subsec') * 1000 as integer)),
     foreign key (workspace_id, run_id) references runs (workspace_id, id)
 ) strict;
 create unique index jobs_one_per_run on jobs (run_id) where kind = 'run';
-create index jobs_pending on jobs (queue, priority desc, run_at, id) where worker_id is null;
+-- In the order of the claim, whatever the queues: it reads as many entries as it takes, however long the backlog.
+create index jobs_pending on jobs (priority desc, run_at, id) where worker_id is null;
 create index jobs_held on jobs (worker_id) where worker_id is not null;

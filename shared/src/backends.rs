@@ -6,7 +6,7 @@ use std::{io, path::PathBuf, sync::Arc};
 
 use crate::{
     bus::{Bus, BusError, in_process::InProcessBus, redis::RedisBus},
-    config::{Config, DatabaseKind},
+    config::Config,
     store::{SharedStore, StoreError, postgres, sqlite},
 };
 
@@ -50,28 +50,24 @@ pub fn open(config: &Config, processes: Processes) -> Result<Backends, BackendEr
 /// The store alone, for commands that run nothing and watch nothing.
 pub fn open_store(config: &Config) -> Result<SharedStore, BackendError> {
     let database = &config.database;
-    Ok(match (database.url.kind(), database.url.sqlite_path()) {
-        (DatabaseKind::Sqlite, Some(path)) => {
-            if let Some(folder) = path.parent().filter(|folder| !folder.as_os_str().is_empty()) {
-                std::fs::create_dir_all(folder)
-                    .map_err(|source| BackendError::Folder { path: folder.to_owned(), source })?;
-            }
-            Arc::new(sqlite::SqlStore::open(&sqlite::Options::new(path))?)
+    if let Some(path) = database.url.sqlite_path() {
+        if let Some(folder) = path.parent().filter(|folder| !folder.as_os_str().is_empty()) {
+            std::fs::create_dir_all(folder)
+                .map_err(|source| BackendError::Folder { path: folder.to_owned(), source })?;
         }
-        _ => {
-            // A frozen owner must not hold locks past its lease, so all bounds of a session stay below it.
-            let bound = config.statement_timeout();
-            let options = postgres::Options {
-                max_connections: database.max_connections,
-                acquire_timeout: database.acquire_timeout,
-                statement_timeout: bound,
-                lock_timeout: bound / 2,
-                idle_in_transaction_timeout: bound,
-                ..postgres::Options::new(database.url.expose())
-            };
-            Arc::new(postgres::SqlStore::open(&options)?)
-        }
-    })
+        return Ok(Arc::new(sqlite::SqlStore::open(&sqlite::Options::new(path))?));
+    }
+    // A frozen owner must not hold locks past its lease, so all bounds of a session stay below it.
+    let bound = config.statement_timeout();
+    let options = postgres::Options {
+        max_connections: database.max_connections,
+        acquire_timeout: database.acquire_timeout,
+        statement_timeout: bound,
+        lock_timeout: bound / 2,
+        idle_in_transaction_timeout: bound,
+        ..postgres::Options::new(database.url.expose())
+    };
+    Ok(Arc::new(postgres::SqlStore::open(&options)?))
 }
 
 impl Backends {

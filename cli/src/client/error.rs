@@ -1,5 +1,7 @@
 //! Why a request failed, with the exit code and the words that belong to it.
 
+use std::fmt::Write as _;
+
 use reqwest::StatusCode;
 use serde::Deserialize;
 
@@ -64,7 +66,8 @@ impl From<ClientError> for Failure {
             }
             ClientError::Refused { problem, .. } => {
                 if let Some(run) = &problem.active_run_id {
-                    message += &format!(
+                    let _ = write!(
+                        message,
                         "\nIts active run is {run}: `longhaul runs tail {run}`, or --if-busy enqueue to wait in line."
                     );
                 }
@@ -79,9 +82,9 @@ fn worded(status: StatusCode, problem: &Problem) -> String {
     let words = problem.detail.as_ref().or(problem.title.as_ref());
     let mut text = words.cloned().unwrap_or_else(|| format!("the server answered {status}"));
     for Field { pointer, detail } in &problem.errors {
-        if let Some(detail) = detail {
-            text += &format!("; {}: {detail}", pointer.as_deref().unwrap_or("body"));
-        }
+        // A problem with a single field may be summed up by it.
+        let Some(detail) = detail.as_ref().filter(|detail| !text.contains(*detail)) else { continue };
+        let _ = write!(text, "; {}: {detail}", pointer.as_deref().unwrap_or("body"));
     }
     let marks = [problem.code.clone(), problem.request_id.as_ref().map(|id| format!("request {id}"))];
     let marks: Vec<String> = marks.into_iter().flatten().collect();
@@ -129,6 +132,9 @@ mod tests {
         let failure =
             refused(400, r#"{"title":"Bad request","errors":[{"pointer":"/agent","detail":"is unknown"}]}"#);
         assert_eq!(failure.message.as_deref(), Some("Bad request; /agent: is unknown"));
+        let summed =
+            r#"{"detail":"/agent: is unknown","errors":[{"pointer":"/agent","detail":"is unknown"}]}"#;
+        assert_eq!(refused(400, summed).message.as_deref(), Some("/agent: is unknown"));
         assert_eq!(refused(502, "{}").message.as_deref(), Some("the server answered 502 Bad Gateway"));
     }
 }

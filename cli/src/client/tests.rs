@@ -61,7 +61,7 @@ async fn all_pages_of_a_list_are_read_with_their_cursors() {
     })
     .await;
     let chats = server.client().list::<Chat>(&["v1", "chats"], Vec::new(), 1, true).await.unwrap();
-    let ids: Vec<_> = chats.iter().map(|chat| chat.item.chat_id.as_str()).collect();
+    let ids: Vec<_> = chats.iter().map(|chat| chat.item.id.as_str()).collect();
     assert_eq!((ids, chats[0].raw["x"].as_i64()), (vec!["a", "b"], Some(1)));
     let requests = server.requests();
     assert!(requests[0].starts_with("GET /v1/chats?limit=1 "), "{}", requests[0]);

@@ -45,7 +45,8 @@ pub(crate) struct Submitted {
 #[derive(Clone, Debug, Deserialize)]
 #[serde(rename_all = "camelCase")]
 pub(crate) struct Run {
-    pub(crate) run_id: String,
+    #[serde(rename = "runId")]
+    pub(crate) id: String,
     pub(crate) status: String,
     #[serde(default)]
     pub(crate) chat_id: String,
@@ -108,7 +109,8 @@ pub(crate) struct Usage {
 #[derive(Clone, Debug, Deserialize)]
 #[serde(rename_all = "camelCase")]
 pub(crate) struct Step {
-    pub(crate) step: u32,
+    #[serde(rename = "step")]
+    pub(crate) number: u32,
     #[serde(default)]
     pub(crate) attempt: u32,
     #[serde(default)]
@@ -136,8 +138,8 @@ pub(crate) struct ToolCall {
 #[derive(Clone, Debug, Deserialize)]
 #[serde(rename_all = "camelCase")]
 pub(crate) struct Chat {
-    #[serde(alias = "id")]
-    pub(crate) chat_id: String,
+    #[serde(rename = "chatId", alias = "id")]
+    pub(crate) id: String,
     #[serde(default)]
     pub(crate) title: Option<String>,
     #[serde(default)]

@@ -425,7 +425,7 @@ fn dev_beyond_loopback_asks_for_keys_unless_somebody_says_otherwise() {
         Sources {
             profile: Profile::Dev,
             file: None,
-            environment: Environment::from_iter(variables.iter().copied()),
+            environment: variables.iter().copied().collect(),
             overrides: Overrides::new().set("--host", "server.host", Some("0.0.0.0")),
         }
         .load()

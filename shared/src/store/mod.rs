@@ -3,8 +3,8 @@
 //! Postgres and SQLite keep the same promises. Most SQL is one text for both (`sql/`, compiled once for each);
 //! what only one of them can say well stands in `postgres/` and `sqlite/`. `conformance` holds both to these pages.
 //!
-//! Lock order, for every transaction that takes more than one: chat → job → log → run → message; batches sorted by
-//! id. Whoever takes or frees a chat's slot first locks the chat's row.
+//! Lock order, for every transaction that takes more than one: chat → job → worker → log → run → message; batches
+//! sorted by id. Whoever takes or frees a chat's slot first locks the chat's row.
 
 pub mod admission;
 mod error;
@@ -266,7 +266,9 @@ pub struct LogCursor {
 pub trait Log: LogReader {
     /// Commits the appends of several runs together, each whole or not at all: events, steps, ledger, counters,
     /// message and ending. The answers stand in the order of the appends. `LeaseLost` for one whose position is
-    /// taken or whose message is no longer streaming; it changes nothing and does not disturb the others.
+    /// not right behind the log's last event or whose message is no longer streaming; it changes nothing and does not
+    /// disturb the others. At most one append for each run. An append that is committed already, because the answer
+    /// was lost, is answered like the first time, without what it caused. The caller awaits it to its end.
     async fn commit(&self, appends: &[Append]) -> Vec<Result<Committed>>;
 }
 
@@ -298,7 +300,8 @@ pub trait Jobs: Send + Sync {
     /// `run.claimed` appended. Highest priority first, then oldest.
     async fn claim(&self, worker: WorkerId, queues: &[String], limit: u32) -> Result<Vec<(Claim, Segment)>>;
     /// The holder gives a run back: it is pending again, due after `delay_ms`. Not counted as a crash unless
-    /// `reason` is `broken`. `last_seq` is the last event that the holder appended.
+    /// `reason` is `broken`. `last_seq` is the last event that the holder appended. A run whose stop is requested ends
+    /// instead.
     async fn hand_back(
         &self,
         claim: &Claim,
@@ -308,13 +311,15 @@ pub trait Jobs: Send + Sync {
     ) -> Result<Released>;
     /// Jobs whose worker's lease ran out go back to pending with `run.released` appended and their crash counted;
     /// after more than `max_crashes` without progress the run fails with `crash_limit`. A run whose stop is requested
-    /// ends. Up to `limit`; the expiry is checked again under the job's lock.
+    /// ends. Up to `limit`; the expiry is checked again under the job's lock. A run that cannot be released now does not
+    /// keep the others waiting: an error is told only when nothing was released.
     async fn reap(&self, max_crashes: i32, limit: u32) -> Result<Vec<Released>>;
     /// Scheduled runs that are due take the chat's slot or queue up for it.
     async fn promote_due(&self, limit: u32) -> Result<Vec<Released>>;
     /// The runs that the worker holds according to the database.
     async fn held_by(&self, worker: WorkerId) -> Result<Vec<(WorkspaceId, RunId)>>;
-    /// Gives back a run that the worker holds without knowing it: the answer to its claim was lost.
+    /// Gives back a run that the worker holds without knowing it: the answer to its claim was lost. A run whose stop is
+    /// requested ends instead.
     async fn disown(&self, worker: WorkerId, workspace: WorkspaceId, run: RunId) -> Result<Option<Released>>;
     /// Repairs what no path should produce: active runs without a job, streaming messages of finished runs. The
     /// count is that of repaired rows; above zero is a bug.

@@ -1,6 +1,6 @@
 //! What a tail promises, against a server that is cut at every possible byte.
 
-use std::net::SocketAddr;
+use std::{collections::HashSet, net::SocketAddr};
 
 use super::*;
 use crate::{
@@ -64,21 +64,29 @@ async fn a_tail_ends_with_the_run_and_asks_no_more() {
 #[tokio::test]
 async fn a_connection_cut_at_any_byte_loses_and_repeats_nothing() {
     let whole = stream("");
-    // Every third position; reset and polite end in turn.
-    for cut in (0..whole.len()).step_by(3) {
-        let server = FakeServer::start(move |n, request| {
-            let bytes = stream(request);
-            match n {
-                0 if cut % 2 == 0 => Answer::Reset(bytes[..cut].to_vec()),
-                0 => Answer::Bytes(bytes[..cut].to_vec()),
-                _ => Answer::Bytes(bytes),
-            }
-        })
-        .await;
-        let mut tail = Tail::new(server.client(), "r", 0);
-        let (seqs, text, _) = collect(&mut tail).await;
-        assert_eq!((seqs, text.as_str()), ((1..=EVENTS).collect(), TEXT), "cut at {cut}");
-    }
+    let mut met = HashSet::new();
+    let server = FakeServer::start(move |_, request| {
+        let bytes = stream(request);
+        let run = request.split('/').nth(3).unwrap();
+        let cut: usize = run.parse().unwrap();
+        match met.insert(cut) {
+            // A reset and a polite end in turn.
+            true if cut.is_multiple_of(2) => Answer::Reset(bytes[..cut].to_vec()),
+            true => Answer::Bytes(bytes[..cut].to_vec()),
+            false => Answer::Bytes(bytes),
+        }
+    })
+    .await;
+    // Each waits a moment before it reconnects, so many at once.
+    let client = server.client();
+    let cuts = (0..whole.len()).map(|cut| {
+        let mut tail = Tail::new(client.clone(), cut.to_string(), 0);
+        async move {
+            let (seqs, text, _) = collect(&mut tail).await;
+            assert_eq!((seqs, text.as_str()), ((1..=EVENTS).collect(), TEXT), "cut at {cut}");
+        }
+    });
+    futures::stream::iter(cuts).buffer_unordered(100).collect::<()>().await;
 }
 
 #[tokio::test]

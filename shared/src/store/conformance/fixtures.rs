@@ -9,11 +9,14 @@ use crate::{
         event::{Event, EventData, Segment},
         ids::{ChatId, WorkerId, WorkspaceId},
         message::Part,
-        run::{Claim, Limits, Run, Trigger, Usage},
+        run::{Claim, Ending, Limits, Run, Trigger, Usage},
         step::{FinishReason, OutputPart, Step},
         tool::{CallState, Effect, ToolCall},
     },
-    store::{Admitted, ApiKey, Append, IfBusy, KeyRole, LogCursor, NewChat, NewKey, NewRun, NewWorker, Page},
+    store::{
+        Admitted, ApiKey, Append, IfBusy, KeyRole, LogCursor, NewChat, NewKey, NewRun, NewWorker, Page,
+        StoreError,
+    },
 };
 
 impl Database {
@@ -60,6 +63,37 @@ impl Database {
             NewWorker { id, host: "test".to_owned(), version: "0".to_owned(), slots, lease_ms: 60_000 };
         self.store.register_worker(&worker).await.unwrap();
         id
+    }
+
+    /// A run in a chat of its own, claimed by a worker of its own.
+    pub(super) async fn held_run(&self, workspace: WorkspaceId) -> Claim {
+        let run = self.store.admit(new_run(workspace, None)).await.unwrap().run;
+        let claim = self.claim(self.worker(1).await).await;
+        assert_eq!(claim.run.id, run.id, "nothing else was there to claim");
+        claim
+    }
+
+    /// The worker's lease runs out now.
+    pub(super) async fn expire(&self, worker: WorkerId) {
+        let sql = format!("update workers set expires_at = 1 where id = {}", self.id(worker.0));
+        assert_eq!(self.execute(&sql).await.unwrap(), 1);
+    }
+
+    /// The run as it is now.
+    pub(super) async fn now(&self, run: &Run) -> Run {
+        self.store.run(run.workspace_id, run.id).await.unwrap()
+    }
+
+    /// The kinds of the run's events, in order.
+    pub(super) async fn kinds(&self, run: &Run) -> Vec<String> {
+        let log = self.store.read_log(cursor(run, 0), 1_000).await.unwrap();
+        log.into_iter().flat_map(|segment| segment.events).map(|event| event.kind).collect()
+    }
+
+    /// Commits one append that must be refused for a lost lease.
+    pub(super) async fn refused(&self, append: Append) {
+        let result = self.store.commit(&[append]).await.remove(0);
+        assert!(matches!(result, Err(StoreError::LeaseLost)), "{result:?}");
     }
 
     /// The one job that is there to claim, claimed.
@@ -114,6 +148,28 @@ pub(super) fn append(claim: &Claim, first_seq: i64, events: Vec<Event>) -> Appen
         calls: vec![],
         ending: None,
     }
+}
+
+/// The whole of that step in one append: two pieces of text and its end.
+pub(super) fn saving(claim: &Claim, first_seq: i64, number: u32) -> Append {
+    let mut append = append(claim, first_seq, deltas(number, 2));
+    let usage = step(claim, number, 0, 0).usage;
+    let finished = EventData::StepFinished { finish_reason: FinishReason::ToolCalls, usage, tool_calls: 0 };
+    append.events.push(finished.of_step(number, 1));
+    append.steps = vec![step(claim, number, first_seq, first_seq + 2)];
+    append
+}
+
+/// The end of the run.
+pub(super) fn finishing(claim: &Claim, first_seq: i64, ending: Ending) -> Append {
+    let finished = EventData::RunFinished {
+        status: ending.status(),
+        reason: ending.reason,
+        error: ending.error.clone(),
+        usage: Usage::default(),
+        step_count: 0,
+    };
+    Append { ending: Some(ending), ..append(claim, first_seq, vec![finished.of_run()]) }
 }
 
 /// So many pieces of text of that step.

@@ -24,6 +24,8 @@ const LONGEST: Duration = Duration::from_mins(1);
 #[derive(Clone)]
 pub(super) struct Database {
     pub(super) store: SharedStore,
+    /// The same database through connections of its own, as another process has it. SQLite has one process.
+    pub(super) second: SharedStore,
     raw: Raw,
 }
 
@@ -44,6 +46,15 @@ impl Database {
         })
     }
 
+    /// Executes several statements as one, on one connection.
+    pub(super) async fn execute_script(&self, sql: &str) {
+        let sql = AssertSqlSafe(sql.to_owned());
+        match &self.raw {
+            Raw::Sqlite(pool) => drop(sqlx::raw_sql(sql).execute(pool).await.unwrap()),
+            Raw::Postgres(pool) => drop(sqlx::raw_sql(sql).execute(pool).await.unwrap()),
+        }
+    }
+
     /// The first column of the rows, as text.
     pub(super) async fn texts(&self, sql: &str) -> Vec<String> {
         let sql = AssertSqlSafe(sql.to_owned());
@@ -58,6 +69,20 @@ impl Database {
         matches!(self.raw, Raw::Postgres(_))
     }
 
+    /// A connection that does as the test says, and a third store with bounds of its own: what one database has that
+    /// the other has not.
+    pub(super) fn on_postgres(
+        &self,
+        bounds: impl FnOnce(&mut postgres::Options),
+    ) -> Option<(PgPool, SharedStore)> {
+        let Raw::Postgres(pool) = &self.raw else { return None };
+        let url = pool.connect_options().to_url_lossy().to_string();
+        let mut options = postgres::Options::new(url);
+        bounds(&mut options);
+        let store = postgres::SqlStore::open(&options).expect("the URL was made from valid options");
+        Some((pool.clone(), Arc::new(store)))
+    }
+
     /// An id as an SQL literal.
     pub(super) fn id(&self, id: impl Into<Uuid>) -> String {
         let id = id.into();
@@ -66,6 +91,7 @@ impl Database {
 
     async fn close(self) {
         self.store.close().await;
+        self.second.close().await;
         match self.raw {
             Raw::Sqlite(pool) => pool.close().await,
             Raw::Postgres(pool) => pool.close().await,
@@ -80,7 +106,8 @@ pub(super) async fn on_sqlite<F: Future<Output = ()>>(test: impl FnOnce(Database
     store.migrate().await.expect("the migrations apply");
     let raw = SqliteConnectOptions::new().filename(&path).foreign_keys(true);
     let raw = SqlitePool::connect_with(raw).await.expect("the file was just made");
-    let db = Database { store: Arc::new(store), raw: Raw::Sqlite(raw) };
+    let store: SharedStore = Arc::new(store);
+    let db = Database { second: store.clone(), store, raw: Raw::Sqlite(raw) };
     let outcome = outcome(test(db.clone())).await;
     db.close().await;
     outcome.unwrap_or_else(|panic| std::panic::resume_unwind(panic));
@@ -94,9 +121,9 @@ pub(super) async fn on_postgres<F: Future<Output = ()>>(test: impl FnOnce(Databa
     execute(&mut admin, format!("create database {name} template {template}")).await;
 
     let here = server.database(&name);
-    let store = open(&here);
+    let (store, second) = (Arc::new(open(&here)), Arc::new(open(&here)));
     let raw = PgPoolOptions::new().max_connections(4).connect_lazy_with(here);
-    let db = Database { store: Arc::new(store), raw: Raw::Postgres(raw) };
+    let db = Database { store, second, raw: Raw::Postgres(raw) };
     let outcome = outcome(test(db.clone())).await;
     db.close().await;
     execute(&mut admin, format!("drop database {name} with (force)")).await;

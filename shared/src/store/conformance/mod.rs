@@ -1,14 +1,25 @@
 //! The store's promises as tests, held against SQLite and Postgres alike.
 //!
 //! [`conformance!`] makes two tests of each function: `sqlite::<name>` on a file of its own and `postgres::<name>` on
-//! a database of its own. `harness` says where they come from.
+//! a database of its own. `harness` says where they come from. [`upheld!`] does the same and then asks the database
+//! for everything that `invariants` forbids.
 
+mod admission;
 mod chats;
+mod endings;
+mod fence;
 mod fixtures;
 mod harness;
+mod idempotency;
+mod invariants;
+mod log;
 mod log_read;
+mod queue;
+mod releases;
 mod runs;
 mod schema;
+mod stops;
+mod storm;
 mod tenants;
 mod workspaces;
 
@@ -30,3 +41,28 @@ macro_rules! conformance {
     };
 }
 use conformance;
+
+/// Makes `async fn name(db: Database)` a test on either back-end that ends with the invariants.
+macro_rules! upheld {
+    ($($name:ident),+ $(,)?) => {
+        mod sqlite {
+            $(#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+            async fn $name() {
+                crate::store::conformance::harness::on_sqlite(async |db| {
+                    super::$name(db.clone()).await;
+                    db.assert_invariants().await;
+                }).await;
+            })+
+        }
+        mod postgres {
+            $(#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+            async fn $name() {
+                crate::store::conformance::harness::on_postgres(async |db| {
+                    super::$name(db.clone()).await;
+                    db.assert_invariants().await;
+                }).await;
+            })+
+        }
+    };
+}
+use upheld;

@@ -10,16 +10,20 @@ use crate::{
         ids::WorkerId,
         run::Claim,
     },
-    store::Result,
+    store::{Result, StoreError},
 };
 
+/// How often the statement is tried that read a position just before it was taken.
+const TRIES: u32 = 5;
+
 /// The rows to take are found in a materialised sub-query: inside the update it would be run again for each row and
-/// take more than the limit.
+/// take more than the limit. The run's status is looked up row by row, so that the index of pending jobs is walked in
+/// its order and no further than the limit, whatever the planner believes about the size of the backlog.
 const CLAIM: &str = concat!(
     "with due as materialized (
         select j.id from jobs j
-        join runs r on r.workspace_id = j.workspace_id and r.id = j.run_id and r.status = 'pending'
         where j.worker_id is null and j.kind = 'run' and j.queue = any($2) and j.run_at <= now_ms()
+          and (select r.status from runs r where r.workspace_id = j.workspace_id and r.id = j.run_id) = 'pending'
           and exists (select 1 from workers w where w.id = $1 and w.expires_at > now_ms() and not w.draining)
         order by j.priority desc, j.run_at, j.id limit $3
         for no key update of j skip locked
@@ -33,6 +37,8 @@ const CLAIM: &str = concat!(
             '[{\"type\":\"run.claimed\",\"data\":{\"workerId\":\"' || $1::text || '\",\"epoch\":' || job.epoch || '}}]'
         from job, lateral (
             select coalesce((select last_seq from run_events where run_id = job.run_id order by first_seq desc limit 1), 0) + 1 as seq) e
+        -- Taken when the job changed hands twice after this statement's snapshot: `fence` refuses, and it is tried again.
+        on conflict (run_id, first_seq) do nothing
         returning run_id, first_seq, created_at
     ), run as (
         update runs r
@@ -54,12 +60,15 @@ pub(super) async fn claim(
     queues: &[String],
     limit: u32,
 ) -> Result<Vec<(Claim, Segment)>> {
-    let rows = sqlx::query(CLAIM)
-        .bind(worker.0)
-        .bind(queues)
-        .bind(i64::from(limit))
-        .fetch_all(store.reserved())
-        .await?;
+    let mut tries = 0;
+    let rows = loop {
+        tries += 1;
+        let query = sqlx::query(CLAIM).bind(worker.0).bind(queues).bind(i64::from(limit));
+        match query.fetch_all(store.reserved()).await.map_err(StoreError::from) {
+            Err(StoreError::LeaseLost) if tries < TRIES => {}
+            rows => break rows?,
+        }
+    };
     rows.iter()
         .map(|row| {
             let run = run(row)?;

@@ -17,14 +17,28 @@ use super::{
 };
 use crate::store::{Append, Result};
 
-const LOG_ONLY: &str = "
-    insert into run_events (workspace_id, run_id, first_seq, last_seq, epoch, events)
-    select * from unnest($1::uuid[], $2::uuid[], $3::bigint[], $4::bigint[], $5::bigint[], $6::text[])
-    on conflict (run_id, first_seq) do nothing
-    returning run_id, created_at";
+/// The expected position: right behind the last event that the statement's snapshot shows. Together with the primary
+/// key, which decides between writers that see the same, it keeps the log dense.
+macro_rules! is_next {
+    () => {
+        "share.first_seq = 1 + (select e.last_seq from run_events e where e.run_id = share.run_id \
+         order by e.first_seq desc limit 1)"
+    };
+}
 
-const FULL: &str = "
-with share as (
+const LOG_ONLY: &str = concat!(
+    "insert into run_events (workspace_id, run_id, first_seq, last_seq, epoch, events)
+    select share.* from unnest($1::uuid[], $2::uuid[], $3::bigint[], $4::bigint[], $5::bigint[], $6::text[])
+        as share (workspace_id, run_id, first_seq, last_seq, epoch, events)
+    where ",
+    is_next!(),
+    "
+    on conflict (run_id, first_seq) do nothing
+    returning run_id, created_at"
+);
+
+const FULL: &str = concat!(
+    "with share as (
     select * from unnest($1::uuid[], $2::uuid[], $3::bigint[], $4::bigint[], $5::bigint[], $6::text[],
         $7::uuid[], $8::int[], $9::bigint[], $10::bigint[], $11::bigint[], $12::bigint[],
         $13::text[], $14::text[], $15::text[], $16::text[], $17::text[])
@@ -34,7 +48,9 @@ with share as (
 ), log as (
     -- The fence: a position is taken once.
     insert into run_events (workspace_id, run_id, first_seq, last_seq, epoch, events)
-    select workspace_id, run_id, first_seq, last_seq, epoch, events from share
+    select workspace_id, run_id, first_seq, last_seq, epoch, events from share where ",
+    is_next!(),
+    "
     on conflict (run_id, first_seq) do nothing
     returning run_id, created_at
 ), held as (
@@ -57,7 +73,7 @@ with share as (
     from changed c
     where r.workspace_id = c.workspace_id and r.id = c.run_id
       and r.status not in ('succeeded', 'failed', 'aborted')
-    returning r.workspace_id, r.id, r.chat_id, c.message_id, c.end_status, c.end_message_status, c.steps, c.at
+    returning r.workspace_id, r.id, r.chat_id, c.message_id, c.end_status, c.end_message_status, c.at
 ), message as (
     -- A late writer finds the message no longer streaming and changes nothing.
     update messages m
@@ -95,15 +111,14 @@ with share as (
         dispatched_at = coalesce(excluded.dispatched_at, known.dispatched_at), settled_at = excluded.settled_at
     where known.state in ('awaiting_approval', 'planned', 'dispatched')
     returning known.run_id
-), progress as (
-    update jobs j set crashes = 0 from run
-    where j.run_id = run.id and run.end_status is null and run.steps > 0 and j.crashes > 0
 ), done as (
-    delete from jobs j using run where j.run_id = run.id and run.end_status is not null
+    delete from jobs j using run where j.run_id = run.id and j.kind = 'run' and run.end_status is not null
 ), next as (
     select distinct on (q.chat_id) q.workspace_id, q.id, q.queue, q.priority
-    from run join runs q on q.chat_id = run.chat_id and q.status = 'queued'
-    where run.end_status is not null
+    from run join runs q on q.chat_id = run.chat_id and q.status = 'queued' and q.id <> run.id
+    -- A run that only waited for the slot leaves it to whoever holds it.
+    where run.end_status is not null and not exists (select from runs a where a.chat_id = run.chat_id
+        and a.status in ('pending', 'running', 'waiting') and a.id <> run.id)
     order by q.chat_id, q.turn
 ), promoted as (
     update runs r set status = 'pending', updated_at = now_ms() from next
@@ -131,7 +146,8 @@ select caused.run_id, caused.first_seq, caused.last_seq, caused.events, caused.c
 from caused
 join promoted on promoted.id = caused.run_id
 join runs q on q.workspace_id = promoted.workspace_id and q.id = promoted.id
-join run on run.chat_id = q.chat_id";
+join run on run.chat_id = q.chat_id"
+);
 
 /// Commits the batch, or nothing of it. Appends whose position was taken are missing from the answer.
 pub(super) async fn commit_together(store: &SqlStore, batch: &[&Append]) -> Result<Vec<Outcome>> {
@@ -139,10 +155,18 @@ pub(super) async fn commit_together(store: &SqlStore, batch: &[&Append]) -> Resu
     if batch.iter().all(|append| append.ending.is_none()) {
         return write(&mut connection, batch).await;
     }
-    let mut tx = connection.begin_with(AssertSqlSafe(lock_chats_and_jobs(batch))).await?;
-    let outcomes = write(&mut tx, batch).await?;
-    tx.commit().await?;
-    Ok(outcomes)
+    let failure = match connection.begin_with(AssertSqlSafe(lock_chats_and_jobs(batch))).await {
+        Ok(mut tx) => {
+            let outcomes = write(&mut tx, batch).await?;
+            tx.commit().await?;
+            return Ok(outcomes);
+        }
+        Err(error) => error,
+    };
+    // The driver counts a transaction as begun when all of that has succeeded. Where a lock could not be had there is
+    // one that it does not know of, so the connection cannot be used again.
+    connection.close_on_drop();
+    Err(failure.into())
 }
 
 /// `begin` and the locks of the first two places of the lock order, in one round trip.
@@ -152,7 +176,7 @@ fn lock_chats_and_jobs(batch: &[&Append]) -> String {
     format!(
         "begin; \
          select from chats where (workspace_id, id) in ({}) order by id for no key update; \
-         select from jobs where run_id in ({}) order by run_id for update",
+         select from jobs where run_id in ({}) and kind = 'run' order by run_id for update",
         ending()
             .map(|append| format!("('{}','{}')", append.workspace_id, append.chat_id))
             .collect::<Vec<_>>()

@@ -169,5 +169,5 @@ async fn reset_lock_timeout(tx: &mut sqlx::Transaction<'static, Db>) -> Result<(
 }
 
 fn is_lock_timeout(error: &sqlx::Error) -> bool {
-    error.as_database_error().and_then(|error| error.code()).is_some_and(|code| code == "55P03")
+    error.as_database_error().and_then(sqlx::error::DatabaseError::code).is_some_and(|code| code == "55P03")
 }

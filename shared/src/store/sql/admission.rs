@@ -4,14 +4,15 @@
 //! the partial unique index alone, as the arbiter of `on conflict do nothing`.
 
 use async_trait::async_trait;
-use serde::{Deserialize, Serialize};
-use sqlx::{Row, Transaction, types::Json};
+use sqlx::Transaction;
 use uuid::Uuid;
 
 use super::{
-    super::{insert_run::insert_run, is_lock_timeout, reset_lock_timeout, set_lock_timeout},
+    super::insert_run::insert_run,
     Db, SqlStore,
+    idempotency::{claim_key, keep_answer, repeated_message},
     rows::{self, get, run_columns, run_place},
+    to_its_end,
 };
 use crate::{
     domain::{
@@ -20,15 +21,8 @@ use crate::{
         run::{Run, Usage},
         transition::RunStatus,
     },
-    store::{
-        AdmitError, Admitted, IfBusy, NewRun, Result, StoreError,
-        admission::{IdempotencyKey, StartAt},
-    },
+    store::{AdmitError, Admitted, IfBusy, NewRun, Result, StoreError, admission::StartAt},
 };
-
-/// How long a repeat waits for the first call with its key before it is told that it is in flight.
-const IN_FLIGHT_WAIT_MS: u32 = 1_000;
-const IDEMPOTENCY_KEPT_MS: i64 = 24 * 3_600_000;
 
 /// The row of a new run, with everything that its transaction has found out.
 pub(crate) struct RunRow<'a> {
@@ -50,16 +44,16 @@ pub(crate) struct Inserted {
     pub(crate) event_at: Millis,
 }
 
-/// What the first call was told, for those who repeat it.
-#[derive(Serialize, Deserialize)]
-struct Answer {
-    status: RunStatus,
-    position: Option<u32>,
-}
-
 #[async_trait]
 impl crate::store::Admission for SqlStore {
     async fn admit(&self, new: NewRun) -> std::result::Result<Admitted, AdmitError> {
+        let store = self.clone();
+        to_its_end(async move { store.admit_new(new).await }).await
+    }
+}
+
+impl SqlStore {
+    async fn admit_new(&self, new: NewRun) -> std::result::Result<Admitted, AdmitError> {
         let mut tx = self.begin().await?;
         if let Some(key) = &new.idempotency
             && let Some(admitted) = claim_key(&mut tx, &new, key).await?
@@ -176,84 +170,6 @@ fn encode(event: &EventData) -> String {
     serde_json::to_string(&[event.of_run()]).expect("an event is plain JSON")
 }
 
-/// Takes the idempotency key for this call, or answers as the holder of the key was answered.
-async fn claim_key(
-    tx: &mut Transaction<'static, Db>,
-    new: &NewRun,
-    key: &IdempotencyKey,
-) -> std::result::Result<Option<Admitted>, AdmitError> {
-    set_lock_timeout(tx, IN_FLIGHT_WAIT_MS).await?;
-    // Expired keys are taken over in place. The wait here is for a first call that is not decided yet.
-    let taken = sqlx::query(concat!(
-        "insert into idempotency (workspace_id, caller, route, key, fingerprint, expires_at) \
-         values ($1, $2, $3, $4, $5, ",
-        now!(),
-        " + $6) on conflict (workspace_id, caller, route, key) do update \
-         set fingerprint = excluded.fingerprint, expires_at = excluded.expires_at, run_id = null, answer = null \
-         where idempotency.expires_at <= ",
-        now!()
-    ))
-    .bind(new.workspace_id.0)
-    .bind(&key.caller)
-    .bind(key.route)
-    .bind(&key.key)
-    .bind(&key.fingerprint)
-    .bind(IDEMPOTENCY_KEPT_MS)
-    .execute(&mut **tx)
-    .await;
-    let taken = match taken {
-        Ok(done) => done.rows_affected() == 1,
-        Err(error) if is_lock_timeout(&error) => return Err(AdmitError::KeyInFlight),
-        Err(error) => return Err(StoreError::from(error).into()),
-    };
-    reset_lock_timeout(tx).await?;
-    if taken {
-        return Ok(None);
-    }
-    let row = sqlx::query(
-        "select fingerprint, run_id, answer from idempotency \
-         where workspace_id = $1 and caller = $2 and route = $3 and key = $4",
-    )
-    .bind(new.workspace_id.0)
-    .bind(&key.caller)
-    .bind(key.route)
-    .bind(&key.key)
-    .fetch_one(&mut **tx)
-    .await
-    .map_err(StoreError::from)?;
-    if get::<Vec<u8>>(&row, "fingerprint")? != key.fingerprint {
-        return Err(AdmitError::KeyReused);
-    }
-    let (Some(run_id), Some(Json(answer))) =
-        (get::<Option<Uuid>>(&row, "run_id")?, get::<Option<Json<Answer>>>(&row, "answer")?)
-    else {
-        return Err(AdmitError::KeyInFlight);
-    };
-    replayed(tx, new.workspace_id, run_id.into(), answer).await.map(Some)
-}
-
-async fn keep_answer(
-    tx: &mut Transaction<'static, Db>,
-    new: &NewRun,
-    key: &IdempotencyKey,
-    row: &RunRow<'_>,
-    position: Option<u32>,
-) -> Result<()> {
-    sqlx::query(
-        "update idempotency set run_id = $5, answer = $6 \
-         where workspace_id = $1 and caller = $2 and route = $3 and key = $4",
-    )
-    .bind(new.workspace_id.0)
-    .bind(&key.caller)
-    .bind(key.route)
-    .bind(&key.key)
-    .bind(row.id.0)
-    .bind(Json(Answer { status: row.status, position }))
-    .execute(&mut **tx)
-    .await?;
-    Ok(())
-}
-
 /// Locks the chat, or makes it, and takes its next turn. Also reads the clock.
 async fn take_turn(
     tx: &mut Transaction<'static, Db>,
@@ -278,59 +194,6 @@ async fn take_turn(
     let row = query.fetch_optional(&mut **tx).await.map_err(StoreError::from)?;
     let row = row.ok_or(AdmitError::ChatNotFound)?;
     Ok((chat_id, get(&row, "last_turn")?, get(&row, "updated_at")?))
-}
-
-/// The run of a message that the client has sent before.
-async fn repeated_message(
-    tx: &mut Transaction<'static, Db>,
-    new: &NewRun,
-    chat_id: ChatId,
-    client_id: &str,
-) -> std::result::Result<Option<Admitted>, AdmitError> {
-    let row = sqlx::query(
-        "select run_id, parts from messages where workspace_id = $1 and chat_id = $2 and client_id = $3",
-    )
-    .bind(new.workspace_id.0)
-    .bind(chat_id.0)
-    .bind(client_id)
-    .fetch_optional(&mut **tx)
-    .await
-    .map_err(StoreError::from)?;
-    let Some(row) = row else { return Ok(None) };
-    let same = rows::json::<Vec<crate::domain::message::Part>>(&row, "messages", "parts")? == new.input;
-    let (true, Some(run_id)) = (same, get::<Option<Uuid>>(&row, "run_id")?) else {
-        return Err(AdmitError::MessageIdReused);
-    };
-    let run = read_run(tx, new.workspace_id, run_id.into()).await?;
-    let status = if run.status == RunStatus::Running { RunStatus::Pending } else { run.status };
-    replayed(tx, new.workspace_id, run.id, Answer { status, position: None }).await.map(Some)
-}
-
-async fn replayed(
-    tx: &mut Transaction<'static, Db>,
-    workspace: WorkspaceId,
-    run_id: RunId,
-    answer: Answer,
-) -> std::result::Result<Admitted, AdmitError> {
-    let run = read_run(tx, workspace, run_id).await?;
-    let client_id: Option<String> =
-        sqlx::query("select client_id from messages where workspace_id = $1 and id = $2")
-            .bind(workspace.0)
-            .bind(run.user_message_id.0)
-            .fetch_one(&mut **tx)
-            .await
-            .and_then(|row| row.try_get("client_id"))
-            .map_err(StoreError::from)?;
-    Ok(Admitted {
-        message_id: client_id.unwrap_or_else(|| run.user_message_id.to_string()),
-        assistant_message_id: run.assistant_message_id,
-        run,
-        status: answer.status,
-        position: answer.position,
-        replayed: true,
-        segments: vec![],
-        wake: None,
-    })
 }
 
 pub(crate) async fn read_run(

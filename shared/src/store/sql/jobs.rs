@@ -1,23 +1,23 @@
-//! The queue: who holds what, and what becomes of it when the holder is gone.
+//! The queue: who holds what, what is due, and what no path should have left behind.
 
 use async_trait::async_trait;
-use sqlx::Transaction;
 use uuid::Uuid;
 
 use super::{
     super::claim::claim,
-    Db, SqlStore,
+    SqlStore,
     admission::{read_run, slot_holder},
+    log::append_one,
+    release,
     rows::get,
-    settle::{end_run, lock_chat, lock_job},
+    settle::lock_chat,
 };
 use crate::{
     domain::{
         event::{EventData, ReleaseReason, Segment},
-        ids::{Epoch, RunId, Seq, WorkerId, WorkspaceId},
-        retry::crash_delay_ms,
-        run::{Claim, Ending, RunError},
-        transition::{Reason, RunStatus},
+        ids::{RunId, Seq, WorkerId, WorkspaceId},
+        run::Claim,
+        transition::RunStatus,
     },
     store::{Jobs, Released, Result, StoreError},
 };
@@ -35,24 +35,7 @@ impl Jobs for SqlStore {
         reason: ReleaseReason,
         delay_ms: i64,
     ) -> Result<Released> {
-        let (workspace, run_id) = (claim.run.workspace_id, claim.run.id);
-        let mut tx = self.begin_reserved().await?;
-        let job = lock_job(&mut tx, workspace, run_id).await?.ok_or(StoreError::LeaseLost)?;
-        if job.worker_id != Some(claim.worker_id) || job.epoch != claim.epoch {
-            return Err(StoreError::LeaseLost);
-        }
-        let event = EventData::RunReleased { reason, epoch: claim.epoch };
-        let segment = append(&mut tx, workspace, run_id, claim.epoch, Some(last_seq), &event).await?;
-        let crashes = job.crashes + i32::from(reason == ReleaseReason::Broken);
-        make_pending(&mut tx, workspace, run_id, job.id, crashes, delay_ms).await?;
-        tx.commit().await?;
-        Ok(Released {
-            run_id,
-            workspace_id: workspace,
-            segments: vec![segment],
-            wake: vec![job.queue],
-            ended: false,
-        })
+        release::hand_back(self, claim, last_seq, reason, delay_ms).await
     }
 
     async fn reap(&self, max_crashes: i32, limit: u32) -> Result<Vec<Released>> {
@@ -65,18 +48,12 @@ impl Jobs for SqlStore {
         .bind(i64::from(limit))
         .fetch_all(self.reserved())
         .await?;
-        let mut released = vec![];
+        let mut round = Round::default();
         for row in &orphans {
-            let (workspace, run_id) =
-                (get::<Uuid>(row, "workspace_id")?.into(), get::<Uuid>(row, "run_id")?.into());
-            match reap_run(self, workspace, run_id, max_crashes).await {
-                Ok(one) => released.extend(one),
-                // A zombie's last append won the position: the next round reads behind it.
-                Err(StoreError::LeaseLost) => {}
-                Err(error) => return Err(error),
-            }
+            let (workspace, run_id) = (get::<Uuid>(row, "workspace_id")?, get::<Uuid>(row, "run_id")?);
+            round.add(release::reap(self, workspace.into(), run_id.into(), max_crashes).await);
         }
-        Ok(released)
+        round.result()
     }
 
     async fn promote_due(&self, limit: u32) -> Result<Vec<Released>> {
@@ -88,13 +65,12 @@ impl Jobs for SqlStore {
         .bind(i64::from(limit))
         .fetch_all(self.reserved())
         .await?;
-        let mut promoted = vec![];
+        let mut round = Round::default();
         for row in &due {
-            let (workspace, run_id) =
-                (get::<Uuid>(row, "workspace_id")?.into(), get::<Uuid>(row, "id")?.into());
-            promoted.extend(promote(self, workspace, run_id).await?);
+            let (workspace, run_id) = (get::<Uuid>(row, "workspace_id")?, get::<Uuid>(row, "id")?);
+            round.add(promote(self, workspace.into(), run_id.into()).await);
         }
-        Ok(promoted)
+        round.result()
     }
 
     async fn held_by(&self, worker: WorkerId) -> Result<Vec<(WorkspaceId, RunId)>> {
@@ -113,17 +89,7 @@ impl Jobs for SqlStore {
         workspace: WorkspaceId,
         run_id: RunId,
     ) -> Result<Option<Released>> {
-        let mut tx = self.begin_reserved().await?;
-        let Some(job) = lock_job(&mut tx, workspace, run_id).await? else { return Ok(None) };
-        if job.worker_id != Some(worker) {
-            return Ok(None);
-        }
-        let event = EventData::RunReleased { reason: ReleaseReason::Broken, epoch: job.epoch };
-        let segment = append(&mut tx, workspace, run_id, job.epoch, None, &event).await?;
-        make_pending(&mut tx, workspace, run_id, job.id, job.crashes, 0).await?;
-        tx.commit().await?;
-        let (segments, wake) = (vec![segment], vec![job.queue]);
-        Ok(Some(Released { run_id, workspace_id: workspace, segments, wake, ended: false }))
+        release::disown(self, worker, workspace, run_id).await
     }
 
     async fn reconcile(&self) -> Result<u64> {
@@ -137,67 +103,52 @@ impl Jobs for SqlStore {
     }
 }
 
-/// One row each is a bug; all of them are harmless on a healthy database.
+/// One row each is a bug; all of them are harmless on a healthy database. They begin at what is active and look its run
+/// up, so that the runs that are over cost nothing, however many there are.
 const RECONCILE: &[&str] = &[
     // An active run without a job: the reaper takes a job of nobody's from there.
     concat!(
-        "insert into jobs (workspace_id, id, kind, run_id, queue, priority, run_at, worker_id) \
+        "insert into jobs (workspace_id, id, kind, run_id, queue, priority, run_at, attempts, epoch, worker_id) \
          select workspace_id, id, 'run', id, queue, priority, ",
         now!(),
-        ", case when status = 'running' then id end from runs r where status in ('pending', 'running') \
+        ", attempts, coalesce((select max(e.epoch) from run_events e where e.run_id = r.id), 0), \
+         case when status = 'running' then id end from runs r where status in ('pending', 'running') \
          and not exists (select 1 from jobs j where j.run_id = r.id and j.kind = 'run') \
          on conflict do nothing"
     ),
-    "delete from jobs where kind = 'run' and exists (select 1 from runs r \
-     where r.workspace_id = jobs.workspace_id and r.id = jobs.run_id \
-     and r.status in ('scheduled', 'queued', 'succeeded', 'failed', 'aborted'))",
+    "delete from jobs where kind = 'run' and (select r.status from runs r \
+         where r.workspace_id = jobs.workspace_id and r.id = jobs.run_id) not in ('pending', 'running', 'waiting')",
     "update messages set status = (select case r.status when 'succeeded' then 'completed' \
          when 'failed' then 'error' else 'aborted' end from runs r \
          where r.workspace_id = messages.workspace_id and r.id = messages.run_id) \
-     where status = 'streaming' and exists (select 1 from runs r \
-         where r.workspace_id = messages.workspace_id and r.id = messages.run_id \
-         and r.status in ('succeeded', 'failed', 'aborted'))",
+     where status = 'streaming' and (select r.status from runs r where r.workspace_id = messages.workspace_id \
+         and r.id = messages.run_id) in ('succeeded', 'failed', 'aborted')",
 ];
 
-async fn reap_run(
-    store: &SqlStore,
-    workspace: WorkspaceId,
-    run_id: RunId,
-    max_crashes: i32,
-) -> Result<Option<Released>> {
-    let mut tx = store.begin_reserved().await?;
-    let chat_id = read_run(&mut tx, workspace, run_id).await?.chat_id;
-    lock_chat(&mut tx, workspace, chat_id).await?;
-    let Some(job) = lock_job(&mut tx, workspace, run_id).await? else { return Ok(None) };
-    if job.is_held || job.worker_id.is_none() {
-        return Ok(None);
+/// What one round over several runs came to. A run that cannot be changed now keeps nobody waiting, and what was done
+/// for the others is told even so.
+#[derive(Default)]
+struct Round {
+    released: Vec<Released>,
+    error: Option<StoreError>,
+}
+
+impl Round {
+    fn add(&mut self, result: Result<Option<Released>>) {
+        match result {
+            Ok(released) => self.released.extend(released),
+            // Somebody appended meanwhile: the next round reads behind it.
+            Err(StoreError::LeaseLost) => {}
+            Err(error) => self.error = self.error.take().or(Some(error)),
+        }
     }
-    let run = read_run(&mut tx, workspace, run_id).await?;
-    let crashes = job.crashes + 1;
-    let ending = if run.stop_requested_at.is_some() {
-        Some(Ending { reason: run.stop_reason.unwrap_or(Reason::Stop), error: None })
-    } else if crashes > max_crashes {
-        let error = RunError::new(
-            "crash_limit",
-            format!(
-                "{crashes} workers were lost while working on this run without a saved step between them"
-            ),
-        );
-        Some(Ending::failed(Reason::CrashLimit, error))
-    } else {
-        None
-    };
-    let (segments, wake) = if let Some(ending) = &ending {
-        let ended = end_run(&mut tx, &run, ending, job.epoch + 1).await?;
-        ([vec![ended.segment], ended.caused].concat(), ended.wake)
-    } else {
-        let event = EventData::RunReleased { reason: ReleaseReason::Expired, epoch: job.epoch };
-        let segment = append(&mut tx, workspace, run_id, job.epoch, None, &event).await?;
-        make_pending(&mut tx, workspace, run_id, job.id, crashes, crash_delay_ms(crashes)).await?;
-        (vec![segment], vec![job.queue])
-    };
-    tx.commit().await?;
-    Ok(Some(Released { run_id, workspace_id: workspace, segments, wake, ended: ending.is_some() }))
+
+    fn result(self) -> Result<Vec<Released>> {
+        match self.error {
+            Some(error) if self.released.is_empty() => Err(error),
+            _ => Ok(self.released),
+        }
+    }
 }
 
 /// A scheduled run that is due takes the slot or queues up for it.
@@ -238,68 +189,8 @@ async fn promote(store: &SqlStore, workspace: WorkspaceId, run_id: RunId) -> Res
         .await?;
     }
     let event = EventData::RunQueued { status, position: None, run_at: None };
-    let segment = append(&mut tx, workspace, run_id, 0, None, &event).await?;
+    let segment = append_one(&mut tx, workspace, run_id, 0, &event).await?;
     tx.commit().await?;
     let wake = if status == RunStatus::Pending { vec![queue] } else { vec![] };
     Ok(Some(Released { run_id, workspace_id: workspace, segments: vec![segment], wake, ended: false }))
-}
-
-/// Appends one event behind `after`, or behind the last one there is. `LeaseLost` when the position is taken.
-async fn append(
-    tx: &mut Transaction<'static, Db>,
-    workspace: WorkspaceId,
-    run_id: RunId,
-    epoch: Epoch,
-    after: Option<Seq>,
-    event: &EventData,
-) -> Result<Segment> {
-    let events = vec![event.of_run()];
-    let row = sqlx::query(
-        "insert into run_events (workspace_id, run_id, first_seq, last_seq, epoch, events) \
-         select $1, $2, next.seq, next.seq, $3, $5 from (\
-             select coalesce($4, (select last_seq from run_events where run_id = $2 order by first_seq desc limit 1), 0) \
-                 + 1 as seq) as next \
-         where true on conflict (run_id, first_seq) do nothing returning first_seq, created_at",
-    )
-    .bind(workspace.0)
-    .bind(run_id.0)
-    .bind(epoch)
-    .bind(after)
-    .bind(serde_json::to_string(&events).expect("events are plain JSON"))
-    .fetch_optional(&mut **tx)
-    .await?;
-    let row = row.ok_or(StoreError::LeaseLost)?;
-    let first = get(&row, "first_seq")?;
-    Ok(Segment { run_id, first, last: first, at: get(&row, "created_at")?, events })
-}
-
-/// The run waits for a worker again.
-async fn make_pending(
-    tx: &mut Transaction<'static, Db>,
-    workspace: WorkspaceId,
-    run_id: RunId,
-    job_id: Uuid,
-    crashes: i32,
-    delay_ms: i64,
-) -> Result<()> {
-    sqlx::query(concat!(
-        "update jobs set worker_id = null, crashes = $2, run_at = ",
-        now!(),
-        " + $3 where id = $1"
-    ))
-    .bind(job_id)
-    .bind(crashes)
-    .bind(delay_ms)
-    .execute(&mut **tx)
-    .await?;
-    let done = sqlx::query(concat!(
-        "update runs set status = 'pending', updated_at = ",
-        now!(),
-        " where workspace_id = $1 and id = $2 and status in ('pending', 'running')"
-    ))
-    .bind(workspace.0)
-    .bind(run_id.0)
-    .execute(&mut **tx)
-    .await?;
-    if done.rows_affected() == 1 { Ok(()) } else { Err(StoreError::LeaseLost) }
 }

@@ -1,11 +1,15 @@
 //! The group commit as the recorder sees it: one answer for each append.
 
 use async_trait::async_trait;
+use sqlx::Transaction;
 use uuid::Uuid;
 
-use super::{super::commit::commit_together, SqlStore};
+use super::{super::commit::commit_together, Db, SqlStore, rows::get};
 use crate::{
-    domain::{event::Segment, ids::Millis},
+    domain::{
+        event::{EventData, Segment},
+        ids::{Epoch, Millis, RunId, Seq, WorkspaceId},
+    },
     store::{Append, Committed, Log, Result, StoreError},
 };
 
@@ -22,7 +26,7 @@ pub(crate) struct Outcome {
 impl Log for SqlStore {
     async fn commit(&self, appends: &[Append]) -> Vec<Result<Committed>> {
         let batch: Vec<&Append> = appends.iter().collect();
-        match commit_together(self, &batch).await {
+        let mut results = match commit_together(self, &batch).await {
             Ok(outcomes) => spread(&batch, outcomes),
             Err(error) if batch.len() == 1 || error.is_transient() => vec![Err(error); batch.len()],
             // One bad share must not fail the others.
@@ -36,8 +40,43 @@ impl Log for SqlStore {
                 }
                 results
             }
+        };
+        for (append, result) in appends.iter().zip(&mut results) {
+            if matches!(result, Err(StoreError::LeaseLost)) {
+                match committed_before(self, append).await {
+                    Ok(None) => {}
+                    Ok(Some(committed)) => *result = Ok(committed),
+                    Err(error) => *result = Err(error),
+                }
+            }
         }
+        results
     }
+}
+
+/// The position is taken: by this very append, if the answer to its first commit was lost. Nobody else writes with its
+/// epoch. What it caused then is found by those who look for it.
+async fn committed_before(store: &SqlStore, append: &Append) -> Result<Option<Committed>> {
+    let row = sqlx::query(
+        "select created_at from run_events where workspace_id = $1 and run_id = $2 and first_seq = $3 \
+         and last_seq = $4 and epoch = $5 and events = $6",
+    )
+    .bind(append.workspace_id.0)
+    .bind(append.run_id.0)
+    .bind(append.first_seq)
+    .bind(append.last_seq())
+    .bind(append.epoch)
+    .bind(serde_json::to_string(&append.events).expect("events are plain JSON"))
+    .fetch_optional(store.reserved())
+    .await?;
+    let Some(row) = row else { return Ok(None) };
+    let segment = segment_of(append, get(&row, "created_at")?);
+    Ok(Some(Committed { segment, caused: vec![], wake: vec![] }))
+}
+
+fn segment_of(append: &Append, at: Millis) -> Segment {
+    let (first, last) = (append.first_seq, append.last_seq());
+    Segment { run_id: append.run_id, first, last, at, events: append.events.clone() }
 }
 
 /// The outcomes in the order of the appends; one that is missing lost its lease.
@@ -48,16 +87,37 @@ pub(crate) fn spread(batch: &[&Append], mut outcomes: Vec<Outcome>) -> Vec<Resul
             let place = outcomes.iter().position(|outcome| outcome.run_id == append.run_id.0);
             let outcome = outcomes.swap_remove(place.ok_or(StoreError::LeaseLost)?);
             Ok(Committed {
-                segment: Segment {
-                    run_id: append.run_id,
-                    first: append.first_seq,
-                    last: append.last_seq(),
-                    at: outcome.at,
-                    events: append.events.clone(),
-                },
+                segment: segment_of(append, outcome.at),
                 caused: outcome.caused,
                 wake: outcome.wake,
             })
         })
         .collect()
+}
+
+/// Appends one event behind the last one there is. `LeaseLost` when somebody else takes that position.
+pub(super) async fn append_one(
+    tx: &mut Transaction<'static, Db>,
+    workspace: WorkspaceId,
+    run_id: RunId,
+    epoch: Epoch,
+    event: &EventData,
+) -> Result<Segment> {
+    let events = vec![event.of_run()];
+    let row = sqlx::query(
+        "insert into run_events (workspace_id, run_id, first_seq, last_seq, epoch, events) \
+         select $1, $2, next.seq, next.seq, $3, $4 from (\
+             select coalesce((select last_seq from run_events where run_id = $2 order by first_seq desc limit 1), 0) \
+                 + 1 as seq) as next \
+         where true on conflict (run_id, first_seq) do nothing returning first_seq, created_at",
+    )
+    .bind(workspace.0)
+    .bind(run_id.0)
+    .bind(epoch)
+    .bind(serde_json::to_string(&events).expect("events are plain JSON"))
+    .fetch_optional(&mut **tx)
+    .await?;
+    let row = row.ok_or(StoreError::LeaseLost)?;
+    let first: Seq = get(&row, "first_seq")?;
+    Ok(Segment { run_id, first, last: first, at: get(&row, "created_at")?, events })
 }

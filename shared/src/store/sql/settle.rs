@@ -12,6 +12,7 @@ use super::{
     admission::read_run,
     log::spread,
     rows::{get, segment, step, tool_call},
+    to_its_end,
 };
 use crate::{
     domain::{
@@ -33,21 +34,34 @@ pub(crate) struct HeldJob {
     pub(crate) id: Uuid,
     pub(crate) epoch: Epoch,
     pub(crate) worker_id: Option<WorkerId>,
-    pub(crate) crashes: i32,
+    crashes: i32,
+    /// The run's steps when a crash was last counted.
+    crash_step: i32,
     pub(crate) queue: String,
     /// A worker holds it whose lease has not run out.
     pub(crate) is_held: bool,
 }
 
-pub(super) async fn stop_run(store: &SqlStore, workspace: WorkspaceId, run_id: RunId) -> Result<StopOutcome> {
-    let mut tries = 0;
-    loop {
-        tries += 1;
-        match try_stop(store, workspace, run_id).await {
-            Err(StoreError::LeaseLost) if tries < TRIES => {}
-            result => return result,
-        }
+impl HeldJob {
+    /// The crashes of a run without a saved step between them, with the one that has just been found.
+    pub(crate) fn crashes_with_this(&self, run: &Run) -> i32 {
+        if i64::from(run.step_count) > i64::from(self.crash_step) { 1 } else { self.crashes + 1 }
     }
+}
+
+pub(super) async fn stop_run(store: &SqlStore, workspace: WorkspaceId, run_id: RunId) -> Result<StopOutcome> {
+    let store = store.clone();
+    to_its_end(async move {
+        let mut tries = 0;
+        loop {
+            tries += 1;
+            match try_stop(&store, workspace, run_id).await {
+                Err(StoreError::LeaseLost) if tries < TRIES => {}
+                result => return result,
+            }
+        }
+    })
+    .await
 }
 
 async fn try_stop(store: &SqlStore, workspace: WorkspaceId, run_id: RunId) -> Result<StopOutcome> {
@@ -64,14 +78,18 @@ pub(super) async fn delete_chat(
     workspace: WorkspaceId,
     chat_id: ChatId,
 ) -> Result<Vec<StopOutcome>> {
-    let mut tries = 0;
-    loop {
-        tries += 1;
-        match try_delete_chat(store, workspace, chat_id).await {
-            Err(StoreError::LeaseLost) if tries < TRIES => {}
-            result => return result,
+    let store = store.clone();
+    to_its_end(async move {
+        let mut tries = 0;
+        loop {
+            tries += 1;
+            match try_delete_chat(&store, workspace, chat_id).await {
+                Err(StoreError::LeaseLost) if tries < TRIES => {}
+                result => return result,
+            }
         }
-    }
+    })
+    .await
 }
 
 async fn try_delete_chat(
@@ -137,6 +155,8 @@ async fn stop_in(
         return Ok(StopOutcome::Requested(read_run(tx, workspace, run_id).await?));
     }
     let epoch = job.map_or(0, |job| job.epoch + 1);
+    // The first wish gave the reason, even if its addressee died before it could follow.
+    let reason = run.stop_reason.unwrap_or(reason);
     let ended = end_run(tx, &run, &Ending { reason, error: None }, epoch).await?;
     let mut segments = vec![ended.segment];
     segments.extend(ended.caused);
@@ -188,7 +208,7 @@ pub(crate) async fn lock_job(
     run_id: RunId,
 ) -> Result<Option<HeldJob>> {
     let row = sqlx::query(concat!(
-        "select id, epoch, worker_id, crashes, queue from jobs \
+        "select id, epoch, worker_id, crashes, crash_step, queue from jobs \
          where workspace_id = $1 and run_id = $2 and kind = 'run'",
         for_update!()
     ))
@@ -207,26 +227,28 @@ pub(crate) async fn lock_job(
         epoch: get(&row, "epoch")?,
         worker_id: worker_id.map(Into::into),
         crashes: get(&row, "crashes")?,
+        crash_step: get(&row, "crash_step")?,
         queue: get(&row, "queue")?,
         is_held,
     }))
 }
 
-/// Whether the worker's lease holds. The row is locked, so a heartbeat under way is waited for; one that comes later
-/// finds the lease expired and does not revive it.
+/// Whether the worker's lease holds. The verdict that it does not is written: so a heartbeat under way is waited for,
+/// and one that waits for this transaction looks again and finds the lease expired. A lock would not make it look.
 async fn is_alive(tx: &mut Transaction<'static, Db>, worker: WorkerId) -> Result<bool> {
-    let row = sqlx::query(concat!("select id from workers where id = $1", for_update!()))
-        .bind(worker.0)
-        .fetch_optional(&mut **tx)
-        .await?;
-    if row.is_none() {
+    let expired = sqlx::query(concat!(
+        "update workers set expires_at = expires_at where id = $1 and expires_at <= ",
+        now!()
+    ))
+    .bind(worker.0)
+    .execute(&mut **tx)
+    .await?;
+    if expired.rows_affected() > 0 {
         return Ok(false);
     }
-    let row = sqlx::query(concat!("select expires_at > ", now!(), " as is_alive from workers where id = $1"))
-        .bind(worker.0)
-        .fetch_one(&mut **tx)
-        .await?;
-    get(&row, "is_alive")
+    let row =
+        sqlx::query("select 1 from workers where id = $1").bind(worker.0).fetch_optional(&mut **tx).await?;
+    Ok(row.is_some())
 }
 
 /// The run's answer up to the last event of its log.

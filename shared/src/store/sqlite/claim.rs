@@ -23,12 +23,11 @@ pub(super) async fn claim(
 ) -> Result<Vec<(Claim, Segment)>> {
     let mut tx = store.begin().await?;
     let due = sqlx::query(concat!(
-        "select j.id, j.workspace_id, j.run_id from jobs j \
-         join runs r on r.workspace_id = j.workspace_id and r.id = j.run_id and r.status = 'pending' \
-         where j.worker_id is null and j.kind = 'run' and j.queue in (select value from json_each($2)) \
+        "select j.id, j.workspace_id, j.run_id from jobs j where j.worker_id is null and j.kind = 'run' and j.queue in (select value from json_each($2)) \
            and j.run_at <= ",
         now!(),
-        " and exists (select 1 from workers w where w.id = $1 and w.expires_at > ",
+        " and (select r.status from runs r where r.workspace_id = j.workspace_id and r.id = j.run_id) = 'pending' \
+          and exists (select 1 from workers w where w.id = $1 and w.expires_at > ",
         now!(),
         " and not w.draining) order by j.priority desc, j.run_at, j.id limit $3"
     ))

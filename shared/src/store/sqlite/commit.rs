@@ -37,10 +37,12 @@ pub(super) async fn write(tx: &mut SqliteConnection, batch: &[&Append]) -> Resul
 }
 
 async fn write_share(tx: &mut SqliteConnection, append: &Append) -> Result<Option<Outcome>> {
-    // The fence: a position is taken once.
+    // The fence: an append goes right behind the last event there is. The one writer sees what is committed.
     let appended = sqlx::query(
         "insert into run_events (workspace_id, run_id, first_seq, last_seq, epoch, events) \
-         values ($1, $2, $3, $4, $5, $6) on conflict (run_id, first_seq) do nothing returning created_at",
+         select $1, $2, $3, $4, $5, $6 \
+         where $3 = 1 + (select last_seq from run_events where run_id = $2 order by first_seq desc limit 1) \
+         returning created_at",
     )
     .bind(append.workspace_id.0)
     .bind(append.run_id.0)
@@ -65,13 +67,11 @@ async fn write_share(tx: &mut SqliteConnection, append: &Append) -> Result<Optio
         write_call(tx, append, call, at).await?;
     }
     if append.ending.is_some() {
-        sqlx::query("delete from jobs where run_id = $1").bind(append.run_id.0).execute(&mut *tx).await?;
-        promote_next(tx, append, &mut outcome).await?;
-    } else if !append.steps.is_empty() {
-        sqlx::query("update jobs set crashes = 0 where run_id = $1 and crashes > 0")
+        sqlx::query("delete from jobs where run_id = $1 and kind = 'run'")
             .bind(append.run_id.0)
             .execute(&mut *tx)
             .await?;
+        promote_next(tx, append, &mut outcome).await?;
     }
     Ok(Some(outcome))
 }
@@ -180,13 +180,15 @@ async fn write_call(tx: &mut SqliteConnection, append: &Append, call: &ToolCall,
     holds(done.rows_affected())
 }
 
-/// The chat's next queued run takes the slot that has become free.
+/// The chat's next queued run takes the slot if it has become free: a run that only waited for it leaves it to its
+/// holder.
 async fn promote_next(tx: &mut SqliteConnection, append: &Append, outcome: &mut Outcome) -> Result<()> {
     let promoted = sqlx::query(concat!(
         "update runs set status = 'pending', updated_at = ",
         now!(),
         " where workspace_id = $1 and id = (select id from runs where chat_id = $2 and status = 'queued' \
-          order by turn limit 1) and status = 'queued' returning id, queue, priority"
+          order by turn limit 1) and status = 'queued' and not exists (select 1 from runs a where a.chat_id = $2 \
+          and a.status in ('pending', 'running', 'waiting')) returning id, queue, priority"
     ))
     .bind(append.workspace_id.0)
     .bind(append.chat_id.0)

@@ -1,0 +1,283 @@
+//! How runs leave their holders: handed back, reaped, disowned, and what the reconcile finds.
+
+use super::{
+    fixtures::{append, deltas, finishing, new_run, saving},
+    harness::Database,
+    upheld,
+};
+use crate::{
+    domain::{
+        event::{EventData, ReleaseReason},
+        ids::WorkerId,
+        run::{Claim, Ending},
+        transition::{Reason, RunStatus},
+    },
+    store::{Released, StoreError},
+};
+
+upheld! {
+    a_run_handed_back_waits_for_a_worker_again,
+    only_the_holder_hands_back_and_only_behind_its_last_event,
+    a_run_handed_back_after_its_stop_ends,
+    the_runs_of_a_live_worker_are_not_reaped,
+    the_run_of_a_dead_worker_goes_on_elsewhere,
+    racing_reapers_release_a_run_once,
+    a_run_that_loses_its_workers_ends_after_more_than_the_allowed_crashes,
+    a_saved_step_forgives_the_crashes_before_it,
+    a_hand_back_in_good_order_is_no_crash,
+    a_reaped_run_whose_stop_was_requested_ends_with_that_reason,
+    an_orphan_that_cannot_be_reaped_keeps_nobody_waiting,
+    a_run_that_is_held_unknowingly_is_given_back,
+    reconcile_finds_nothing_in_a_healthy_database,
+    reconcile_gives_active_runs_their_jobs_back,
+    reconcile_closes_what_the_end_of_a_run_left_open,
+}
+
+async fn lose(db: &Database, claim: &Claim, max_crashes: i32) -> Released {
+    db.expire(claim.worker_id).await;
+    let mut released = db.store.reap(max_crashes, 9).await.unwrap();
+    assert_eq!(released.len(), 1);
+    db.execute("update jobs set run_at = 0").await.unwrap();
+    released.remove(0)
+}
+
+async fn a_run_handed_back_waits_for_a_worker_again(db: Database) {
+    let acme = db.workspace("acme").await;
+    let claim = db.held_run(acme).await;
+    let last = db.commit(append(&claim, claim.last_seq + 1, deltas(1, 3))).await.last;
+    let released = db.store.hand_back(&claim, last, ReleaseReason::HandBack, 0).await.unwrap();
+    assert_eq!((released.ended, released.wake), (false, vec!["default".to_owned()]));
+    let event = EventData::RunReleased { reason: ReleaseReason::HandBack, epoch: claim.epoch };
+    assert_eq!(released.segments[0].events[0].data(), Some(event));
+    assert_eq!((released.segments[0].first, released.segments.len()), (last + 1, 1));
+    let run = db.now(&claim.run).await;
+    assert_eq!((run.status, run.worker_id), (RunStatus::Pending, None));
+
+    let again = db.claim(claim.worker_id).await;
+    assert_eq!((again.epoch, again.last_seq), (claim.epoch + 1, last + 2));
+    db.store.hand_back(&again, again.last_seq, ReleaseReason::HandBack, 3_600_000).await.unwrap();
+    let early = db.store.claim(claim.worker_id, &["default".to_owned()], 1).await.unwrap();
+    assert!(early.is_empty(), "it is due after its delay");
+}
+
+async fn only_the_holder_hands_back_and_only_behind_its_last_event(db: Database) {
+    let acme = db.workspace("acme").await;
+    let claim = db.held_run(acme).await;
+    let last = db.commit(append(&claim, claim.last_seq + 1, deltas(1, 3))).await.last;
+    let before = db.everything().await;
+    let others = [
+        (Claim { worker_id: WorkerId::generate(), ..claim.clone() }, last),
+        (Claim { epoch: claim.epoch - 1, ..claim.clone() }, last),
+        (claim.clone(), last - 1),
+        (claim.clone(), last + 1),
+    ];
+    for (holder, last_seq) in others {
+        let refused = db.store.hand_back(&holder, last_seq, ReleaseReason::HandBack, 0).await;
+        assert!(matches!(refused, Err(StoreError::LeaseLost)), "{refused:?}");
+    }
+    assert_eq!(db.everything().await, before);
+    db.store.hand_back(&claim, last, ReleaseReason::HandBack, 0).await.unwrap();
+    let again = db.store.hand_back(&claim, last, ReleaseReason::HandBack, 0).await;
+    assert!(matches!(again, Err(StoreError::LeaseLost)), "{again:?}");
+}
+
+async fn a_run_handed_back_after_its_stop_ends(db: Database) {
+    let acme = db.workspace("acme").await;
+    let claim = db.held_run(acme).await;
+    db.store.stop_run(acme, claim.run.id).await.unwrap();
+    let released = db.store.hand_back(&claim, claim.last_seq, ReleaseReason::HandBack, 0).await.unwrap();
+    assert!(released.ended && released.wake.is_empty());
+    let run = db.now(&claim.run).await;
+    assert_eq!((run.status, run.reason), (RunStatus::Aborted, Some(Reason::Stop)));
+}
+
+async fn the_runs_of_a_live_worker_are_not_reaped(db: Database) {
+    let acme = db.workspace("acme").await;
+    let claim = db.held_run(acme).await;
+    let before = db.everything().await;
+    assert!(db.store.reap(0, 9).await.unwrap().is_empty());
+    assert_eq!(db.everything().await, before);
+    assert_eq!(db.now(&claim.run).await.worker_id, Some(claim.worker_id));
+}
+
+async fn the_run_of_a_dead_worker_goes_on_elsewhere(db: Database) {
+    let acme = db.workspace("acme").await;
+    for forgotten in [false, true] {
+        let claim = db.held_run(acme).await;
+        let last = db.commit(append(&claim, claim.last_seq + 1, deltas(1, 2))).await.last;
+        db.expire(claim.worker_id).await;
+        if forgotten {
+            db.execute("delete from workers where expires_at = 1").await.unwrap();
+        }
+        let [released] = &db.store.reap(3, 9).await.unwrap()[..] else { panic!("one orphan") };
+        assert_eq!((released.run_id, released.ended, released.wake.len()), (claim.run.id, false, 1));
+        let event = EventData::RunReleased { reason: ReleaseReason::Expired, epoch: claim.epoch };
+        assert_eq!(released.segments[0].events[0].data(), Some(event));
+        let next = db.claim(db.worker(1).await).await;
+        assert_eq!((next.run.id, next.epoch, next.last_seq), (claim.run.id, claim.epoch + 1, last + 2));
+        db.commit(finishing(&next, next.last_seq + 1, Ending::done())).await;
+        assert!(db.store.reap(3, 9).await.unwrap().is_empty());
+    }
+}
+
+async fn racing_reapers_release_a_run_once(db: Database) {
+    let acme = db.workspace("acme").await;
+    for _ in 0..if db.is_postgres() { 60 } else { 10 } {
+        let claims = [db.held_run(acme).await, db.held_run(acme).await, db.held_run(acme).await];
+        db.store.retire_all_workers().await.unwrap();
+        let (one, two, three) = tokio::join!(db.store.reap(3, 9), db.second.reap(3, 9), db.store.reap(3, 9));
+        let released: usize = [one, two, three].into_iter().map(|result| result.unwrap().len()).sum();
+        assert_eq!(released, claims.len());
+        for claim in claims {
+            assert_eq!(db.now(&claim.run).await.last_seq, claim.last_seq + 1);
+            db.store.stop_run(acme, claim.run.id).await.unwrap();
+        }
+    }
+}
+
+async fn a_run_that_loses_its_workers_ends_after_more_than_the_allowed_crashes(db: Database) {
+    let acme = db.workspace("acme").await;
+    let chat = db.chat(acme, "one").await.id;
+    let run = db.submit(acme, chat).await.run;
+    let queued = db.submit(acme, chat).await.run;
+    for crash in 1..=4 {
+        let claim = db.claim(db.worker(1).await).await;
+        db.commit(append(&claim, claim.last_seq + 1, deltas(1, 1))).await;
+        let released = lose(&db, &claim, 3).await;
+        assert_eq!(released.ended, crash == 4, "crash {crash}");
+    }
+    let ended = db.now(&run).await;
+    assert_eq!((ended.status, ended.reason), (RunStatus::Failed, Some(Reason::CrashLimit)));
+    assert_eq!(ended.error.unwrap().code, "crash_limit");
+    assert_eq!(db.now(&queued).await.status, RunStatus::Pending, "the chat goes on");
+}
+
+async fn a_saved_step_forgives_the_crashes_before_it(db: Database) {
+    let acme = db.workspace("acme").await;
+    let mut claim = db.held_run(acme).await;
+    for step in 1..=3 {
+        for crash in 1..=3 {
+            assert!(!lose(&db, &claim, 3).await.ended, "crash {crash} before step {step}");
+            claim = db.claim(db.worker(1).await).await;
+        }
+        db.commit(saving(&claim, claim.last_seq + 1, step)).await;
+    }
+    for crash in 1..=4 {
+        assert_eq!(lose(&db, &claim, 3).await.ended, crash == 4, "crash {crash} without a step");
+        if crash < 4 {
+            claim = db.claim(db.worker(1).await).await;
+        }
+    }
+}
+
+async fn a_hand_back_in_good_order_is_no_crash(db: Database) {
+    let acme = db.workspace("acme").await;
+    let mut claim = db.held_run(acme).await;
+    for _ in 0..5 {
+        db.store.hand_back(&claim, claim.last_seq, ReleaseReason::HandBack, 0).await.unwrap();
+        claim = db.claim(claim.worker_id).await;
+    }
+    assert!(!lose(&db, &claim, 1).await.ended);
+    // A broken attempt is one.
+    claim = db.claim(db.worker(1).await).await;
+    db.store.hand_back(&claim, claim.last_seq, ReleaseReason::Broken, 0).await.unwrap();
+    claim = db.claim(claim.worker_id).await;
+    assert!(lose(&db, &claim, 2).await.ended);
+}
+
+async fn a_reaped_run_whose_stop_was_requested_ends_with_that_reason(db: Database) {
+    let acme = db.workspace("acme").await;
+    let (stopped, deleted) = (db.held_run(acme).await, db.held_run(acme).await);
+    db.store.stop_run(acme, stopped.run.id).await.unwrap();
+    db.store.delete_chat(acme, deleted.run.chat_id).await.unwrap();
+    db.store.retire_all_workers().await.unwrap();
+    let released = db.store.reap(3, 9).await.unwrap();
+    assert!(released.len() == 2 && released.iter().all(|one| one.ended && one.wake.is_empty()));
+    for (claim, reason) in [(stopped, Reason::Stop), (deleted, Reason::ChatDeleted)] {
+        let run = db.now(&claim.run).await;
+        assert_eq!((run.status, run.reason), (RunStatus::Aborted, Some(reason)));
+    }
+}
+
+async fn an_orphan_that_cannot_be_reaped_keeps_nobody_waiting(db: Database) {
+    let acme = db.workspace("acme").await;
+    let patience = std::time::Duration::from_millis(200);
+    let Some((pool, store)) = db.on_postgres(|options| options.lock_timeout = patience) else { return };
+    let (blocked, free) = (db.held_run(acme).await, db.held_run(acme).await);
+    db.store.retire_all_workers().await.unwrap();
+    let mut rogue = pool.begin().await.unwrap();
+    sqlx::query("select id from chats where id = $1 for update")
+        .bind(blocked.run.chat_id.0)
+        .execute(&mut *rogue)
+        .await
+        .unwrap();
+    let released: Vec<_> = store.reap(3, 9).await.unwrap().iter().map(|one| one.run_id).collect();
+    assert_eq!(released, [free.run.id], "the older one is in nobody's way");
+    let failed = store.reap(3, 9).await;
+    assert!(matches!(failed, Err(StoreError::Unavailable(_))), "nothing but trouble is told: {failed:?}");
+    rogue.rollback().await.unwrap();
+    assert_eq!(store.reap(3, 9).await.unwrap()[0].run_id, blocked.run.id);
+    store.close().await;
+}
+
+async fn a_run_that_is_held_unknowingly_is_given_back(db: Database) {
+    let acme = db.workspace("acme").await;
+    let claim = db.held_run(acme).await;
+    let (worker, id) = (claim.worker_id, claim.run.id);
+    assert!(db.store.disown(WorkerId::generate(), acme, id).await.unwrap().is_none());
+    let released = db.store.disown(worker, acme, id).await.unwrap().unwrap();
+    assert_eq!((released.ended, released.segments[0].first), (false, claim.last_seq + 1));
+    assert!(db.store.held_by(worker).await.unwrap().is_empty());
+    assert!(db.store.disown(worker, acme, id).await.unwrap().is_none(), "again is fine");
+    assert_eq!(db.claim(worker).await.epoch, claim.epoch + 1);
+
+    db.store.stop_run(acme, id).await.unwrap();
+    assert!(db.store.disown(worker, acme, id).await.unwrap().unwrap().ended);
+    assert!(db.store.disown(worker, acme, id).await.unwrap().is_none());
+}
+
+async fn reconcile_finds_nothing_in_a_healthy_database(db: Database) {
+    let acme = db.workspace("acme").await;
+    db.held_run(acme).await;
+    let chat = db.chat(acme, "one").await.id;
+    for _ in 0..3 {
+        db.submit(acme, chat).await;
+    }
+    let claim = db.claim(db.worker(1).await).await;
+    db.commit(finishing(&claim, claim.last_seq + 1, Ending::done())).await;
+    db.store.admit(new_run(acme, None)).await.unwrap();
+    let before = db.everything().await;
+    assert_eq!(db.store.reconcile().await.unwrap(), 0);
+    assert_eq!(db.everything().await, before);
+}
+
+async fn reconcile_gives_active_runs_their_jobs_back(db: Database) {
+    let acme = db.workspace("acme").await;
+    let running = db.held_run(acme).await;
+    let pending = db.store.admit(new_run(acme, None)).await.unwrap().run;
+    db.execute("delete from jobs").await.unwrap();
+    assert_eq!(db.store.reconcile().await.unwrap(), 2);
+    assert_eq!(db.store.reconcile().await.unwrap(), 0);
+    assert_eq!(db.claim(db.worker(1).await).await.run.id, pending.id);
+
+    // Nobody knows who held the other one: it is an orphan, and its epoch goes on.
+    let released = db.store.reap(3, 9).await.unwrap();
+    assert_eq!((released.len(), released[0].run_id), (1, running.run.id));
+    let next = db.claim(db.worker(1).await).await;
+    assert_eq!((next.run.id, next.epoch, next.run.attempts), (running.run.id, running.epoch + 1, 2));
+}
+
+async fn reconcile_closes_what_the_end_of_a_run_left_open(db: Database) {
+    let acme = db.workspace("acme").await;
+    let claim = db.held_run(acme).await;
+    db.commit(finishing(&claim, claim.last_seq + 1, Ending::stopped())).await;
+    let (ws, id, job) = (db.id(acme.0), db.id(claim.run.id.0), db.id(WorkerId::generate().0));
+    db.execute("update messages set status = 'streaming' where position = 1").await.unwrap();
+    let sql = format!(
+        "insert into jobs (workspace_id, id, kind, run_id, queue, priority, run_at) \
+         values ({ws}, {job}, 'run', {id}, 'default', 0, 0)"
+    );
+    db.execute(&sql).await.unwrap();
+    assert_eq!(db.store.reconcile().await.unwrap(), 2);
+    assert_eq!(db.store.reconcile().await.unwrap(), 0);
+}

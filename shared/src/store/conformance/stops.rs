@@ -1,0 +1,147 @@
+//! Stops: a run that nobody holds ends at once, a held one is asked to, and once is enough.
+
+use super::{
+    fixtures::{append, deltas, finishing, new_run},
+    harness::Database,
+    upheld,
+};
+use crate::{
+    domain::{
+        event::ReleaseReason,
+        run::{Ending, Run},
+        transition::{MessageStatus, Reason, RunStatus},
+    },
+    store::{NewRun, StopOutcome, StoreError, admission::StartAt},
+};
+
+upheld! {
+    a_run_that_nobody_holds_ends_when_it_is_stopped,
+    a_stop_frees_the_slot_for_the_next_run,
+    the_stop_of_a_held_run_is_a_request_that_counts_once,
+    a_run_whose_owner_is_dead_ends_when_it_is_stopped,
+    the_first_wish_gives_the_reason,
+    a_run_that_is_over_is_not_stopped_again,
+    many_stops_are_one_end,
+    an_unknown_or_foreign_run_is_not_stopped,
+}
+
+async fn assert_stopped(db: &Database, run: &Run) {
+    let over = db.now(run).await;
+    assert_eq!((over.status, over.reason), (RunStatus::Aborted, Some(Reason::Stop)));
+    let message = db.store.message(run.workspace_id, run.assistant_message_id).await.unwrap();
+    assert_eq!(message.status, Some(MessageStatus::Aborted));
+    assert_eq!(db.kinds(run).await.last().unwrap(), "run.finished");
+}
+
+async fn a_run_that_nobody_holds_ends_when_it_is_stopped(db: Database) {
+    let acme = db.workspace("acme").await;
+    let claim = db.held_run(acme).await;
+    let chat = db.chat(acme, "one").await.id;
+    let pending = db.submit(acme, chat).await.run;
+    let queued = db.submit(acme, chat).await.run;
+    let later = NewRun { start: Some(StartAt::In(60_000)), ..new_run(acme, Some(chat)) };
+    let scheduled = db.store.admit(later).await.unwrap().run;
+    db.store.hand_back(&claim, claim.last_seq, ReleaseReason::HandBack, 0).await.unwrap();
+    for run in [scheduled, queued, pending, claim.run] {
+        let outcome = db.store.stop_run(acme, run.id).await.unwrap();
+        let StopOutcome::Ended { run: ended, segments, wake } = outcome else { panic!("{outcome:?}") };
+        assert_eq!((ended.id, ended.status), (run.id, RunStatus::Aborted));
+        assert!(segments.len() == 1 && segments[0].is_end() && wake.is_empty());
+        assert_stopped(&db, &run).await;
+    }
+    assert_eq!(db.texts("select cast(count(*) as text) from jobs").await, ["0"]);
+}
+
+async fn a_stop_frees_the_slot_for_the_next_run(db: Database) {
+    let acme = db.workspace("acme").await;
+    let chat = db.chat(acme, "one").await.id;
+    let active = db.submit(acme, chat).await.run;
+    let next = db.submit(acme, chat).await.run;
+    let outcome = db.store.stop_run(acme, active.id).await.unwrap();
+    let StopOutcome::Ended { segments, wake, .. } = outcome else { panic!("{outcome:?}") };
+    assert_eq!((segments.len(), wake), (2, vec!["default".to_owned()]));
+    assert_eq!((segments[1].run_id, segments[1].first), (next.id, 2));
+    assert_eq!(db.claim(db.worker(1).await).await.run.id, next.id);
+}
+
+async fn the_stop_of_a_held_run_is_a_request_that_counts_once(db: Database) {
+    let acme = db.workspace("acme").await;
+    let claim = db.held_run(acme).await;
+    let mut first = None;
+    for _ in 0..3 {
+        let outcome = db.store.stop_run(acme, claim.run.id).await.unwrap();
+        let StopOutcome::Requested(run) = outcome else { panic!("{outcome:?}") };
+        assert!(run.is_stopping());
+        assert_eq!(*first.get_or_insert(run.stop_requested_at), run.stop_requested_at);
+    }
+    assert_eq!(db.kinds(&claim.run).await.len(), 2, "only its holder writes into its log");
+    db.commit(append(&claim, claim.last_seq + 1, deltas(1, 1))).await;
+    db.commit(finishing(&claim, claim.last_seq + 2, Ending::stopped())).await;
+    assert_stopped(&db, &claim.run).await;
+}
+
+async fn a_run_whose_owner_is_dead_ends_when_it_is_stopped(db: Database) {
+    let acme = db.workspace("acme").await;
+    for requested in [false, true] {
+        let claim = db.held_run(acme).await;
+        if requested {
+            db.store.stop_run(acme, claim.run.id).await.unwrap();
+        }
+        db.expire(claim.worker_id).await;
+        let outcome = db.store.stop_run(acme, claim.run.id).await.unwrap();
+        assert!(matches!(outcome, StopOutcome::Ended { .. }), "{outcome:?}");
+        assert_stopped(&db, &claim.run).await;
+        db.refused(append(&claim, claim.last_seq + 1, deltas(1, 1))).await;
+    }
+}
+
+async fn the_first_wish_gives_the_reason(db: Database) {
+    let acme = db.workspace("acme").await;
+    let claim = db.held_run(acme).await;
+    db.store.delete_chat(acme, claim.run.chat_id).await.unwrap();
+    db.expire(claim.worker_id).await;
+    db.store.stop_run(acme, claim.run.id).await.unwrap();
+    assert_eq!(db.now(&claim.run).await.reason, Some(Reason::ChatDeleted));
+}
+
+async fn a_run_that_is_over_is_not_stopped_again(db: Database) {
+    let acme = db.workspace("acme").await;
+    let claim = db.held_run(acme).await;
+    db.commit(finishing(&claim, claim.last_seq + 1, Ending::done())).await;
+    let before = db.everything().await;
+    let outcome = db.store.stop_run(acme, claim.run.id).await.unwrap();
+    let StopOutcome::AlreadyOver(run) = outcome else { panic!("{outcome:?}") };
+    assert_eq!((run.status, run.stop_requested_at), (RunStatus::Succeeded, None));
+    assert_eq!(db.everything().await, before);
+}
+
+async fn many_stops_are_one_end(db: Database) {
+    let acme = db.workspace("acme").await;
+    let run = db.store.admit(new_run(acme, None)).await.unwrap().run;
+    let stops: Vec<_> = (0..100)
+        .map(|n| {
+            let store = if n % 2 == 0 { db.store.clone() } else { db.second.clone() };
+            tokio::spawn(async move { store.stop_run(acme, run.id).await })
+        })
+        .collect();
+    let mut ended = 0;
+    for stop in stops {
+        match stop.await.unwrap().unwrap() {
+            StopOutcome::Ended { .. } => ended += 1,
+            StopOutcome::AlreadyOver(run) => assert_eq!(run.status, RunStatus::Aborted),
+            StopOutcome::Requested(run) => panic!("nobody holds it: {run:?}"),
+        }
+    }
+    assert_eq!(ended, 1);
+    assert_eq!(db.kinds(&db.store.run(acme, run.id).await.unwrap()).await, ["run.queued", "run.finished"]);
+}
+
+async fn an_unknown_or_foreign_run_is_not_stopped(db: Database) {
+    let (acme, evil) = (db.workspace("acme").await, db.workspace("evil").await);
+    let run = db.store.admit(new_run(acme, None)).await.unwrap().run;
+    let refused = db.store.stop_run(evil, run.id).await;
+    assert!(matches!(refused, Err(StoreError::NotFound)), "{refused:?}");
+    let refused = db.store.delete_chat(evil, run.chat_id).await;
+    assert!(matches!(refused, Err(StoreError::NotFound)), "{refused:?}");
+    assert_eq!(db.now(&run).await.status, RunStatus::Pending);
+}

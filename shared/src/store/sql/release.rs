@@ -1,0 +1,173 @@
+//! How a run leaves its holder: handed back, disowned, or taken from a dead one. It waits for a worker again, unless
+//! its stop was requested meanwhile or too many workers died on it: then it ends here.
+
+use sqlx::Transaction;
+
+use super::{
+    Db, SqlStore,
+    admission::read_run,
+    log::append_one,
+    settle::{HeldJob, end_run, lock_chat, lock_job},
+};
+use crate::{
+    domain::{
+        event::{EventData, ReleaseReason},
+        ids::{RunId, Seq, WorkerId, WorkspaceId},
+        retry::crash_delay_ms,
+        run::{Claim, Ending, Run, RunError},
+        transition::Reason,
+    },
+    store::{Released, Result, StoreError},
+};
+
+/// The holder itself gives it back, `last_seq` being the last event that it appended.
+pub(super) async fn hand_back(
+    store: &SqlStore,
+    claim: &Claim,
+    last_seq: Seq,
+    reason: ReleaseReason,
+    delay_ms: i64,
+) -> Result<Released> {
+    let (workspace, run_id) = (claim.run.workspace_id, claim.run.id);
+    let mut tx = store.begin_reserved().await?;
+    lock_chat(&mut tx, workspace, claim.run.chat_id).await?;
+    let job = lock_job(&mut tx, workspace, run_id).await?.ok_or(StoreError::LeaseLost)?;
+    let run = read_run(&mut tx, workspace, run_id).await?;
+    let is_holder = job.worker_id == Some(claim.worker_id) && job.epoch == claim.epoch;
+    if !is_holder || run.last_seq != last_seq {
+        return Err(StoreError::LeaseLost);
+    }
+    let crashes = (reason == ReleaseReason::Broken).then(|| job.crashes_with_this(&run));
+    let released = match stopped(&run) {
+        Some(ending) => end(&mut tx, &run, &job, &ending).await?,
+        None => make_pending(&mut tx, &run, &job, reason, crashes, delay_ms).await?,
+    };
+    tx.commit().await?;
+    Ok(released)
+}
+
+/// The worker holds it without knowing it.
+pub(super) async fn disown(
+    store: &SqlStore,
+    worker: WorkerId,
+    workspace: WorkspaceId,
+    run_id: RunId,
+) -> Result<Option<Released>> {
+    let mut tx = store.begin_reserved().await?;
+    let chat_id = read_run(&mut tx, workspace, run_id).await?.chat_id;
+    lock_chat(&mut tx, workspace, chat_id).await?;
+    let Some(job) = lock_job(&mut tx, workspace, run_id).await? else { return Ok(None) };
+    if job.worker_id != Some(worker) {
+        return Ok(None);
+    }
+    let run = read_run(&mut tx, workspace, run_id).await?;
+    let released = match stopped(&run) {
+        Some(ending) => end(&mut tx, &run, &job, &ending).await?,
+        None => make_pending(&mut tx, &run, &job, ReleaseReason::Broken, None, 0).await?,
+    };
+    tx.commit().await?;
+    Ok(Some(released))
+}
+
+/// Its holder is dead. `None` when it turns out that it is not, or that somebody was here before.
+pub(super) async fn reap(
+    store: &SqlStore,
+    workspace: WorkspaceId,
+    run_id: RunId,
+    max_crashes: i32,
+) -> Result<Option<Released>> {
+    let mut tx = store.begin_reserved().await?;
+    let chat_id = read_run(&mut tx, workspace, run_id).await?.chat_id;
+    lock_chat(&mut tx, workspace, chat_id).await?;
+    let Some(job) = lock_job(&mut tx, workspace, run_id).await? else { return Ok(None) };
+    if job.is_held || job.worker_id.is_none() {
+        return Ok(None);
+    }
+    let run = read_run(&mut tx, workspace, run_id).await?;
+    let crashes = job.crashes_with_this(&run);
+    let ending = stopped(&run).or_else(|| (crashes > max_crashes).then(|| crash_limit(crashes)));
+    let released = if let Some(ending) = ending {
+        end(&mut tx, &run, &job, &ending).await?
+    } else {
+        let delay_ms = crash_delay_ms(crashes);
+        make_pending(&mut tx, &run, &job, ReleaseReason::Expired, Some(crashes), delay_ms).await?
+    };
+    tx.commit().await?;
+    Ok(Some(released))
+}
+
+/// The end of a run whose stop was requested: nobody is to take it up again only to stop it.
+fn stopped(run: &Run) -> Option<Ending> {
+    run.stop_requested_at?;
+    Some(Ending { reason: run.stop_reason.unwrap_or(Reason::Stop), error: None })
+}
+
+fn crash_limit(crashes: i32) -> Ending {
+    let message =
+        format!("{crashes} workers were lost while working on this run without a saved step between them");
+    Ending::failed(Reason::CrashLimit, RunError::new("crash_limit", message))
+}
+
+async fn end(
+    tx: &mut Transaction<'static, Db>,
+    run: &Run,
+    job: &HeldJob,
+    ending: &Ending,
+) -> Result<Released> {
+    let ended = end_run(tx, run, ending, job.epoch + 1).await?;
+    Ok(Released {
+        run_id: run.id,
+        workspace_id: run.workspace_id,
+        segments: [vec![ended.segment], ended.caused].concat(),
+        wake: ended.wake,
+        ended: true,
+    })
+}
+
+/// It waits for a worker again, and a crash is counted if there was one.
+async fn make_pending(
+    tx: &mut Transaction<'static, Db>,
+    run: &Run,
+    job: &HeldJob,
+    reason: ReleaseReason,
+    crashes: Option<i32>,
+    delay_ms: i64,
+) -> Result<Released> {
+    let event = EventData::RunReleased { reason, epoch: job.epoch };
+    let segment = append_one(tx, run.workspace_id, run.id, job.epoch, &event).await?;
+    if segment.first != run.last_seq + 1 {
+        // Somebody appended since the run was read; whether that was a step decides about the crashes.
+        return Err(StoreError::LeaseLost);
+    }
+    sqlx::query(concat!(
+        "update jobs set worker_id = null, crashes = coalesce($2, crashes), \
+         crash_step = case when $2 is null then crash_step else $3 end, run_at = ",
+        now!(),
+        " + $4 where id = $1"
+    ))
+    .bind(job.id)
+    .bind(crashes)
+    .bind(run.step_count as i32)
+    .bind(delay_ms)
+    .execute(&mut **tx)
+    .await?;
+    let done = sqlx::query(concat!(
+        "update runs set status = 'pending', updated_at = ",
+        now!(),
+        " where workspace_id = $1 and id = $2 and status = 'running'"
+    ))
+    .bind(run.workspace_id.0)
+    .bind(run.id.0)
+    .execute(&mut **tx)
+    .await?;
+    if done.rows_affected() != 1 {
+        return Err(StoreError::LeaseLost);
+    }
+    Ok(Released {
+        run_id: run.id,
+        workspace_id: run.workspace_id,
+        segments: vec![segment],
+        wake: vec![job.queue.clone()],
+        ended: false,
+    })
+}
