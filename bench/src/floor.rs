@@ -11,7 +11,7 @@ use crate::{
 };
 
 /// How many connections work at the same time.
-pub(crate) const CONNECTIONS: [usize; 3] = [1, 8, 32];
+pub(crate) const FEW: [usize; 2] = [1, 8];
 /// The number that aims are set against.
 pub(crate) const MANY: usize = 32;
 

@@ -62,6 +62,9 @@ async fn measure(only: &[String], quick: bool, json: Option<PathBuf>) -> Result<
         let known: Vec<_> = ALL.iter().map(|(name, _)| *name).collect();
         bail!("there is no figure `{unknown}`; there are {}", known.join(", "));
     }
+    let load = fs::read_to_string("/proc/loadavg").unwrap_or_default();
+    let cores = std::thread::available_parallelism()?;
+    eprintln!("{cores} cores, shared with Postgres and Redis; load before: {}", load.trim());
     let effort = Effort { quick };
     let mut table = Table::default();
     for (name, measure) in ALL {

@@ -27,6 +27,11 @@ impl Effort {
         if self.quick { quick } else { whole }
     }
 
+    /// How often floor and product take turns.
+    fn rounds(self) -> usize {
+        self.of(3, 1)
+    }
+
     /// How long each floor is measured.
     fn floor_time(self) -> Duration {
         self.of(Duration::from_secs(4), Duration::from_secs(1))

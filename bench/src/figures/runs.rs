@@ -17,34 +17,36 @@ const SLOTS: u32 = 256;
 
 pub(super) async fn measure(effort: Effort) -> Result<Vec<Figure>> {
     let mut figures = vec![];
-    let mut floor_of_many = 0.0;
-    for connections in floor::CONNECTIONS {
+    let alone = |connections: usize| format!("one-step runs, SQL alone, {connections} connections");
+    for connections in floor::FEW {
         let rate = floor::runs(connections, effort.floor_time(), false).await?.per_second;
-        figures.push(Figure::new(
-            format!("one-step runs, SQL alone, {connections} connections"),
-            rate,
-            "runs/s",
-        ));
-        floor_of_many = rate;
+        figures.push(Figure::new(alone(connections), rate, "runs/s"));
     }
     let in_one = floor::runs(floor::MANY, effort.floor_time(), true).await?.per_second;
-    figures.push(Figure::new("one-step runs, SQL alone, step and end in one commit", in_one, "runs/s"));
 
+    // In turns, and the best of each: what else the machine does in between then spoils neither side alone.
+    let (mut best_floor, mut best) = (0.0_f64, 0.0_f64);
+    for _ in 0..effort.rounds() {
+        best_floor = best_floor.max(floor::runs(floor::MANY, effort.floor_time(), false).await?.per_second);
+        best = best.max(end_to_end(effort.of(4_000, 600)).await?);
+    }
+    figures.push(Figure::new(alone(floor::MANY), best_floor, "runs/s"));
+    figures.push(Figure::new("the same, step and end in one commit", in_one, "runs/s"));
+    figures.push(
+        Figure::new("one-step runs, end to end", best, "runs/s")
+            .over(best_floor)
+            .aim(Aim::TimesFloorOrMore(0.55)),
+    );
+    Ok(figures)
+}
+
+async fn end_to_end(runs: usize) -> Result<f64> {
     let script = json!([{ "text": "Done.", "rate_per_second": 0 }]);
     let world = World::start(SLOTS, &[Agent::Scripted { name: "one", script }]).await?;
     world.submit_many("one", 200, floor::MANY).await?;
     world.until_all_over(PATIENCE).await?;
-    let runs = effort.of(6_000, 600);
     let begun = Instant::now();
     world.submit_many("one", runs, floor::MANY).await?;
-    let submitted = runs as f64 / begun.elapsed().as_secs_f64();
     world.until_all_over(PATIENCE).await?;
-    let finished = runs as f64 / begun.elapsed().as_secs_f64();
-    figures.push(Figure::new("submissions, while runs are worked on", submitted, "runs/s"));
-    figures.push(
-        Figure::new("one-step runs, end to end", finished, "runs/s")
-            .over(floor_of_many)
-            .aim(Aim::TimesFloorOrMore(0.55)),
-    );
-    Ok(figures)
+    Ok(runs as f64 / begun.elapsed().as_secs_f64())
 }
