@@ -5,8 +5,8 @@
 //! it needs by the extractor that it takes: [`Viewer`], [`Operator`] or [`Admin`].
 
 use axum::{
-    extract::{FromRequestParts, Request, State},
-    http::{HeaderMap, Uri, header, request::Parts},
+    extract::{FromRequestParts, MatchedPath, Request, State},
+    http::{HeaderMap, HeaderName, Method, Uri, header, request::Parts},
     middleware::Next,
     response::{IntoResponse, Response},
 };
@@ -75,6 +75,10 @@ role_extractor! {
 pub(crate) async fn admit(State(state): State<AppState>, mut request: Request, next: Next) -> Response {
     let caller = match identify(&state, request.headers(), request.uri()).await {
         Ok(caller) => caller,
+        // A submission that cannot be let in for want of the database is one that could not be begun.
+        Err(error) if error.code == Code::Unavailable && is_submission(&request) => {
+            return ApiError { code: Code::RunBeginFailed, ..error }.into_response();
+        }
         Err(error) => return error.into_response(),
     };
     let verdict = state.rates.check(caller.key_id);
@@ -88,11 +92,16 @@ pub(crate) async fn admit(State(state): State<AppState>, mut request: Request, n
     response
 }
 
+fn is_submission(request: &Request) -> bool {
+    let path = request.extensions().get::<MatchedPath>().map(MatchedPath::as_str);
+    request.method() == Method::POST && matches!(path, Some("/v1/runs" | "/v1/chats/{chatId}/messages"))
+}
+
 async fn identify(state: &AppState, headers: &HeaderMap, uri: &Uri) -> Result<Caller, ApiError> {
     let mut given = headers.get_all(header::AUTHORIZATION).iter();
     match (given.next(), given.next(), &state.settings.auth) {
         (None, _, AuthMode::Loopback) => {
-            if !comes_from_here(headers, uri) {
+            if !comes_from_here(headers, uri, &state.settings.cors_origins) {
                 let detail = "calls without a key must name this machine and come from a page that it served";
                 return Err(ApiError::new(Code::Forbidden, detail));
             }
@@ -120,17 +129,22 @@ async fn identify(state: &AppState, headers: &HeaderMap, uri: &Uri) -> Result<Ca
 }
 
 /// Whether a call without a key addresses this machine by a loopback name and, if a page sent it, that page is from
-/// there too. Else any web page could reach the server through the browser of whoever runs it, by a form or by a name
+/// there too or is `allowed` to call. Else any web page could reach the server through the browser of whoever runs it, by a form or by a name
 /// of its own that resolves to 127.0.0.1.
-fn comes_from_here(headers: &HeaderMap, uri: &Uri) -> bool {
+fn comes_from_here(headers: &HeaderMap, uri: &Uri, allowed: &[String]) -> bool {
     let text = |name| headers.get(name).map(|value| value.to_str().unwrap_or("?"));
     let host = text(header::HOST).or_else(|| uri.authority().map(axum::http::uri::Authority::as_str));
     let origin = text(header::ORIGIN);
-    host.is_none_or(is_loopback_authority)
-        && origin.is_none_or(|origin| {
-            origin.split_once("://").is_some_and(|(_, authority)| is_loopback_authority(authority))
-        })
-        && text(header::HeaderName::from_static("sec-fetch-site")) != Some("cross-site")
+    if !host.is_none_or(is_loopback_authority) {
+        return false;
+    }
+    if origin.is_some_and(|origin| allowed.iter().any(|allowed| allowed == origin)) {
+        return true;
+    }
+    let is_local_page = |origin: &str| {
+        origin.split_once("://").is_some_and(|(_, authority)| is_loopback_authority(authority))
+    };
+    origin.is_none_or(is_local_page) && text(HeaderName::from_static("sec-fetch-site")) != Some("cross-site")
 }
 
 fn is_loopback_authority(authority: &str) -> bool {
@@ -162,10 +176,15 @@ mod tests {
     fn a_page_from_elsewhere_cannot_use_the_keyless_door() {
         let call = |pairs: &[(&'static str, &'static str)]| {
             let headers = pairs.iter().map(|(n, v)| (n.parse().unwrap(), v.parse().unwrap())).collect();
-            comes_from_here(&headers, &Uri::from_static("/v1/runs"))
+            comes_from_here(&headers, &Uri::from_static("/v1/runs"), &["https://console.example".to_owned()])
         };
         assert!(call(&[("host", "localhost:4680")]));
         assert!(call(&[("host", "localhost:4680"), ("origin", "http://localhost:4680")]));
+        assert!(call(&[
+            ("host", "localhost"),
+            ("origin", "https://console.example"),
+            ("sec-fetch-site", "cross-site")
+        ]));
         assert!(!call(&[("host", "rebound.example:4680")]));
         assert!(!call(&[("host", "localhost:4680"), ("origin", "https://evil.example")]));
         assert!(!call(&[("host", "localhost:4680"), ("origin", "null")]));

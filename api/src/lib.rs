@@ -4,12 +4,13 @@
 //! - `auth`: who calls. `rate_limit`: how often.
 //! - `context`: what every call gets: an id, a rendered failure.
 //! - `extract`, `page`, `cursor`: requests into values, lists into pages.
-//! - `error`: what a caller is told when a call fails.
+//! - `code`, `error`: what a caller is told when a call fails.
 //! - `views`: pure encoders of rows and of the log.
 //! - `openapi`: the API's description, made from the handlers.
 //! - `server`: connections, and how they end. `stall`: readers that stop reading.
 
 mod auth;
+mod code;
 mod context;
 mod cursor;
 mod error;

@@ -101,7 +101,7 @@ mod tests {
     }
 
     #[test]
-    fn every_call_of_the_issue_is_described() {
+    fn every_call_is_described() {
         let document = document();
         let mut calls = vec![];
         for (path, item) in document["paths"].as_object().unwrap() {

@@ -133,7 +133,9 @@ mod tests {
             typo[at] = if typo[at] == b'a' { b'b' } else { b'a' };
             assert!(Key::parse(std::str::from_utf8(&typo).unwrap()).is_none(), "at {at}");
         }
-        for text in ["", "lh_", "lh_live_", "lh_test_abc", "sk-123", &key.reveal()[1..], "lh_live_éééééééééééééééé"] {
+        for text in
+            ["", "lh_", "lh_live_", "lh_test_abc", "sk-123", &key.reveal()[1..], "lh_live_éééééééééééééééé"]
+        {
             assert!(Key::parse(text).is_none(), "{text}");
         }
     }

@@ -1,6 +1,5 @@
 //! What the API and the workers must agree on.
 //!
-//! - [`api_key`]: the form of API keys, made and checked.
 //! - [`domain`]: values and rules, pure.
 //! - [`store`]: what must survive a crash, on Postgres or SQLite.
 //! - [`bus`]: hints and live copies between processes; may be lost, never the only copy.
@@ -9,10 +8,13 @@
 //! - [`tail`]: who is watching a run: replay from a cursor, then follow.
 //! - [`net_guard`]: outgoing calls reach public addresses only.
 //! - [`config`]: every setting, parsed and cross-checked once.
+//! - [`backends`]: a configuration in, its store and bus out.
+//! - [`api_key`]: keys as they are made, presented and compared.
 //! - [`shutdown`] and [`telemetry`]: how a process ends, and what it tells.
 
 pub mod admission;
 pub mod api_key;
+pub mod backends;
 pub mod bus;
 pub mod config;
 pub mod domain;

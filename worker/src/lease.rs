@@ -61,7 +61,7 @@ impl Lease {
             match end {
                 End::Done => return,
                 End::Lost => {
-                    tracing::error!(worker.id = %worker_id, "the lease is lost; all attempts are stopped")
+                    tracing::error!(worker.id = %worker_id, "the lease is lost; all attempts are stopped");
                 }
             }
         }

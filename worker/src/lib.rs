@@ -125,7 +125,6 @@ pub async fn run(parts: Parts, shutdown: Shutdown) -> Result<(), Error> {
             tracing::error!(%error, task = name, "a task of the worker failed");
         }
     }
-    bus.close().await;
     worked
 }
 

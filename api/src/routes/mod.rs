@@ -1,6 +1,7 @@
 //! Every path on one screen.
 
 pub(crate) mod chats;
+mod input;
 pub(crate) mod runs;
 mod submission;
 pub(crate) mod system;

@@ -6,10 +6,9 @@ use axum::{
     response::{IntoResponse, Response},
 };
 use longhaul_shared::{
-    admission::{Input, LimitOverrides, Submission, submit},
+    admission::{LimitOverrides, Submission, submit},
     domain::{
         ids::{ChatId, MessageId, RunId},
-        message::Part,
         run::Trigger,
         transition::RunStatus,
     },
@@ -23,6 +22,7 @@ use serde_json::{Map, Value};
 use sha2::{Digest, Sha256};
 use utoipa::ToSchema;
 
+use super::input;
 use crate::{
     auth::Caller,
     error::ApiError,
@@ -42,7 +42,7 @@ const MAX_KEY_LEN: usize = 255;
 pub(crate) struct SubmissionBody {
     /// Who answers. May be left out where the chat has an agent of its own.
     pub(crate) agent: Option<String>,
-    #[schema(value_type = InputSchema)]
+    #[schema(value_type = input::InputSchema)]
     pub(crate) input: Value,
     /// The chat to go on with. Absent: a new one, or the one in the path.
     #[schema(value_type = Option<uuid::Uuid>)]
@@ -63,27 +63,6 @@ pub(crate) struct SubmissionBody {
     /// An object, stored as it is.
     #[schema(value_type = Option<std::collections::BTreeMap<String, Value>>)]
     pub(crate) metadata: Option<Map<String, Value>>,
-}
-
-/// What the user says.
-#[derive(ToSchema)]
-#[schema(as = Input)]
-#[serde(untagged)]
-#[expect(
-    dead_code,
-    reason = "describes `input`, which is read by hand so that a flaw is reported with its place"
-)]
-pub(crate) enum InputSchema {
-    Plain(String),
-    Text { text: String },
-    Parts(Vec<InputPart>),
-}
-
-#[derive(ToSchema)]
-#[serde(tag = "type", rename_all = "snake_case")]
-#[expect(dead_code, reason = "describes a part of `input`")]
-pub(crate) enum InputPart {
-    Text { text: String },
 }
 
 /// Bounds of one run, each within the agent's own.
@@ -144,7 +123,7 @@ pub(crate) async fn accept(
         chat_id: origin.chat_id,
         client_message_id: body.message_id,
         agent: body.agent,
-        input: read_input(body.input)?,
+        input: input::read(body.input)?,
         if_busy: body.if_busy.unwrap_or_default(),
         start: read_start(body.run_at.as_deref(), body.delay.as_deref())?,
         trigger: Trigger::Api,
@@ -178,42 +157,6 @@ fn answer(admitted: &Admitted) -> Response {
             .insert(HeaderName::from_static("idempotent-replayed"), HeaderValue::from_static("true"));
     }
     response
-}
-
-/// Text, or text in an object, or parts of which only text is known so far.
-fn read_input(input: Value) -> Result<Input, ApiError> {
-    match input {
-        Value::String(text) => Ok(Input::Text(text)),
-        Value::Object(fields) => text_field(fields, "/input", &["text"]).map(Input::Text),
-        Value::Array(items) => {
-            let parts = items.into_iter().enumerate().map(|(index, item)| read_part(item, index));
-            parts.collect::<Result<_, _>>().map(Input::Parts)
-        }
-        _ => Err(ApiError::body("/input", "must be text, an object with a text, or a list of parts")),
-    }
-}
-
-fn read_part(item: Value, index: usize) -> Result<Part, ApiError> {
-    let pointer = format!("/input/{index}");
-    let Value::Object(fields) = item else {
-        return Err(ApiError::body(pointer, "must be an object such as {\"type\":\"text\",\"text\":\"…\"}"));
-    };
-    if fields.get("type").and_then(Value::as_str) != Some("text") {
-        return Err(ApiError::body(pointer + "/type", "must be \"text\""));
-    }
-    text_field(fields, &pointer, &["type", "text"]).map(|text| Part::Text { text })
-}
-
-/// The field `text` of an object that has no others than the known ones.
-fn text_field(mut fields: Map<String, Value>, pointer: &str, known: &[&str]) -> Result<String, ApiError> {
-    if let Some(unknown) = fields.keys().find(|name| !known.contains(&name.as_str())) {
-        return Err(ApiError::body(format!("{pointer}/{unknown}"), "is not known here"));
-    }
-    match fields.remove("text") {
-        Some(Value::String(text)) => Ok(text),
-        Some(_) => Err(ApiError::body(format!("{pointer}/text"), "must be text")),
-        None => Err(ApiError::body(format!("{pointer}/text"), "is required")),
-    }
 }
 
 fn read_start(run_at: Option<&str>, delay: Option<&str>) -> Result<Option<StartAt>, ApiError> {
@@ -273,36 +216,12 @@ fn idempotency(origin: &Origin<'_>) -> Result<Option<IdempotencyKey>, ApiError> 
 #[cfg(test)]
 mod tests {
     use longhaul_shared::store::KeyRole;
-    use serde_json::json;
 
     use super::*;
 
     fn refused_at<T>(result: Result<T, ApiError>) -> String {
         let Err(error) = result else { panic!("was accepted") };
         error.flaws[0].pointer.clone().or(error.flaws[0].header.clone()).unwrap()
-    }
-
-    #[test]
-    fn input_is_text_in_one_of_three_forms() {
-        assert!(matches!(read_input(json!("hi")), Ok(Input::Text(text)) if text == "hi"));
-        assert!(matches!(read_input(json!({"text": "hi"})), Ok(Input::Text(text)) if text == "hi"));
-        let parts = read_input(json!([{"type": "text", "text": "a"}, {"type": "text", "text": "b"}]));
-        assert!(matches!(parts, Ok(Input::Parts(parts)) if parts.len() == 2));
-
-        let refused = [
-            (json!(null), "/input"),
-            (json!(7), "/input"),
-            (json!({}), "/input/text"),
-            (json!({"text": 7}), "/input/text"),
-            (json!({"text": "a", "more": 1}), "/input/more"),
-            (json!(["a"]), "/input/0"),
-            (json!([{"type": "image", "text": "a"}]), "/input/0/type"),
-            (json!([{"type": "text", "text": "a"}, {"type": "text"}]), "/input/1/text"),
-            (json!([{"type": "text", "text": "a", "x": 1}]), "/input/0/x"),
-        ];
-        for (input, pointer) in refused {
-            assert_eq!(refused_at(read_input(input)), pointer);
-        }
     }
 
     #[test]

@@ -123,3 +123,25 @@ async fn a_key_is_limited_and_every_answer_says_how_far() {
     api.call(&other, Method::GET, "/v1/runs", None).await.ok(200);
     api.get("/livez").await.ok(200);
 }
+
+#[tokio::test]
+async fn only_pages_of_known_origins_may_call() {
+    let api = Api::with(|config| config.server.cors_origins = vec!["https://console.example".into()]).await;
+    let preflight = |origin: &'static str| {
+        let request = Request::builder()
+            .method(Method::OPTIONS)
+            .uri("/v1/runs")
+            .header("origin", origin)
+            .header("access-control-request-method", "POST")
+            .header("access-control-request-headers", "authorization,content-type")
+            .body(Body::empty())
+            .unwrap();
+        api.send(request)
+    };
+    let known = preflight("https://console.example").await;
+    assert_eq!(known.status, 200);
+    assert_eq!(known.header("access-control-allow-origin"), "https://console.example");
+    assert_eq!(known.header("access-control-allow-headers"), "authorization,content-type");
+    let stranger = preflight("https://evil.example").await;
+    assert!(!stranger.headers.contains_key("access-control-allow-origin"));
+}

@@ -118,27 +118,40 @@ async fn json_pages_go_through_the_log() {
     assert_eq!(seen, [1, 2, 3, 4, 5, 6, 7]);
 }
 
+/// An open stream, as a client reads it.
+async fn open(api: &Api, path: &str) -> axum::body::BodyDataStream {
+    let request = Request::get(path)
+        .header("authorization", format!("Bearer {}", api.key))
+        .header("accept", "text/event-stream")
+        .body(Body::empty())
+        .unwrap();
+    let response = tower::ServiceExt::oneshot(crate::router(api.state.clone()), request).await.unwrap();
+    assert_eq!(response.status(), 200);
+    response.into_body().into_data_stream()
+}
+
 #[tokio::test]
 async fn a_live_tail_carries_tokens_heartbeats_and_the_end() {
     let api = Api::with(|config| config.stream.heartbeat = Duration::from_millis(50)).await;
     let (id, _) = api.submit("hi").await;
     let mut claim = api.claim().await;
-    let api = Arc::new(api);
-    let tail = tokio::spawn({
-        let (api, path) = (api.clone(), format!("/v1/runs/{id}/events"));
-        async move { stream(&api, &path, &[]).await }
-    });
+    let mut tail = open(&api, &format!("/v1/runs/{id}/events")).await;
+    let mut text = String::new();
+    for expected in ["run.claimed", ": hb\n: hb\n"] {
+        while !text.contains(expected) {
+            text.push_str(std::str::from_utf8(&tail.next().await.unwrap().unwrap()).unwrap());
+        }
+    }
     api.say(&mut claim, &hello()).await;
-    tokio::time::sleep(Duration::from_millis(200)).await;
     api.finish(&mut claim, 3, "Hello").await;
-    let answer = tail.await.unwrap();
-    let text = answer.text();
-    assert!(text.contains("\n\n: hb\nid: ") || text.contains(": hb\n: hb\n"), "{text}");
+    while let Some(chunk) = tail.next().await {
+        text.push_str(std::str::from_utf8(&chunk.unwrap()).unwrap());
+    }
     assert!(!text.contains(": hb\n\n"), "a heartbeat is one line");
     let without_comments: String = text.split_inclusive('\n').filter(|line| !line.starts_with(':')).collect();
     let numbers: Vec<_> = events(&without_comments).into_iter().map(|(seq, _)| seq).collect();
     assert_eq!(numbers, [1, 2, 3, 4, 5, 6, 7]);
-    assert!(without_comments.trim_end().rsplit("\n\n").next().unwrap().contains("event: end\n"));
+    assert!(text.trim_end().rsplit("\n\n").next().unwrap().contains("event: end\n"));
 }
 
 #[tokio::test]
@@ -160,16 +173,21 @@ async fn a_reader_ahead_of_a_live_log_waits_for_what_comes_behind_its_position()
 async fn a_tail_that_ends_for_another_reason_breaks_off() {
     let api = Api::start().await;
     let (id, _) = api.submit("hi").await;
-    let request = Request::get(format!("/v1/runs/{id}/events"))
-        .header("authorization", format!("Bearer {}", api.key))
-        .header("accept", "text/event-stream")
-        .body(Body::empty())
-        .unwrap();
-    let response = tower::ServiceExt::oneshot(crate::router(api.state.clone()), request).await.unwrap();
-    let mut body = response.into_body().into_data_stream();
+    let mut body = open(&api, &format!("/v1/runs/{id}/events")).await;
     assert_eq!(body.next().await.unwrap().unwrap(), "retry: 2000\n");
     assert!(body.next().await.unwrap().unwrap().starts_with(b"id: 1\n"));
     api.state.begin_drain();
     assert!(body.next().await.unwrap().is_err(), "a clean end would mean that the run ended");
     assert!(body.next().await.is_none());
+}
+
+#[tokio::test]
+async fn a_stream_that_cannot_be_served_breaks_off_so_that_browsers_come_back() {
+    let api = Api::start().await;
+    let (id, _) = api.finished_run().await;
+    api.get("/v1/info").await.ok(200);
+    api.store.close().await;
+    let path = format!("/v1/runs/{id}/events");
+    api.get(&path).await.refused(503, "UNAVAILABLE");
+    assert!(open(&api, &path).await.next().await.unwrap().is_err());
 }

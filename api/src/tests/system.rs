@@ -4,6 +4,7 @@ use axum::{
     body::Body,
     http::{Method, Request},
 };
+use longhaul_shared::store::KeyRole;
 use serde_json::json;
 
 use super::Api;
@@ -36,12 +37,18 @@ async fn probes_need_no_key_and_tell_a_live_process_from_a_ready_one() {
 #[tokio::test]
 async fn a_submission_without_a_database_fails_to_begin_and_may_be_repeated() {
     let api = Api::start().await;
-    // Lets the key be known without the database.
+    let unknown = api.key("default", KeyRole::Operator).await;
+    // From now on the first key is known without the database.
     api.get("/v1/info").await.ok(200);
     api.store.close().await;
-    let answer = api.post("/v1/runs", json!({"agent": "helper", "input": "hi"})).await;
-    assert_eq!(answer.refused(503, "A_RUN_BEGIN_FAILED")["retryable"], true);
-    assert!(answer.header("retry-after").parse::<u64>().is_ok());
+    for key in [&api.key, &unknown] {
+        let body = json!({"agent": "helper", "input": "hi"});
+        let answer = api.call(key, Method::POST, "/v1/runs", Some(body)).await;
+        assert_eq!(answer.refused(503, "A_RUN_BEGIN_FAILED")["retryable"], true);
+        assert!(answer.header("retry-after").parse::<u64>().is_ok());
+    }
+    let chat = format!("/v1/chats/{}/messages", uuid::Uuid::now_v7());
+    api.post(&chat, json!({"input": "hi"})).await.refused(503, "A_RUN_BEGIN_FAILED");
     let answer = api.get("/v1/runs").await;
     answer.refused(503, "UNAVAILABLE");
     assert!(answer.headers.contains_key("retry-after"));

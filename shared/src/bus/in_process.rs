@@ -1,4 +1,4 @@
-//! The bus of a single process: always connected, and what is published has arrived on return.
+//! The bus of a single process: what is published has arrived on return.
 
 use std::sync::Arc;
 
@@ -10,11 +10,19 @@ use crate::domain::{event::Segment, ids::RunId};
 
 pub struct InProcessBus {
     fanout: Arc<Fanout>,
+    alone: bool,
 }
 
 impl InProcessBus {
+    /// For the only process of an installation: nobody publishes anything elsewhere.
     pub fn new() -> Self {
-        Self { fanout: Fanout::new(|_| ()) }
+        Self { fanout: Fanout::new(|_| ()), alone: true }
+    }
+
+    /// For one of several processes that have nothing but the database in common: what the others publish never
+    /// arrives, so the bus counts as disconnected, and readers look at the log instead.
+    pub fn one_of_many() -> Self {
+        Self { alone: false, ..Self::new() }
     }
 }
 
@@ -47,6 +55,6 @@ impl Bus for InProcessBus {
     }
 
     fn is_connected(&self) -> bool {
-        true
+        self.alone
     }
 }

@@ -14,7 +14,7 @@ use figment::{
 };
 
 use super::{
-    Config, ConfigError,
+    AuthMode, Config, ConfigError,
     environment::Environment,
     error::closest,
     origin::Origins,
@@ -27,6 +27,8 @@ const DEFAULT_FILE: &str = "longhaul.toml";
 
 /// Names the file instead of `--config`.
 pub(super) const FILE_VARIABLE: &str = "LONGHAUL_CONFIG";
+
+const DEV_ORIGIN: &str = "the defaults of `longhaul dev`";
 
 /// `longhaul dev`: complete without any setting.
 const DEV: &str = r#"
@@ -86,7 +88,7 @@ impl Sources {
     pub fn load(self) -> Result<Config, ConfigError> {
         let mut figment = Figment::new();
         if self.profile == Profile::Dev {
-            figment = figment.merge(Layer::toml("the defaults of `longhaul dev`".to_owned(), DEV)?);
+            figment = figment.merge(Layer::toml(DEV_ORIGIN.to_owned(), DEV)?);
         }
         let (path, text) = self.read_file()?;
         if let Some(text) = text {
@@ -101,6 +103,10 @@ impl Sources {
 
         let mut config: Config = figment.extract().map_err(|error| ConfigError::from_figment(&error))?;
         config.origins = Origins::new(&config, &figment);
+        // `dev` works without keys only where nobody else can reach it. Who sets the mode is taken at their word.
+        if !config.server.is_loopback() && config.origins.of("auth.mode") == Some(DEV_ORIGIN) {
+            config.auth.mode = AuthMode::Required;
+        }
         let mut report = Report::default();
         config.resolve(&self.environment, path.parent().unwrap_or(Path::new("")), &mut report);
         config.check_into(&mut report);

@@ -418,3 +418,19 @@ fn the_reference_says_each_key_its_variable_and_its_default() {
     }
     assert_eq!(page.matches("## `[agents.<name>]`").count(), 1);
 }
+
+#[test]
+fn dev_beyond_loopback_asks_for_keys_unless_somebody_says_otherwise() {
+    let dev = |variables: &[(&str, &str)]| {
+        Sources {
+            profile: Profile::Dev,
+            file: None,
+            environment: variables.iter().copied().collect(),
+            overrides: Overrides::new().set("--host", "server.host", Some("0.0.0.0")),
+        }
+        .load()
+    };
+    assert_eq!(dev(&[]).unwrap().auth.mode, AuthMode::Required);
+    let refused = dev(&[("LONGHAUL_AUTH_MODE", "loopback")]).unwrap_err().to_string();
+    assert!(refused.contains("auth.mode"), "{refused}");
+}

@@ -167,8 +167,12 @@ impl Replay {
             Some(EventData::RunFinished { status, reason, error, usage, .. }) => {
                 self.end = Some(End { status, reason, error, usage });
             }
-            Some(EventData::RunQueued { .. } | EventData::RunClaimed { .. })
-            | Some(EventData::RunReleased { .. } | EventData::RunStopping {})
+            Some(
+                EventData::RunQueued { .. }
+                | EventData::RunClaimed { .. }
+                | EventData::RunReleased { .. }
+                | EventData::RunStopping {},
+            )
             | None => {}
         }
     }

@@ -46,7 +46,7 @@ pub fn push_output(output: &mut Vec<OutputPart>, delta: OutputPart) {
     match (output.last_mut(), delta) {
         (Some(OutputPart::Text { text }), OutputPart::Text { text: more })
         | (Some(OutputPart::Reasoning { text }), OutputPart::Reasoning { text: more }) => {
-            text.push_str(&more)
+            text.push_str(&more);
         }
         (_, delta) => output.push(delta),
     }

@@ -128,7 +128,7 @@ impl Attempt<'_> {
                     self.replay.extend_open(OutputPart::Reasoning { text: text.clone() });
                     self.log.delta(Delta { kind: DeltaKind::Reasoning, step, attempt, text }).await;
                 }
-                ModelEvent::ToolCall(delta) => answer.add(delta, self.cx.max_calls_per_step)?,
+                ModelEvent::ToolCall(delta) => answer.add(&delta, self.cx.max_calls_per_step)?,
                 ModelEvent::Usage(usage) => answer.usage = usage,
                 ModelEvent::Finish(finish_reason) => {
                     answer.finish_reason = Some(finish_reason);
@@ -223,7 +223,7 @@ fn planned_event(call: &ToolCall) -> EventData {
 }
 
 impl Answer {
-    fn add(&mut self, delta: CallDelta, most: usize) -> Result<(), Failure> {
+    fn add(&mut self, delta: &CallDelta, most: usize) -> Result<(), Failure> {
         if !self.calls.contains_key(&delta.index) && self.calls.len() == most {
             return Err(Failure::Model(ModelError::OutputTooLarge {
                 limit: most,

@@ -47,7 +47,7 @@ impl Attempt<'_> {
                 }
                 Err(settled) => {
                     write.events.push(finished_event(&settled));
-                    write.calls.push(settled);
+                    write.calls.push(*settled);
                 }
             }
         }
@@ -74,10 +74,10 @@ impl Attempt<'_> {
     }
 
     /// The call as it is to be dispatched, or as it is settled without being sent.
-    fn prepare(&self, call: ToolCall) -> Result<Ready, ToolCall> {
+    fn prepare(&self, call: ToolCall) -> Result<Ready, Box<ToolCall>> {
         let epoch = self.epoch;
         if call.state == CallState::Dispatched && call.effect == Effect::Once {
-            return Err(ToolCall { state: CallState::Unknown, epoch, ..call });
+            return Err(Box::new(ToolCall { state: CallState::Unknown, epoch, ..call }));
         }
         let is_cut = self.replay.last_step().is_some_and(|(_, reason)| reason == FinishReason::Length);
         let checked = if is_cut {
@@ -91,8 +91,8 @@ impl Attempt<'_> {
                 let call = ToolCall { state: CallState::Dispatched, epoch, ..call };
                 Ok(Ready { call, tool: Arc::clone(tool), arguments })
             }
-            (Ok(_), None) => Err(failed(call, epoch, "there is no such tool".to_owned())),
-            (Err(why), _) => Err(failed(call, epoch, why)),
+            (Ok(_), None) => Err(Box::new(failed(call, epoch, "there is no such tool".to_owned()))),
+            (Err(why), _) => Err(Box::new(failed(call, epoch, why))),
         }
     }
 

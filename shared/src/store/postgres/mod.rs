@@ -36,6 +36,13 @@ macro_rules! was_migrated {
     };
 }
 
+/// The server's version, as SQL.
+macro_rules! server_version {
+    () => {
+        "select current_setting('server_version')"
+    };
+}
+
 mod claim;
 mod commit;
 mod insert_run;
@@ -52,6 +59,8 @@ pub(super) static MIGRATIONS: sqlx::migrate::Migrator = sqlx::migrate!("../migra
 pub struct Options {
     pub url: String,
     pub max_connections: u32,
+    /// How long a caller waits for a free connection.
+    pub acquire_timeout: Duration,
     /// Bounds of a statement, of waiting for a lock and of sitting in a transaction: below the lease, so that a
     /// frozen owner cannot hold locks past it.
     pub statement_timeout: Duration,
@@ -64,6 +73,7 @@ impl Options {
         Self {
             url: url.into(),
             max_connections: 10,
+            acquire_timeout: Duration::from_secs(5),
             statement_timeout: Duration::from_secs(10),
             lock_timeout: Duration::from_secs(5),
             idle_in_transaction_timeout: Duration::from_secs(10),
@@ -94,7 +104,7 @@ impl SqlStore {
         let pool = |connections: u32| {
             PgPoolOptions::new()
                 .max_connections(connections)
-                .acquire_timeout(Duration::from_secs(5))
+                .acquire_timeout(options.acquire_timeout)
                 .idle_timeout(Duration::from_mins(1))
                 .connect_lazy_with(connect.clone())
         };
@@ -159,5 +169,5 @@ async fn reset_lock_timeout(tx: &mut sqlx::Transaction<'static, Db>) -> Result<(
 }
 
 fn is_lock_timeout(error: &sqlx::Error) -> bool {
-    error.as_database_error().and_then(|error| error.code()).is_some_and(|code| code == "55P03")
+    error.as_database_error().and_then(sqlx::error::DatabaseError::code).is_some_and(|code| code == "55P03")
 }

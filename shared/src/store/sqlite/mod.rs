@@ -38,6 +38,13 @@ macro_rules! was_migrated {
     };
 }
 
+/// The library's version, as SQL.
+macro_rules! server_version {
+    () => {
+        "select sqlite_version()"
+    };
+}
+
 mod claim;
 mod commit;
 mod insert_run;
