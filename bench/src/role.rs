@@ -6,10 +6,9 @@ use anyhow::{Context, Result};
 use longhaul_api::{AppState, Settings};
 use longhaul_shared::{
     admission::Agents,
-    bus::{Bus, redis::RedisBus},
+    backends::{Backends, Processes, open},
     config::{Config, Overrides},
     shutdown::Shutdown,
-    store::{SharedStore, postgres},
     tail::Tails,
     telemetry,
 };
@@ -37,13 +36,8 @@ impl Role {
 pub(crate) async fn play(role: Role, file: &Path) -> Result<()> {
     let config = Config::load(Some(file), Overrides::new())?;
     telemetry::init(&config.log)?;
-    let options = postgres::Options {
-        max_connections: config.database.max_connections,
-        ..postgres::Options::new(config.database.url.expose())
-    };
-    let store: SharedStore = Arc::new(postgres::SqlStore::open(&options)?);
-    let redis = config.redis.url.as_ref().context("the benchmark measures with Redis")?;
-    let bus: Arc<dyn Bus> = Arc::new(RedisBus::start(redis.expose(), &config.redis.prefix)?);
+    let backends = open(&config, Processes::Many)?;
+    let Backends { store, bus } = backends.clone();
     let shutdown = Shutdown::new();
     shutdown.listen()?;
     match role {
@@ -65,5 +59,6 @@ pub(crate) async fn play(role: Role, file: &Path) -> Result<()> {
             }
         }
     }
+    backends.close().await;
     Ok(())
 }
