@@ -69,7 +69,7 @@ impl Pending {
         }
     }
 
-    pub(super) fn push(&mut self, write: Write, reply: Option<Reply>) {
+    pub(super) fn push(&mut self, write: Write, reply: Option<Reply>, coalesce: Coalesce) {
         if write.events.iter().any(|event| event.kind == STEP_STARTED) {
             self.shown_at = None;
         }
@@ -81,8 +81,11 @@ impl Pending {
             self.calls.push(call);
         }
         self.ending = write.ending.or(self.ending.take());
+        // What nobody waits for goes with what comes next: a step's beginning with its first delta.
+        let now = Instant::now();
+        let wait = if reply.is_some() { now } else { now + coalesce.time };
+        self.due = Some(self.due.map_or(wait, |due| due.min(wait)));
         self.replies.extend(reply);
-        self.due = Some(Instant::now());
     }
 
     /// Everything gathered, numbered from `first`, or `None` if there is nothing to append.
@@ -166,11 +169,11 @@ mod tests {
     #[test]
     fn the_first_delta_of_a_step_goes_at_once_and_later_ones_keep_their_distance() {
         let mut pending = Pending::default();
-        pending.push(started(), None);
-        pending.take(1, &mut 0);
+        pending.push(started(), None, COALESCE);
+        assert!(pending.due().unwrap() > Instant::now(), "nobody waits for the beginning alone");
         pending.push_delta(text("a"), COALESCE);
         assert!(pending.due().unwrap() <= Instant::now());
-        pending.take(2, &mut 0);
+        pending.take(1, &mut 0);
         pending.push_delta(text("b"), COALESCE);
         assert!(pending.due().unwrap() > Instant::now());
         pending.shown_at = Some(Instant::now() - COALESCE.time);
@@ -183,7 +186,7 @@ mod tests {
         pending.push_delta(text("cdefghij"), COALESCE);
         assert!(pending.due().unwrap() <= Instant::now(), "as many bytes as are gathered at most");
         pending.take(4, &mut 0);
-        pending.push(started(), None);
+        pending.push(started(), None, COALESCE);
         pending.take(5, &mut 0);
         pending.push_delta(text("k"), COALESCE);
         assert!(pending.due().unwrap() <= Instant::now(), "a new step");
@@ -192,12 +195,12 @@ mod tests {
     #[test]
     fn deltas_of_one_kind_become_one_event_and_steps_learn_their_place() {
         let mut pending = Pending::default();
-        pending.push(started(), None);
+        pending.push(started(), None, COALESCE);
         for piece in ["He", "llo"] {
             pending.push_delta(text(piece), COALESCE);
         }
         pending.push_delta(Delta { kind: DeltaKind::Reasoning, ..text("hm") }, COALESCE);
-        pending.push(Write::step_finished_for_test(), None);
+        pending.push(Write::step_finished_for_test(), None, COALESCE);
         let mut step_started = 0;
         let gathered = pending.take(10, &mut step_started).unwrap();
         let kinds: Vec<_> = gathered.events.iter().map(|event| event.kind.as_str()).collect();

@@ -83,7 +83,7 @@ impl RunLog {
         let _ = self.entries.send(Entry::Delta { key: self.key, delta }).await;
     }
 
-    /// Appends events with the next commit and does not wait for it.
+    /// Appends an event with what comes next, or soon, and does not wait for it.
     pub async fn append(&self, event: Event) {
         let write = Box::new(Write::events([event]));
         let _ = self.entries.send(Entry::Write { key: self.key, write, reply: None }).await;
