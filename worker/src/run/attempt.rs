@@ -164,12 +164,15 @@ impl<'a> Attempt<'a> {
     async fn load(cx: &'a Attempts, leased: &'a Leased, log: &'a RunLog) -> Result<Self, Broken> {
         let run = &leased.claim.run;
         let agent = cx.agents.get(&run.agent);
-        let (record, conversation) = loop_until_read(leased, || async {
-            let record = cx.store.records(run.workspace_id, &[run.id]).await?.pop();
-            Ok((
-                record.ok_or(StoreError::NotFound)?,
-                prompt::conversation(&*cx.store, run, &agent.instructions).await?,
-            ))
+        let (replay, conversation) = loop_until_read(leased, || async {
+            let replay = if run.attempts > 1 {
+                let record = cx.store.records(run.workspace_id, &[run.id]).await?.pop();
+                prompt::replay_of(&record.ok_or(StoreError::NotFound)?)
+            } else {
+                // Nobody has worked on it: there is nothing to read.
+                Replay::new(run.id)
+            };
+            Ok((replay, prompt::conversation(&*cx.store, run, &agent.instructions).await?))
         })
         .await?;
         let age = leased.claim.now - run.started_at.unwrap_or(leased.claim.now);
@@ -180,7 +183,7 @@ impl<'a> Attempt<'a> {
             run,
             epoch: leased.claim.epoch,
             agent: Arc::clone(&agent),
-            replay: prompt::replay_of(&record),
+            replay,
             conversation,
             usage: run.usage,
             interrupts: Interrupts {
