@@ -87,13 +87,13 @@ impl Attempt<'_> {
     async fn restart(&mut self, step: u32, attempt: u32, drop_from: Seq, why: &str) {
         let event = EventData::StepRestarted { drop_from, why: why.to_owned() }.of_step(step, attempt);
         self.note(&event);
-        self.log.append(event).await;
+        self.log.append(Write::events([event])).await;
     }
 
     async fn stream(&mut self, step: u32, attempt: u32) -> Result<Answer, Failure> {
         let started = EventData::StepStarted { model: self.agent.model_name.clone() }.of_step(step, attempt);
         self.note(&started);
-        self.log.append(started).await;
+        self.log.append(Write::events([started])).await;
 
         let request = ModelRequest {
             model: self.agent.model_name.clone(),
