@@ -153,7 +153,9 @@ pub(super) struct Attempt<'a> {
     pub(super) agent: Arc<Agent>,
     /// What the log says of this run. Its numbers are this attempt's own count: the recorder knows the real ones.
     pub(super) replay: Replay,
-    pub(super) conversation: Vec<ModelMessage>,
+    pub(super) conversation: Arc<Vec<ModelMessage>>,
+    /// The last step that the conversation contains; they are complete before the model is asked again.
+    pub(super) steps_in_conversation: u32,
     pub(super) usage: Usage,
     pub(super) interrupts: Interrupts,
     /// The end is written.
@@ -184,7 +186,8 @@ impl<'a> Attempt<'a> {
             epoch: leased.claim.epoch,
             agent: Arc::clone(&agent),
             replay,
-            conversation,
+            conversation: Arc::new(conversation),
+            steps_in_conversation: 0,
             usage: run.usage,
             interrupts: Interrupts {
                 orders: Arc::clone(&leased.orders),

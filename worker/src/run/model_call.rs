@@ -6,13 +6,14 @@ use futures::StreamExt;
 use longhaul_shared::domain::{
     event::EventData,
     ids::Seq,
+    replay::ModelMessage,
     retry::Backoff,
     run::{Ending, Usage},
     step::{FinishReason, OutputPart, Step},
     tool::{CallState, Effect, ToolCall, call_id, idempotency_key},
     transition::Reason,
 };
-use std::time::Duration;
+use std::{sync::Arc, time::Duration};
 use tokio::time::sleep;
 
 use super::{
@@ -97,7 +98,7 @@ impl Attempt<'_> {
 
         let request = ModelRequest {
             model: self.agent.model_name.clone(),
-            messages: [&self.conversation[..], &self.replay.for_model()].concat(),
+            messages: self.conversation_so_far(),
             tools: self.agent.tools.specs().cloned().collect(),
             temperature: self.agent.temperature,
             max_output_tokens: self.run.limits.max_output_tokens,
@@ -138,6 +139,17 @@ impl Attempt<'_> {
                 }
             }
         }
+    }
+
+    /// What the model is given. Only the steps since the last call are added: all of them again for each of a thousand
+    /// steps would cost more than everything else.
+    fn conversation_so_far(&mut self) -> Arc<Vec<ModelMessage>> {
+        // The call before is over, so nobody else holds it and nothing is copied.
+        let conversation = Arc::make_mut(&mut self.conversation);
+        conversation.extend(self.replay.for_model_after(self.steps_in_conversation));
+        self.steps_in_conversation =
+            self.replay.last_step().map_or(self.steps_in_conversation, |(step, _)| step);
+        Arc::clone(&self.conversation)
     }
 
     /// Saves output and planned calls together; the end of the run too, if there is nothing more to do.
