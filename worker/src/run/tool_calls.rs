@@ -53,7 +53,12 @@ impl Attempt<'_> {
         }
         // From here on they count as sent: noted before the write, so that a stop in between settles them so.
         self.note_all(&write);
-        self.log.write(write).await?;
+        // A call that may be repeated goes out again whether or not the log says that it was sent.
+        if ready.iter().all(|one| one.call.effect != Effect::Once) && !ready.is_empty() {
+            self.log.append(write).await;
+        } else {
+            self.log.write(write).await?;
+        }
 
         let mut under_way: FuturesUnordered<_> =
             ready.into_iter().map(|one| execute(one, self.context_of(step))).collect();
