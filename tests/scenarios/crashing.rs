@@ -4,7 +4,7 @@ use std::time::{Duration, Instant};
 
 use longhaul_tests::client::Submitted;
 use longhaul_tests::story::marks_of;
-use longhaul_tests::{At, Bus, End, Gate, Script, Setup, Tail, Turn, World};
+use longhaul_tests::{At, Bus, End, Gate, Script, Setup, Tail, Turn, Way, World};
 use serde_json::json;
 
 use crate::{on_both, on_postgres, on_sqlite};
@@ -19,8 +19,12 @@ on_postgres!(
     another_worker_takes_over_just_as_soon_without_redis,
     a_tail_whose_api_process_is_killed_goes_on_at_the_other,
     a_frozen_worker_that_wakes_up_changes_nothing,
+    a_worker_without_its_database_shows_nothing_that_it_cannot_keep_and_lets_go_in_time,
 );
-on_sqlite!(a_killed_dev_server_goes_on_where_it_was_and_the_tail_with_it);
+on_sqlite!(
+    a_killed_dev_server_goes_on_where_it_was_and_the_tail_with_it,
+    a_run_whose_server_dies_again_and_again_is_given_up,
+);
 
 /// What a takeover may take beyond the lease, and what a busy machine adds.
 const BEYOND_THE_LEASE: Duration = Duration::from_secs(2);
@@ -112,6 +116,27 @@ async fn a_killed_dev_server_goes_on_where_it_was_and_the_tail_with_it(setup: Se
     world.apis[0].restart().await;
     it_went_on(&world, &submitted, &tail).await;
     assert_eq!(tail.connections(), 2);
+    world.finish().await;
+}
+
+async fn a_run_whose_server_dies_again_and_again_is_given_up(setup: Setup) {
+    let mut world = World::start(setup).await;
+    world.provider.script("helper", Script::new([Turn::marked(5)]));
+    let gate = world.provider.gate("helper", At::Token(2));
+    let submitted = world.client().submit("helper", "Poison.").await;
+    let tail = world.tail(&submitted.run_id);
+    for crash in 1..=4 {
+        gate.reached_by(crash).await;
+        world.apis[0].restart().await;
+    }
+    tail.ended().await;
+    assert_eq!(tail.story().end, Some(("failed".to_owned(), "crash_limit".to_owned())));
+    gate.open();
+    let client = world.client();
+    let messages = client.messages(&submitted.chat_id).await;
+    assert_eq!(messages[1].status, "error");
+    let next = client.say(&submitted.chat_id, "quick", "And now?").await.submitted();
+    assert_eq!(client.ended(&next.run_id).await.outcome(), "succeeded done");
     world.finish().await;
 }
 
@@ -217,5 +242,26 @@ async fn a_frozen_worker_that_wakes_up_changes_nothing(setup: Setup) {
     assert_eq!(world.client().run(&submitted.run_id).await, before);
     let attempts = world.provider.calls_to("helper");
     assert!(attempts.iter().all(|call| matches!(call.ended(), Some(End::Complete | End::ClientGone))));
+    world.finish().await;
+}
+
+async fn a_worker_without_its_database_shows_nothing_that_it_cannot_keep_and_lets_go_in_time(setup: Setup) {
+    let mut world = World::start(setup.short_lease().workers(0)).await;
+    let cable = world.start_worker_on_a_cable().await;
+    let end = world.provider.gate_on_turn("helper", 2, At::BeforeEnd);
+    let (submitted, tail, gate) = run_that_stands_in_its_second_step(&world).await;
+    world.start_worker().await;
+    cable.freeze(Way::Both);
+    // The rest of the answer comes, and must not be seen before it is kept, which it never will be.
+    gate.open();
+    end.reached().await;
+    world.provider.until("the worker lets go", |calls| calls[1].ended() == Some(End::ClientGone)).await;
+    end.open();
+    // `finish` compares what the tail saw with the log: nothing of it was ever shown.
+    it_went_on(&world, &submitted, &tail).await;
+    let calls = world.provider.calls_to("helper");
+    assert!(calls[1].end.unwrap().0 < calls[2].begin, "two workers were at it at once");
+    world.workers[0].says("the lease is lost").await;
+    cable.pass();
     world.finish().await;
 }

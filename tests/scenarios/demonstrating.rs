@@ -38,7 +38,14 @@ async fn the_demo_is_followed_through_a_kill_of_its_server(_: longhaul_tests::Se
     assert_eq!(ended.attempts, 2);
     let steps = client.steps(&run).await;
     assert!(steps.len() > saved.len());
-    assert_eq!(steps[..saved.len()], saved, "a finished step is never done again");
+    for (before, after) in saved.iter().zip(&steps) {
+        // Its tool calls may have gone on since.
+        assert_eq!(
+            (after.attempt, &after.output),
+            (before.attempt, &before.output),
+            "a finished step ran twice"
+        );
+    }
     let last = steps.last().unwrap().output.last().unwrap()["text"].as_str().unwrap().to_owned();
     let (printed, end) = (follow.output(), last.lines().last().unwrap());
     assert!(printed.contains(end), "the answer's end {end:?} is not in {printed}");

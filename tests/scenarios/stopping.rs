@@ -21,7 +21,7 @@ on_both!(
     a_stop_in_a_queue_lets_the_next_one_pass,
     a_deleted_chat_stops_its_run,
 );
-on_postgres!(a_run_that_no_worker_ever_saw_can_be_stopped);
+on_postgres!(a_run_that_no_worker_ever_saw_can_be_stopped, a_stop_takes_effect_although_the_owner_is_frozen,);
 
 async fn next_message_works(client: &Client, chat: &str) {
     let next = client.say(chat, "quick", "And now?").await.submitted();
@@ -163,8 +163,10 @@ async fn a_deleted_chat_stops_its_run(setup: Setup) {
     let submitted = client.submit("helper", "Talk.").await;
     gate.reached().await;
     let tail = world.tail(&submitted.run_id);
+    let asked = Instant::now();
     client.delete(&format!("/v1/chats/{}", submitted.chat_id)).await.expect(204);
     tail.ended().await;
+    assert!(asked.elapsed() < AT_ONCE + SLACK, "it took {:?}", asked.elapsed());
     assert_eq!(tail.story().end, Some(("aborted".to_owned(), "chat_deleted".to_owned())));
     client.say(&submitted.chat_id, "quick", "Still there?").await.refused(404, "NOT_FOUND");
     world.finish().await;
@@ -184,5 +186,29 @@ async fn a_run_that_no_worker_ever_saw_can_be_stopped(setup: Setup) {
     assert_eq!(world.provider.calls().len(), 0);
     world.start_worker().await;
     next_message_works(&client, &submitted.chat_id).await;
+    world.finish().await;
+}
+
+async fn a_stop_takes_effect_although_the_owner_is_frozen(setup: Setup) {
+    let mut world = World::start(setup.short_lease()).await;
+    world.provider.script("helper", Script::new([Turn::marked(20)]));
+    let gate = world.provider.gate("helper", At::Token(5));
+    let client = world.client();
+    let submitted = client.submit("helper", "Talk.").await;
+    let tail = world.tail(&submitted.run_id);
+    gate.reached().await;
+    tail.hears("a1.s1.4 ").await;
+    world.start_worker().await;
+    world.workers[0].freeze();
+    let stopped: Run = client.stop(&submitted.run_id, 30).await.read(200);
+    assert_eq!(stopped.outcome(), "aborted stop");
+    tail.ended().await;
+    next_message_works(&client, &submitted.chat_id).await;
+    let log = world.rows.log(&submitted.run_id).await;
+    gate.open();
+    world.workers[0].thaw();
+    world.workers[0].says("the lease is lost").await;
+    assert_eq!(world.rows.log(&submitted.run_id).await, log);
+    assert_eq!(world.provider.calls_to("helper").len(), 1);
     world.finish().await;
 }

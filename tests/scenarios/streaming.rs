@@ -5,6 +5,8 @@ use std::time::Duration;
 use longhaul_tests::story::{Story, marks_of};
 use longhaul_tests::{At, Relay, Script, Setup, Turn, Way, World};
 use serde_json::json;
+use tokio::io::AsyncWriteExt;
+use tokio::net::TcpStream;
 use tokio::time::timeout;
 
 use crate::on_both;
@@ -55,14 +57,28 @@ async fn a_client_that_submits_and_leaves_finds_it_all_there(setup: Setup) {
     let world = World::start(setup).await;
     world.provider.script("helper", Script::new([Turn::marked(30)]));
     let gate = world.provider.gate("helper", At::Token(10));
-    // This client and its connections are gone before the run has come far.
-    let submitted = world.client().submit("helper", "Go on without me.").await;
+    // It does not even wait for the answer.
+    let body = json!({"agent": "helper", "input": "Go on without me."}).to_string();
+    let authorization =
+        world.key.as_ref().map(|key| format!("authorization: Bearer {key}\r\n")).unwrap_or_default();
+    let address = world.apis[0].addr();
+    let head = format!(
+        "POST /v1/runs HTTP/1.1\r\nhost: {address}\r\n{authorization}content-type: application/json\r\ncontent-length: {}\r\n\r\n",
+        body.len()
+    );
+    let mut socket = TcpStream::connect(address).await.unwrap();
+    socket.write_all((head + &body).as_bytes()).await.unwrap();
+    drop(socket);
+
     gate.reached().await;
     gate.open();
     let client = world.client();
-    assert_eq!(client.ended(&submitted.run_id).await.outcome(), "succeeded done");
-    let messages = client.messages(&submitted.chat_id).await;
+    let runs = client.get("/v1/runs").await.expect(200);
+    let id = |name: &str| runs["data"][0][name].as_str().unwrap().to_owned();
+    assert_eq!(client.ended(&id("runId")).await.outcome(), "succeeded done");
+    let messages = client.messages(&id("chatId")).await;
     assert_eq!(marks_of(&messages[1].text(), 1, 30), Some(1));
+    world.tail(&id("runId")).ended().await;
     world.finish().await;
 }
 

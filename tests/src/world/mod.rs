@@ -19,6 +19,7 @@ use crate::invariants;
 use crate::postgres::Database;
 use crate::process::free_port;
 use crate::redis::{self, Redis};
+use crate::relay::Relay;
 use crate::rows::Rows;
 use crate::story::Event;
 use crate::tail::Tail;
@@ -155,9 +156,20 @@ impl World {
 
     /// Starts one more worker and waits until it holds a lease.
     pub async fn start_worker(&mut self) {
+        self.start_worker_at(&self.database.url()).await;
+    }
+
+    /// The same for a worker that reaches the database by a cable of its own.
+    pub async fn start_worker_on_a_cable(&mut self) -> Relay {
+        let (relay, url) = Relay::in_front_of(&self.database.url()).await.expect("a free port");
+        self.start_worker_at(&url).await;
+        relay
+    }
+
+    async fn start_worker_at(&mut self, database_url: &str) {
         let before = self.live_workers().await;
         let name = format!("worker{}", self.workers.len() + 1);
-        let program = Program::worker(&name, self.dir.path(), &self.database.url());
+        let program = Program::worker(&name, self.dir.path(), database_url);
         self.workers.push(Server::start(self.configured(program), false).await);
         self.rows.until("the worker registered", WORKERS, |now| now > before).await;
     }

@@ -1,5 +1,6 @@
 //! One process of the product that a test can end and start again as the same program.
 
+use std::net::SocketAddr;
 use std::process::ExitStatus;
 
 use crate::{Process, Program, Signal};
@@ -32,6 +33,10 @@ impl Server {
         self.process.kill();
         self.process = self.program.start().expect("the product's binary can be started");
         self.ready().await;
+    }
+
+    pub fn addr(&self) -> SocketAddr {
+        self.process.addr()
     }
 
     pub fn url(&self) -> String {
