@@ -53,8 +53,8 @@ impl Attempt<'_> {
         }
         // From here on they count as sent: noted before the write, so that a stop in between settles them so.
         self.note_all(&write);
-        // A call that may be repeated goes out again whether or not the log says that it was sent.
-        if ready.iter().all(|one| one.call.effect != Effect::Once) && !ready.is_empty() {
+        // Calls that only read need no mark of having been sent before they are: nothing is to be found out about them.
+        if ready.iter().all(|one| one.call.effect == Effect::Read) && !ready.is_empty() {
             self.log.append(write).await;
         } else {
             self.log.write(write).await?;
