@@ -184,7 +184,7 @@ impl Task {
                 }
             }
             Entry::Write { key, write, reply } => match self.runs.get_mut(&key) {
-                Some(run) => run.pending.push(*write, reply),
+                Some(run) => run.pending.push(*write, reply, self.coalesce),
                 None => answer(reply, &Err(RecordError::LeaseLost)),
             },
         }

@@ -245,8 +245,13 @@ impl Replay {
 
     /// The answer as the model is given it: each call is followed by exactly one result.
     pub fn for_model(&self) -> Vec<ModelMessage> {
+        self.for_model_after(0)
+    }
+
+    /// The part of it that belongs to the steps behind `step`.
+    pub fn for_model_after(&self, step: u32) -> Vec<ModelMessage> {
         let mut messages = vec![];
-        for (number, step) in &self.steps {
+        for (number, step) in self.steps.range(step.saturating_add(1)..) {
             let text = output_text(&step.output);
             let calls: Vec<_> = self.calls_of(*number).collect();
             if text.is_empty() && calls.is_empty() {
@@ -365,6 +370,8 @@ mod tests {
             matches!(&messages[0], ModelMessage::Assistant { text, calls } if text == "Hello" && calls.len() == 1)
         );
         assert!(matches!(&messages[1], ModelMessage::ToolResult { content, .. } if content == "noon"));
+        assert_eq!(whole().for_model_after(0), messages);
+        assert_eq!(whole().for_model_after(1), []);
     }
 
     #[test]

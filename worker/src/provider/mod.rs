@@ -8,7 +8,7 @@
 pub mod openai;
 pub mod scripted;
 
-use std::time::Duration;
+use std::{sync::Arc, time::Duration};
 
 use async_trait::async_trait;
 use futures::stream::BoxStream;
@@ -27,7 +27,8 @@ use longhaul_shared::{
 #[derive(Clone, Debug)]
 pub struct ModelRequest {
     pub model: String,
-    pub messages: Vec<ModelMessage>,
+    /// Shared, because a long run asks with almost the same conversation a thousand times.
+    pub messages: Arc<Vec<ModelMessage>>,
     pub tools: Vec<ToolSpec>,
     pub temperature: Option<f32>,
     pub max_output_tokens: Option<u32>,

@@ -283,7 +283,7 @@ mod tests {
     ) -> Vec<Result<ModelEvent, ModelError>> {
         let request = ModelRequest {
             model: "demo".into(),
-            messages: messages.to_vec(),
+            messages: Arc::new(messages.to_vec()),
             tools: vec![],
             temperature: None,
             max_output_tokens: None,

@@ -26,8 +26,8 @@ pub(super) struct Pending {
     replies: Vec<Reply>,
     delta_bytes: usize,
     due: Option<Instant>,
-    /// The step under way has shown its first delta: from then on they are coalesced.
-    has_begun_to_flow: bool,
+    /// When the step under way last showed deltas; from its first one on they are coalesced.
+    shown_at: Option<Instant>,
 }
 
 enum Item {
@@ -57,10 +57,10 @@ impl Pending {
     pub(super) fn push_delta(&mut self, delta: Delta, coalesce: Coalesce) {
         self.delta_bytes += delta.text.len();
         let now = Instant::now();
-        let wait = if self.has_begun_to_flow && self.delta_bytes < coalesce.bytes {
-            now + coalesce.time
-        } else {
-            now
+        // The pause is counted from what was shown last: a stream slower than that shows every delta at once.
+        let wait = match self.shown_at {
+            Some(shown_at) if self.delta_bytes < coalesce.bytes => now.max(shown_at + coalesce.time),
+            _ => now,
         };
         self.due = Some(self.due.map_or(wait, |due| due.min(wait)));
         match self.items.last_mut() {
@@ -69,9 +69,9 @@ impl Pending {
         }
     }
 
-    pub(super) fn push(&mut self, write: Write, reply: Option<Reply>) {
+    pub(super) fn push(&mut self, write: Write, reply: Option<Reply>, coalesce: Coalesce) {
         if write.events.iter().any(|event| event.kind == STEP_STARTED) {
-            self.has_begun_to_flow = false;
+            self.shown_at = None;
         }
         self.items.extend(write.events.into_iter().map(Item::Event));
         self.steps.extend(write.steps);
@@ -81,8 +81,11 @@ impl Pending {
             self.calls.push(call);
         }
         self.ending = write.ending.or(self.ending.take());
+        // What nobody waits for goes with what comes next: a step's beginning with its first delta.
+        let now = Instant::now();
+        let wait = if reply.is_some() { now } else { now + coalesce.time };
+        self.due = Some(self.due.map_or(wait, |due| due.min(wait)));
         self.replies.extend(reply);
-        self.due = Some(Instant::now());
     }
 
     /// Everything gathered, numbered from `first`, or `None` if there is nothing to append.
@@ -92,12 +95,13 @@ impl Pending {
             return None;
         }
         self.delta_bytes = 0;
+        let now = Instant::now();
         let mut events = Vec::with_capacity(self.items.len());
         for (seq, item) in (first..).zip(self.items.drain(..)) {
             let event = match item {
                 Item::Event(event) => event,
                 Item::Delta(delta) => {
-                    self.has_begun_to_flow = true;
+                    self.shown_at = Some(now);
                     delta.into_event()
                 }
             };
@@ -163,20 +167,27 @@ mod tests {
     }
 
     #[test]
-    fn the_first_delta_of_a_step_goes_at_once_and_later_ones_wait() {
+    fn the_first_delta_of_a_step_goes_at_once_and_later_ones_keep_their_distance() {
         let mut pending = Pending::default();
-        pending.push(started(), None);
-        pending.take(1, &mut 0);
+        pending.push(started(), None, COALESCE);
+        assert!(pending.due().unwrap() > Instant::now(), "nobody waits for the beginning alone");
         pending.push_delta(text("a"), COALESCE);
         assert!(pending.due().unwrap() <= Instant::now());
-        pending.take(2, &mut 0);
+        pending.take(1, &mut 0);
         pending.push_delta(text("b"), COALESCE);
+        assert!(pending.due().unwrap() > Instant::now());
+        pending.shown_at = Some(Instant::now() - COALESCE.time);
+        pending.due = None;
+        pending.push_delta(text("b"), COALESCE);
+        assert!(pending.due().unwrap() <= Instant::now(), "nothing was shown for as long as is waited");
+        pending.take(3, &mut 0);
+        pending.push_delta(text("c"), COALESCE);
         assert!(pending.due().unwrap() > Instant::now());
         pending.push_delta(text("cdefghij"), COALESCE);
         assert!(pending.due().unwrap() <= Instant::now(), "as many bytes as are gathered at most");
-        pending.take(3, &mut 0);
-        pending.push(started(), None);
         pending.take(4, &mut 0);
+        pending.push(started(), None, COALESCE);
+        pending.take(5, &mut 0);
         pending.push_delta(text("k"), COALESCE);
         assert!(pending.due().unwrap() <= Instant::now(), "a new step");
     }
@@ -184,12 +195,12 @@ mod tests {
     #[test]
     fn deltas_of_one_kind_become_one_event_and_steps_learn_their_place() {
         let mut pending = Pending::default();
-        pending.push(started(), None);
+        pending.push(started(), None, COALESCE);
         for piece in ["He", "llo"] {
             pending.push_delta(text(piece), COALESCE);
         }
         pending.push_delta(Delta { kind: DeltaKind::Reasoning, ..text("hm") }, COALESCE);
-        pending.push(Write::step_finished_for_test(), None);
+        pending.push(Write::step_finished_for_test(), None, COALESCE);
         let mut step_started = 0;
         let gathered = pending.take(10, &mut step_started).unwrap();
         let kinds: Vec<_> = gathered.events.iter().map(|event| event.kind.as_str()).collect();

@@ -83,10 +83,9 @@ impl RunLog {
         let _ = self.entries.send(Entry::Delta { key: self.key, delta }).await;
     }
 
-    /// Appends events with the next commit and does not wait for it.
-    pub async fn append(&self, event: Event) {
-        let write = Box::new(Write::events([event]));
-        let _ = self.entries.send(Entry::Write { key: self.key, write, reply: None }).await;
+    /// Writes with what comes next, or soon, and does not wait for it.
+    pub async fn append(&self, write: Write) {
+        let _ = self.entries.send(Entry::Write { key: self.key, write: Box::new(write), reply: None }).await;
     }
 
     /// Writes, and waits until it is on disk. Cancelling the wait does not cancel the write.

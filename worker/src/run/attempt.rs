@@ -153,7 +153,9 @@ pub(super) struct Attempt<'a> {
     pub(super) agent: Arc<Agent>,
     /// What the log says of this run. Its numbers are this attempt's own count: the recorder knows the real ones.
     pub(super) replay: Replay,
-    pub(super) conversation: Vec<ModelMessage>,
+    pub(super) conversation: Arc<Vec<ModelMessage>>,
+    /// The last step that the conversation contains; they are complete before the model is asked again.
+    pub(super) steps_in_conversation: u32,
     pub(super) usage: Usage,
     pub(super) interrupts: Interrupts,
     /// The end is written.
@@ -164,12 +166,15 @@ impl<'a> Attempt<'a> {
     async fn load(cx: &'a Attempts, leased: &'a Leased, log: &'a RunLog) -> Result<Self, Broken> {
         let run = &leased.claim.run;
         let agent = cx.agents.get(&run.agent);
-        let (record, conversation) = loop_until_read(leased, || async {
-            let record = cx.store.records(run.workspace_id, &[run.id]).await?.pop();
-            Ok((
-                record.ok_or(StoreError::NotFound)?,
-                prompt::conversation(&*cx.store, run, &agent.instructions).await?,
-            ))
+        let (replay, conversation) = loop_until_read(leased, || async {
+            let replay = if run.attempts > 1 {
+                let record = cx.store.records(run.workspace_id, &[run.id]).await?.pop();
+                prompt::replay_of(&record.ok_or(StoreError::NotFound)?)
+            } else {
+                // Nobody has worked on it: there is nothing to read.
+                Replay::new(run.id)
+            };
+            Ok((replay, prompt::conversation(&*cx.store, run, &agent.instructions).await?))
         })
         .await?;
         let age = leased.claim.now - run.started_at.unwrap_or(leased.claim.now);
@@ -180,8 +185,9 @@ impl<'a> Attempt<'a> {
             run,
             epoch: leased.claim.epoch,
             agent: Arc::clone(&agent),
-            replay: prompt::replay_of(&record),
-            conversation,
+            replay,
+            conversation: Arc::new(conversation),
+            steps_in_conversation: 0,
             usage: run.usage,
             interrupts: Interrupts {
                 orders: Arc::clone(&leased.orders),

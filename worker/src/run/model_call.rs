@@ -6,13 +6,14 @@ use futures::StreamExt;
 use longhaul_shared::domain::{
     event::EventData,
     ids::Seq,
+    replay::ModelMessage,
     retry::Backoff,
     run::{Ending, Usage},
     step::{FinishReason, OutputPart, Step},
     tool::{CallState, Effect, ToolCall, call_id, idempotency_key},
     transition::Reason,
 };
-use std::time::Duration;
+use std::{sync::Arc, time::Duration};
 use tokio::time::sleep;
 
 use super::{
@@ -87,17 +88,17 @@ impl Attempt<'_> {
     async fn restart(&mut self, step: u32, attempt: u32, drop_from: Seq, why: &str) {
         let event = EventData::StepRestarted { drop_from, why: why.to_owned() }.of_step(step, attempt);
         self.note(&event);
-        self.log.append(event).await;
+        self.log.append(Write::events([event])).await;
     }
 
     async fn stream(&mut self, step: u32, attempt: u32) -> Result<Answer, Failure> {
         let started = EventData::StepStarted { model: self.agent.model_name.clone() }.of_step(step, attempt);
         self.note(&started);
-        self.log.append(started).await;
+        self.log.append(Write::events([started])).await;
 
         let request = ModelRequest {
             model: self.agent.model_name.clone(),
-            messages: [&self.conversation[..], &self.replay.for_model()].concat(),
+            messages: self.conversation_so_far(),
             tools: self.agent.tools.specs().cloned().collect(),
             temperature: self.agent.temperature,
             max_output_tokens: self.run.limits.max_output_tokens,
@@ -138,6 +139,17 @@ impl Attempt<'_> {
                 }
             }
         }
+    }
+
+    /// What the model is given. Only the steps since the last call are added: all of them again for each of a thousand
+    /// steps would cost more than everything else.
+    fn conversation_so_far(&mut self) -> Arc<Vec<ModelMessage>> {
+        // The call before is over, so nobody else holds it and nothing is copied.
+        let conversation = Arc::make_mut(&mut self.conversation);
+        conversation.extend(self.replay.for_model_after(self.steps_in_conversation));
+        self.steps_in_conversation =
+            self.replay.last_step().map_or(self.steps_in_conversation, |(step, _)| step);
+        Arc::clone(&self.conversation)
     }
 
     /// Saves output and planned calls together; the end of the run too, if there is nothing more to do.

@@ -53,7 +53,12 @@ impl Attempt<'_> {
         }
         // From here on they count as sent: noted before the write, so that a stop in between settles them so.
         self.note_all(&write);
-        self.log.write(write).await?;
+        // Calls that only read need no mark of having been sent before they are: nothing is to be found out about them.
+        if ready.iter().all(|one| one.call.effect == Effect::Read) && !ready.is_empty() {
+            self.log.append(write).await;
+        } else {
+            self.log.write(write).await?;
+        }
 
         let mut under_way: FuturesUnordered<_> =
             ready.into_iter().map(|one| execute(one, self.context_of(step))).collect();

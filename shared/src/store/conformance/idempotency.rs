@@ -105,7 +105,13 @@ async fn racing_calls_with_one_key_make_one_run(db: Database) {
     let acme = db.workspace("acme").await;
     for round in 0..if db.is_postgres() { 20 } else { 5 } {
         let answers = at_once(&db, &keyed(acme, None, &format!("k{round}"), 1)).await;
-        let answers: Vec<_> = answers.into_iter().map(Result::unwrap).collect();
+        // On a machine that is busy enough, some may be told that the first call is still in flight.
+        let told = |answer: Result<_, _>| match answer {
+            Ok(admitted) => Some(admitted),
+            Err(AdmitError::KeyInFlight) => None,
+            Err(error) => panic!("round {round}: {error:?}"),
+        };
+        let answers: Vec<_> = answers.into_iter().filter_map(told).collect();
         let runs: BTreeSet<_> = answers.iter().map(|admitted| admitted.run.id).collect();
         assert_eq!(runs.len(), 1, "round {round}");
         assert_eq!(answers.iter().filter(|admitted| !admitted.replayed).count(), 1, "round {round}");

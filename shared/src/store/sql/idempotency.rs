@@ -25,6 +25,21 @@ use crate::{
 const IN_FLIGHT_WAIT_MS: u32 = 1_000;
 const IDEMPOTENCY_KEPT_MS: i64 = 24 * 3_600_000;
 
+const INSERT_KEY: &str = concat!(
+    "insert into idempotency (workspace_id, caller, route, key, fingerprint, expires_at) \
+     values ($1, $2, $3, $4, $5, ",
+    now!(),
+    " + $6) on conflict (workspace_id, caller, route, key) do nothing"
+);
+/// An expired key is as good as none.
+const TAKE_OVER_KEY: &str = concat!(
+    "update idempotency set fingerprint = $5, expires_at = ",
+    now!(),
+    " + $6, run_id = null, answer = null \
+     where workspace_id = $1 and caller = $2 and route = $3 and key = $4 and expires_at <= ",
+    now!()
+);
+
 /// What the first call was told, for those who repeat it.
 #[derive(Serialize, Deserialize)]
 struct Answer {
@@ -39,29 +54,28 @@ pub(super) async fn claim_key(
     key: &IdempotencyKey,
 ) -> std::result::Result<Option<Admitted>, AdmitError> {
     set_lock_timeout(tx, IN_FLIGHT_WAIT_MS).await?;
-    // Expired keys are taken over in place. The wait here is for a first call that is not decided yet.
-    let taken = sqlx::query(concat!(
-        "insert into idempotency (workspace_id, caller, route, key, fingerprint, expires_at) \
-         values ($1, $2, $3, $4, $5, ",
-        now!(),
-        " + $6) on conflict (workspace_id, caller, route, key) do update \
-         set fingerprint = excluded.fingerprint, expires_at = excluded.expires_at, run_id = null, answer = null \
-         where idempotency.expires_at <= ",
-        now!()
-    ))
-    .bind(new.workspace_id.0)
-    .bind(&key.caller)
-    .bind(key.route)
-    .bind(&key.key)
-    .bind(&key.fingerprint)
-    .bind(IDEMPOTENCY_KEPT_MS)
-    .execute(&mut **tx)
-    .await;
-    let taken = match taken {
-        Ok(done) => done.rows_affected() == 1,
-        Err(error) if is_lock_timeout(&error) => return Err(AdmitError::KeyInFlight),
-        Err(error) => return Err(StoreError::from(error).into()),
-    };
+    // The wait here is for a first call that is not decided yet. Repeats of one that is do not lock its row, so that
+    // many of them do not wait for each other.
+    let mut taken = false;
+    for sql in [INSERT_KEY, TAKE_OVER_KEY] {
+        let done = sqlx::query(sql)
+            .bind(new.workspace_id.0)
+            .bind(&key.caller)
+            .bind(key.route)
+            .bind(&key.key)
+            .bind(&key.fingerprint)
+            .bind(IDEMPOTENCY_KEPT_MS)
+            .execute(&mut **tx)
+            .await;
+        match done {
+            Ok(done) => taken = done.rows_affected() == 1,
+            Err(error) if is_lock_timeout(&error) => return Err(AdmitError::KeyInFlight),
+            Err(error) => return Err(StoreError::from(error).into()),
+        }
+        if taken {
+            break;
+        }
+    }
     reset_lock_timeout(tx).await?;
     if taken {
         return Ok(None);

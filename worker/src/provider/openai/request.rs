@@ -19,7 +19,7 @@ pub(super) fn body(request: ModelRequest) -> Result<Bytes, ModelError> {
     let tools: Vec<_> = request.tools.into_iter().map(tool).collect();
     let request = CreateChatCompletionRequest {
         model: request.model,
-        messages: request.messages.into_iter().map(message).collect(),
+        messages: request.messages.iter().cloned().map(message).collect(),
         tools: (!tools.is_empty()).then_some(tools),
         temperature: request.temperature,
         max_completion_tokens: request.max_output_tokens,
@@ -95,6 +95,8 @@ fn tool(spec: ToolSpec) -> ChatCompletionTools {
 
 #[cfg(test)]
 mod tests {
+    use std::sync::Arc;
+
     use longhaul_shared::domain::{ids::RunId, tool::Effect};
     use serde_json::{Value, json};
 
@@ -116,7 +118,7 @@ mod tests {
         };
         let written = body(ModelRequest {
             model: "m".into(),
-            messages: vec![
+            messages: Arc::new(vec![
                 ModelMessage::System("be brief".into()),
                 ModelMessage::User("time?".into()),
                 ModelMessage::Assistant {
@@ -125,7 +127,7 @@ mod tests {
                 },
                 ModelMessage::ToolResult { call_id: "c1".into(), content: "noon".into() },
                 ModelMessage::Assistant { text: "noon".into(), calls: vec![] },
-            ],
+            ]),
             tools: vec![ToolSpec {
                 name: "clock".into(),
                 description: "Tells the time.".into(),

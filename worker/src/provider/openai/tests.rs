@@ -1,3 +1,5 @@
+use std::sync::Arc;
+
 use futures::StreamExt;
 use longhaul_shared::domain::{replay::ModelMessage, run::Usage, step::FinishReason};
 use serde_json::{Value, json};
@@ -18,7 +20,7 @@ fn model(fixture: &Fixture, adjust: impl FnOnce(&mut OpenAiOptions)) -> OpenAi {
 fn request() -> ModelRequest {
     ModelRequest {
         model: "m".into(),
-        messages: vec![ModelMessage::User("hi".into())],
+        messages: Arc::new(vec![ModelMessage::User("hi".into())]),
         tools: vec![],
         temperature: None,
         max_output_tokens: None,
