@@ -1,4 +1,4 @@
-//! Logs and the names of spans and metrics, set up once per process.
+//! Logs, set up once per process.
 //!
 //! Lines go to stderr: text on a terminal, one JSON object each otherwise. A panic is a log line like any other. No
 //! prompt, no output and no secret is a field of anything here.
@@ -19,44 +19,9 @@ use tracing_subscriber::{
 
 use crate::config::{LogConfig, LogFormat};
 
-/// Names of spans. A run's spans last one attempt: a run may take days, and a span is only seen when it ends.
-pub mod span {
-    pub const HTTP_REQUEST: &str = "http.request";
-    pub const CLAIM: &str = "run.claim";
-    /// With the fields `run.id`, `epoch` and `step`.
-    pub const ATTEMPT: &str = "run.attempt";
-    pub const MODEL_CALL: &str = "model.call";
-    pub const TOOL_CALL: &str = "tool.call";
-    pub const COMMIT: &str = "recorder.commit";
-    pub const REAP: &str = "worker.reap";
-    pub const TAIL: &str = "tail.follow";
-}
-
-/// Names of metrics, in base units. No run, chat or user is ever a label.
-pub mod metric {
-    pub const RUNS_CREATED: &str = "longhaul_runs_created_total";
-    pub const RUNS_FINISHED: &str = "longhaul_runs_finished_total";
-    pub const RUN_DURATION: &str = "longhaul_run_duration_seconds";
-    pub const QUEUE_WAIT: &str = "longhaul_queue_wait_seconds";
-    pub const QUEUE_DEPTH: &str = "longhaul_queue_depth";
-    pub const QUEUE_OLDEST_AGE: &str = "longhaul_queue_oldest_age_seconds";
-    pub const WORKER_SLOTS: &str = "longhaul_worker_slots";
-    pub const WORKER_SLOTS_USED: &str = "longhaul_worker_slots_used";
-    pub const STEP_DURATION: &str = "longhaul_step_duration_seconds";
-    pub const STEP_RETRIES: &str = "longhaul_step_retries_total";
-    pub const LEASES_LOST: &str = "longhaul_leases_lost_total";
-    pub const FENCED_WRITES: &str = "longhaul_fenced_writes_total";
-    pub const STREAM_CONNECTIONS: &str = "longhaul_stream_connections";
-    pub const STREAM_RESUMES: &str = "longhaul_stream_resumes_total";
-    pub const STREAM_LAG: &str = "longhaul_stream_lag_seconds";
-    pub const DB_TRANSACTION_DURATION: &str = "longhaul_db_transaction_duration_seconds";
-    pub const HTTP_REQUEST_DURATION: &str = "http_server_request_duration_seconds";
-    pub const MODEL_CALL_DURATION: &str = "gen_ai_client_operation_duration_seconds";
-    pub const MODEL_FIRST_CHUNK: &str = "gen_ai_client_operation_time_to_first_chunk_seconds";
-    pub const MODEL_TOKENS: &str = "gen_ai_client_token_usage";
-    pub const TOOL_CALL_DURATION: &str = "gen_ai_execute_tool_duration_seconds";
-    pub const BUILD_INFO: &str = "longhaul_build_info";
-}
+/// The span of one attempt at a run, with the fields `run.id`, `epoch` and `step`. One per attempt and not per run: a
+/// run may take days, and a span is only seen when it ends.
+pub const ATTEMPT_SPAN: &str = "run.attempt";
 
 #[derive(Debug, thiserror::Error)]
 pub enum TelemetryError {
@@ -142,7 +107,7 @@ mod tests {
     }
 
     fn speak() {
-        let attempt = tracing::info_span!(span::ATTEMPT, run.id = "r1", epoch = 2);
+        let attempt = tracing::info_span!(ATTEMPT_SPAN, run.id = "r1", epoch = 2);
         let _inside = attempt.enter();
         tracing::info!(steps = 3, "the run ended");
         tracing::debug!("a detail");

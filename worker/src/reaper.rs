@@ -8,6 +8,7 @@ use std::{sync::Arc, time::Duration};
 use longhaul_shared::{
     admission::announce,
     bus::Bus,
+    domain::retry::MAX_CRASHES,
     store::{Released, SharedStore, StoreError},
 };
 use tokio::time::{Instant, sleep};
@@ -18,8 +19,6 @@ const PERIOD: Duration = Duration::from_millis(900);
 const JITTER: Duration = Duration::from_millis(200);
 const RECONCILE_PERIOD: Duration = Duration::from_mins(2);
 const BATCH: u32 = 100;
-/// Crashes without a saved step between them that a run survives.
-const MAX_CRASHES: i32 = 3;
 
 /// Runs until stopped.
 pub async fn reap(store: SharedStore, bus: Arc<dyn Bus>, stop: CancellationToken) {
@@ -31,6 +30,9 @@ pub async fn reap(store: SharedStore, bus: Arc<dyn Bus>, stop: CancellationToken
         if reconciled.is_none_or(|at| at.elapsed() >= RECONCILE_PERIOD) {
             reconciled = Some(Instant::now());
             reconcile(&store).await;
+            if let Err(error) = store.prune().await {
+                tracing::warn!(%error, "cannot prune");
+            }
         }
         tokio::select! {
             () = stop.cancelled() => return,

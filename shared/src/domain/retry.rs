@@ -21,6 +21,9 @@ impl Backoff {
     }
 }
 
+/// Attempts without a saved step between them that a run may break or lose its worker in, before it is given up.
+pub const MAX_CRASHES: i32 = 3;
+
 /// The delay before a job that killed its worker is tried again: none after the first crash, then growing.
 pub const fn crash_delay_ms(crashes: i32) -> i64 {
     match crashes {

@@ -300,7 +300,7 @@ pub trait Jobs: Send + Sync {
     /// `run.claimed` appended. Highest priority first, then oldest.
     async fn claim(&self, worker: WorkerId, queues: &[String], limit: u32) -> Result<Vec<(Claim, Segment)>>;
     /// The holder gives a run back: it is pending again, due after `delay_ms`. Not counted as a crash unless
-    /// `reason` is `broken`. `last_seq` is the last event that the holder appended. A run whose stop is requested ends
+    /// `reason` is `broken`; too many of those end the run. `last_seq` is the last event that the holder appended. A run whose stop is requested ends
     /// instead.
     async fn hand_back(
         &self,
@@ -324,6 +324,9 @@ pub trait Jobs: Send + Sync {
     /// Repairs what no path should produce: active runs without a job, streaming messages of finished runs. The
     /// count is that of repaired rows; above zero is a bug.
     async fn reconcile(&self) -> Result<u64>;
+    /// Forgets what nobody can ask for any more: idempotency keys that have expired, and workers that ended a day ago
+    /// and hold nothing. The count is that of deleted rows.
+    async fn prune(&self) -> Result<u64>;
 }
 
 #[derive(Clone, Debug)]

@@ -53,7 +53,7 @@ impl Attempts {
     /// Works on the run until it is over, lost or handed back. Never panics: a panic is a broken attempt.
     pub async fn work(&self, leased: Leased) {
         let span = tracing::info_span!(
-            telemetry::span::ATTEMPT,
+            telemetry::ATTEMPT_SPAN,
             run.id = %leased.claim.run.id,
             epoch = leased.claim.epoch,
             step = tracing::field::Empty,

@@ -26,6 +26,7 @@ upheld! {
     a_key_is_not_good_for_another_body,
     callers_routes_and_workspaces_have_keys_of_their_own,
     an_expired_key_is_free_again,
+    only_expired_keys_and_workers_long_gone_are_pruned,
     a_refused_call_does_not_use_its_key_up,
     a_key_whose_first_call_is_undecided_is_in_flight,
     a_message_sent_again_gets_the_first_run,
@@ -161,6 +162,24 @@ async fn an_expired_key_is_free_again(db: Database) {
     assert!(!second.replayed && second.run.id != first.run.id);
     let again = db.store.admit(keyed(acme, None, "k", 2)).await.unwrap();
     assert_eq!((again.replayed, again.run.id), (true, second.run.id));
+}
+
+async fn only_expired_keys_and_workers_long_gone_are_pruned(db: Database) {
+    let acme = db.workspace("acme").await;
+    for key in ["old", "new"] {
+        db.store.admit(keyed(acme, None, key, 1)).await.unwrap();
+    }
+    let (holder, idle, _) = (db.worker(1).await, db.worker(1).await, db.worker(1).await);
+    db.claim(holder).await;
+    assert_eq!(db.store.prune().await.unwrap(), 0);
+    db.execute("update idempotency set expires_at = 1 where key = 'old'").await.unwrap();
+    let of = |id| db.id(id);
+    let long_gone =
+        format!("update workers set expires_at = 1 where id in ({}, {})", of(holder.0), of(idle.0));
+    db.execute(&long_gone).await.unwrap();
+    assert_eq!(db.store.prune().await.unwrap(), 2, "the key, and the worker that holds nothing");
+    assert_eq!(db.texts("select key from idempotency").await, ["new"]);
+    assert!(db.store.list_workers().await.unwrap().iter().any(|worker| worker.id == holder));
 }
 
 async fn a_refused_call_does_not_use_its_key_up(db: Database) {

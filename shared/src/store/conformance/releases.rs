@@ -25,6 +25,7 @@ upheld! {
     a_run_that_loses_its_workers_ends_after_more_than_the_allowed_crashes,
     a_saved_step_forgives_the_crashes_before_it,
     a_hand_back_in_good_order_is_no_crash,
+    a_run_whose_attempts_keep_breaking_is_given_up,
     a_reaped_run_whose_stop_was_requested_ends_with_that_reason,
     an_orphan_that_cannot_be_reaped_keeps_nobody_waiting,
     a_run_that_is_held_unknowingly_is_given_back,
@@ -183,6 +184,19 @@ async fn a_hand_back_in_good_order_is_no_crash(db: Database) {
     db.store.hand_back(&claim, claim.last_seq, ReleaseReason::Broken, 0).await.unwrap();
     claim = db.claim(claim.worker_id).await;
     assert!(lose(&db, &claim, 2).await.ended);
+}
+
+async fn a_run_whose_attempts_keep_breaking_is_given_up(db: Database) {
+    let acme = db.workspace("acme").await;
+    let mut claim = db.held_run(acme).await;
+    for attempt in 1..=4 {
+        let released = db.store.hand_back(&claim, claim.last_seq, ReleaseReason::Broken, 0).await.unwrap();
+        assert_eq!(released.ended, attempt == 4, "attempt {attempt}");
+        if attempt < 4 {
+            claim = db.claim(claim.worker_id).await;
+        }
+    }
+    assert_eq!(db.now(&claim.run).await.reason, Some(Reason::CrashLimit));
 }
 
 async fn a_reaped_run_whose_stop_was_requested_ends_with_that_reason(db: Database) {

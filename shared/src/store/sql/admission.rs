@@ -91,6 +91,8 @@ impl SqlStore {
         if inserted.is_none() {
             if new.if_busy == IfBusy::Reject {
                 let active_run_id = slot_holder(&mut tx, new.workspace_id, chat_id).await?;
+                // At once: others wait for the chat.
+                tx.rollback().await.map_err(StoreError::from)?;
                 return Err(AdmitError::RunAlreadyActive { active_run_id });
             }
             position = Some(queued_in(&mut tx, chat_id).await? + 1);

@@ -93,15 +93,35 @@ impl Jobs for SqlStore {
     }
 
     async fn reconcile(&self) -> Result<u64> {
-        let mut tx = self.begin_reserved().await?;
-        let mut repaired = 0;
-        for statement in RECONCILE {
-            repaired += sqlx::query(*statement).execute(&mut *tx).await?.rows_affected();
-        }
-        tx.commit().await?;
-        Ok(repaired)
+        self.execute_all(RECONCILE).await
+    }
+
+    async fn prune(&self) -> Result<u64> {
+        self.execute_all(PRUNE).await
     }
 }
+
+impl SqlStore {
+    /// One transaction; the number of rows that it changed.
+    async fn execute_all(&self, statements: &[&'static str]) -> Result<u64> {
+        let mut tx = self.begin_reserved().await?;
+        let mut changed = 0;
+        for statement in statements {
+            changed += sqlx::query(*statement).execute(&mut *tx).await?.rows_affected();
+        }
+        tx.commit().await?;
+        Ok(changed)
+    }
+}
+
+const PRUNE: &[&str] = &[
+    concat!("delete from idempotency where expires_at <= ", now!()),
+    concat!(
+        "delete from workers where expires_at <= ",
+        now!(),
+        " - 86400000 and not exists (select 1 from jobs j where j.worker_id = workers.id)"
+    ),
+];
 
 /// One row each is a bug; all of them are harmless on a healthy database. They begin at what is active and look its run
 /// up, so that the runs that are over cost nothing, however many there are.
@@ -170,8 +190,11 @@ async fn promote(store: &SqlStore, workspace: WorkspaceId, run_id: RunId) -> Res
     .bind(status.as_str())
     .fetch_optional(&mut *tx)
     .await?;
-    // Somebody else promoted or stopped it.
-    let Some(row) = row else { return Ok(None) };
+    let Some(row) = row else {
+        // Somebody else promoted or stopped it.
+        tx.rollback().await?;
+        return Ok(None);
+    };
     let queue: String = get(&row, "queue")?;
     if status == RunStatus::Pending {
         sqlx::query(concat!(

@@ -13,7 +13,7 @@ use crate::{
     domain::{
         event::{EventData, ReleaseReason},
         ids::{RunId, Seq, WorkerId, WorkspaceId},
-        retry::crash_delay_ms,
+        retry::{MAX_CRASHES, crash_delay_ms},
         run::{Claim, Ending, Run, RunError},
         transition::Reason,
     },
@@ -38,7 +38,8 @@ pub(super) async fn hand_back(
         return Err(StoreError::LeaseLost);
     }
     let crashes = (reason == ReleaseReason::Broken).then(|| job.crashes_with_this(&run));
-    let released = match stopped(&run) {
+    let given_up = crashes.filter(|crashes| *crashes > MAX_CRASHES).map(crash_limit);
+    let released = match stopped(&run).or(given_up) {
         Some(ending) => end(&mut tx, &run, &job, &ending).await?,
         None => make_pending(&mut tx, &run, &job, reason, crashes, delay_ms).await?,
     };
@@ -56,10 +57,12 @@ pub(super) async fn disown(
     let mut tx = store.begin_reserved().await?;
     let chat_id = read_run(&mut tx, workspace, run_id).await?.chat_id;
     lock_chat(&mut tx, workspace, chat_id).await?;
-    let Some(job) = lock_job(&mut tx, workspace, run_id).await? else { return Ok(None) };
-    if job.worker_id != Some(worker) {
+    let job = lock_job(&mut tx, workspace, run_id).await?.filter(|job| job.worker_id == Some(worker));
+    let Some(job) = job else {
+        // At once: until then its locks would hide the job from claims.
+        tx.rollback().await?;
         return Ok(None);
-    }
+    };
     let run = read_run(&mut tx, workspace, run_id).await?;
     let released = match stopped(&run) {
         Some(ending) => end(&mut tx, &run, &job, &ending).await?,
@@ -79,10 +82,12 @@ pub(super) async fn reap(
     let mut tx = store.begin_reserved().await?;
     let chat_id = read_run(&mut tx, workspace, run_id).await?.chat_id;
     lock_chat(&mut tx, workspace, chat_id).await?;
-    let Some(job) = lock_job(&mut tx, workspace, run_id).await? else { return Ok(None) };
-    if job.is_held || job.worker_id.is_none() {
+    let job =
+        lock_job(&mut tx, workspace, run_id).await?.filter(|job| !job.is_held && job.worker_id.is_some());
+    let Some(job) = job else {
+        tx.rollback().await?;
         return Ok(None);
-    }
+    };
     let run = read_run(&mut tx, workspace, run_id).await?;
     let crashes = job.crashes_with_this(&run);
     let ending = stopped(&run).or_else(|| (crashes > max_crashes).then(|| crash_limit(crashes)));
@@ -104,7 +109,7 @@ fn stopped(run: &Run) -> Option<Ending> {
 
 fn crash_limit(crashes: i32) -> Ending {
     let message =
-        format!("{crashes} workers were lost while working on this run without a saved step between them");
+        format!("{crashes} attempts at this run broke or lost their worker, with no saved step between them");
     Ending::failed(Reason::CrashLimit, RunError::new("crash_limit", message))
 }
 
