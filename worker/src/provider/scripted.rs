@@ -147,8 +147,8 @@ impl Model for Scripted {
         let reasoning_tokens = words(&reasoning).count();
         let tokens = reasoning_tokens + words(&text).count() + step.tokens as usize;
         let fails = step.fail_on_attempts.contains(&attempt);
-        let usage = step.usage.unwrap_or(Usage {
-            input_tokens: said.words as i64,
+        let usage = step.usage.unwrap_or_else(|| Usage {
+            input_tokens: request.messages.iter().map(|message| words(text_of(message)).count() as i64).sum(),
             output_tokens: tokens as i64,
             reasoning_tokens: reasoning_tokens as i64,
             cached_input_tokens: 0,
@@ -200,36 +200,31 @@ struct Said {
     input: String,
     tool: String,
     answers: usize,
-    words: usize,
 }
 
 impl Said {
     fn of(messages: &[ModelMessage]) -> Self {
-        let mut said = Self { input: String::new(), tool: String::new(), answers: 0, words: 0 };
+        let (mut input, mut tool, mut answers) = ("", "", 0);
         for message in messages {
-            let text = match message {
-                ModelMessage::User(text) => {
-                    said.input = one_line(text, QUOTE);
-                    said.answers = 0;
-                    text
-                }
-                ModelMessage::Assistant { text, .. } => {
-                    said.answers += 1;
-                    text
-                }
-                ModelMessage::ToolResult { content, .. } => {
-                    said.tool = one_line(content, QUOTE);
-                    content
-                }
-                ModelMessage::System(text) => text,
-            };
-            said.words += words(text).count();
+            match message {
+                ModelMessage::User(text) => (input, answers) = (text, 0),
+                ModelMessage::Assistant { .. } => answers += 1,
+                ModelMessage::ToolResult { content, .. } => tool = content,
+                ModelMessage::System(_) => {}
+            }
         }
-        said
+        Self { input: one_line(input, QUOTE), tool: one_line(tool, QUOTE), answers }
     }
 
     fn render(&self, text: &str) -> String {
         text.replace("{{input}}", &self.input).replace("{{tool}}", &self.tool)
+    }
+}
+
+fn text_of(message: &ModelMessage) -> &str {
+    match message {
+        ModelMessage::System(text) | ModelMessage::User(text) | ModelMessage::Assistant { text, .. } => text,
+        ModelMessage::ToolResult { content, .. } => content,
     }
 }
 
