@@ -1,5 +1,7 @@
 //! A worker as a whole, on SQLite and the in-process bus, with scripted models.
 
+#![expect(clippy::unwrap_used, reason = "what fails here fails the test")]
+
 use std::{path::Path, sync::Arc, time::Duration};
 
 use futures::StreamExt;
