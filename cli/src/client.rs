@@ -45,6 +45,12 @@ pub(crate) struct Client {
 }
 
 impl Client {
+    /// What a command needs to go to the same server, if that is not where it goes by itself.
+    pub(crate) fn elsewhere(&self) -> String {
+        let url = self.base.as_str().trim_end_matches('/');
+        if url == crate::DEFAULT_URL { String::new() } else { format!(" --url {url}") }
+    }
+
     pub(crate) fn new(base: Url, key: Option<&str>) -> Result<Self, Failure> {
         if !matches!(base.scheme(), "http" | "https") || base.cannot_be_a_base() {
             return Err(Failure::usage(format!("{base} is not an http or https address")));

@@ -59,7 +59,7 @@ pub(crate) async fn run(global: &Global, args: Args) -> Outcome {
     let mut findings = Findings::default();
     match config::load(global, args.dev) {
         Ok(config) => {
-            findings.add("config", Verdict::Ok, format!("{} agents", config.agents.len()));
+            findings.add("config", Verdict::Ok, format!("agents: {}", config.agents.len()));
             look(&config, args.dev, WITHIN, &mut findings).await;
         }
         Err(failure) => {
@@ -128,6 +128,13 @@ async fn look_at_database(config: &Config, store: &SharedStore, findings: &mut F
         findings.add("database", Verdict::Fail, detail);
     } else {
         findings.add("database", Verdict::Ok, detail);
+    }
+    if let Ok(workers) = store.list_workers().await {
+        let (alive, held) = workers
+            .iter()
+            .filter(|worker| worker.is_alive)
+            .fold((0, 0), |(alive, held), worker| (alive + 1, held + worker.held));
+        findings.add("workers", Verdict::Ok, format!("{alive} alive, with {held} runs"));
     }
     match store.migrations().await {
         Ok(known) => match known.iter().filter(|(_, _, applied)| !applied).count() {

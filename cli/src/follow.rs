@@ -109,15 +109,16 @@ pub(crate) enum Followed {
 
 impl Followed {
     /// The exit code; where the run goes on, says how to get back to it.
-    pub(crate) fn exit(&self, run: &str, output: Output) -> Exit {
+    pub(crate) fn exit(&self, run: &str, client: &Client, output: Output) -> Exit {
+        let tail = format!("longhaul runs tail {run}{}", client.elsewhere());
         match self {
             Self::Over(status) => Exit::of_status(status),
             Self::TimedOut => {
-                output.tell(&format!("not over in time; it goes on. Follow it: longhaul runs tail {run}"));
+                output.tell(&format!("not over in time; it goes on. Follow it: {tail}"));
                 Exit::TimedOut
             }
             Self::Detached => {
-                output.tell(&format!("detached; the run goes on. Re-attach: longhaul runs tail {run}"));
+                output.tell(&format!("detached; the run goes on. Re-attach: {tail}"));
                 Exit::Interrupted
             }
         }
@@ -186,7 +187,11 @@ pub(crate) async fn wait(client: &Client, run: &str, limit: Option<Duration>, ou
     let mut sink = Sink::Answer(Answer::default());
     let followed = follow(client, run, 0, &mut sink, limit, output).await?;
     if !matches!(followed, Followed::Over(_)) {
-        return Ok(followed.exit(run, output));
+        if output.is_json() {
+            let run = client.get::<Run>(&["v1", "runs", run], &[]).await?;
+            output.one(&run.raw, String::new)?;
+        }
+        return Ok(followed.exit(run, client, output));
     }
     let text = if let Sink::Answer(answer) = &sink { answer.text() } else { String::new() };
     let mut over = client.get::<Run>(&["v1", "runs", run], &[]).await?;
@@ -209,7 +214,7 @@ pub(crate) async fn wait(client: &Client, run: &str, limit: Option<Duration>, ou
             None => {}
         }
     }
-    Ok(followed.exit(run, output))
+    Ok(followed.exit(run, client, output))
 }
 
 #[cfg(test)]

@@ -32,6 +32,9 @@ use crate::{
     output::{Format, Output, print},
 };
 
+/// Where `longhaul dev` listens.
+const DEFAULT_URL: &str = "http://127.0.0.1:4680";
+
 /// Durable background jobs for agent runs.
 #[derive(Debug, Parser)]
 #[command(name = "longhaul", version, propagate_version = true, disable_help_subcommand = true)]
@@ -48,7 +51,7 @@ pub(crate) struct Global {
     #[arg(long, global = true, value_name = "FILE")]
     pub(crate) config: Option<PathBuf>,
     /// The server that client commands talk to
-    #[arg(long, global = true, env = "LONGHAUL_URL", default_value = "http://127.0.0.1:4680")]
+    #[arg(long, global = true, env = "LONGHAUL_URL", default_value = DEFAULT_URL)]
     pub(crate) url: Url,
     /// A file with the API key of client commands [default: the key in LONGHAUL_API_KEY]
     #[arg(long, global = true, env = "LONGHAUL_API_KEY_FILE", value_name = "FILE")]

@@ -94,18 +94,18 @@ pub(crate) async fn run(global: &Global, args: Args) -> Outcome {
     if args.follow {
         output.note(&format!("run {run}"));
         let mut sink = Sink::printing(output, false);
-        return Ok(follow(&client, &run, 0, &mut sink, None, output).await?.exit(&run, output));
+        return Ok(follow(&client, &run, 0, &mut sink, None, output).await?.exit(&run, &client, output));
     }
     if let Some(limit) = args.wait {
         output.note(&format!("run {run}"));
         return wait(&client, &run, limit, output).await;
     }
-    print(&shown(&submitted, output, io::stdout().is_terminal()))?;
+    print(&shown(&submitted, &client.elsewhere(), output, io::stdout().is_terminal()))?;
     Ok(Exit::Ok)
 }
 
 /// A script gets the id alone, a person also what to do with it.
-fn shown(submitted: &Seen<Submitted>, output: Output, terminal: bool) -> String {
+fn shown(submitted: &Seen<Submitted>, elsewhere: &str, output: Output, terminal: bool) -> String {
     let Submitted { run_id, chat_id, status, position } = &submitted.item;
     match output.format {
         Format::Json => format!("{:#}\n", submitted.raw),
@@ -115,8 +115,8 @@ fn shown(submitted: &Seen<Submitted>, output: Output, terminal: bool) -> String 
             let place = position.map(|place| format!(", number {place} in line")).unwrap_or_default();
             format!(
                 "run {run_id} is {status}{place}\n\
-                 follow it   longhaul runs tail {run_id}\n\
-                 go on with  longhaul run AGENT INPUT --chat {chat_id}\n"
+                 follow it   longhaul runs tail {run_id}{elsewhere}\n\
+                 go on with  longhaul run AGENT INPUT --chat {chat_id}{elsewhere}\n"
             )
         }
     }
@@ -163,9 +163,9 @@ mod tests {
             json!({"runId": "r1", "chatId": "c1", "status": "queued", "position": 2, "eventsUrl": "/x"});
         let submitted = Seen::new(raw).unwrap();
         let as_ = |format| Output::new(format, false);
-        assert_eq!(shown(&submitted, as_(Format::Table), false), "r1\n");
-        assert!(shown(&submitted, as_(Format::Jsonl), true).contains(r#""eventsUrl":"/x""#));
-        insta::assert_snapshot!(shown(&submitted, as_(Format::Table), true), @r"
+        assert_eq!(shown(&submitted, "", as_(Format::Table), false), "r1\n");
+        assert!(shown(&submitted, "", as_(Format::Jsonl), true).contains(r#""eventsUrl":"/x""#));
+        insta::assert_snapshot!(shown(&submitted, "", as_(Format::Table), true), @r"
         run r1 is queued, number 2 in line
         follow it   longhaul runs tail r1
         go on with  longhaul run AGENT INPUT --chat c1

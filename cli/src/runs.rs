@@ -96,7 +96,7 @@ pub(crate) async fn run(global: &Global, command: Command) -> Outcome {
             // Asked first, so that a wrong address or id is told at once instead of tried for ever.
             client.get::<Run>(&["v1", "runs", &id], &[]).await?;
             let mut sink = Sink::printing(output, format == TailFormat::Events);
-            Ok(follow(&client, &id, after, &mut sink, None, output).await?.exit(&id, output))
+            Ok(follow(&client, &id, after, &mut sink, None, output).await?.exit(&id, &client, output))
         }
         Command::Stop { id, wait } => stop(&client, &id, wait, output).await,
     }
@@ -121,7 +121,7 @@ async fn stop(client: &Client, id: &str, until_over: bool, output: Output) -> Ou
 
 async fn wait_for_the_end(client: &Client, id: &str, output: Output) -> Outcome {
     let mut sink = Sink::Answer(Answer::default());
-    Ok(follow(client, id, 0, &mut sink, None, output).await?.exit(id, output))
+    Ok(follow(client, id, 0, &mut sink, None, output).await?.exit(id, client, output))
 }
 
 impl List {

@@ -28,7 +28,7 @@ create table steps (
     last_seq             bigint not null,
     started_at           bigint not null,
     finished_at          bigint not null default now_ms(),
-    primary key (run_id, step),
+    primary key (workspace_id, run_id, step),
     foreign key (workspace_id, run_id) references runs (workspace_id, id)
 );
 
@@ -51,7 +51,6 @@ create table tool_calls (
     dispatched_at    bigint,
     settled_at       bigint,
     primary key (run_id, step, call),
-    foreign key (workspace_id, run_id) references runs (workspace_id, id),
-    foreign key (run_id, step) references steps (run_id, step)
+    foreign key (workspace_id, run_id, step) references steps (workspace_id, run_id, step)
 ) with (fillfactor = 70);
 create index tool_calls_unsettled on tool_calls (run_id) where state in ('awaiting_approval', 'planned', 'dispatched');

@@ -80,7 +80,8 @@ create table messages (
     primary key (workspace_id, id),
     unique (chat_id, turn, position),
     foreign key (workspace_id, chat_id) references chats (workspace_id, id),
-    foreign key (workspace_id, run_id) references runs (workspace_id, id)
+    foreign key (workspace_id, run_id) references runs (workspace_id, id),
+    foreign key (workspace_id, in_reply_to) references messages (workspace_id, id)
 ) strict;
 create unique index messages_by_client_id on messages (chat_id, client_id) where client_id is not null;
 create index messages_streaming on messages (workspace_id, id) where status = 'streaming';

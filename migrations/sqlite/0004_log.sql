@@ -27,7 +27,7 @@ create table steps (
     last_seq             integer not null,
     started_at           integer not null,
     finished_at          integer not null default (cast(unixepoch('subsec') * 1000 as integer)),
-    primary key (run_id, step),
+    primary key (workspace_id, run_id, step),
     foreign key (workspace_id, run_id) references runs (workspace_id, id)
 ) strict;
 
@@ -50,7 +50,6 @@ create table tool_calls (
     dispatched_at    integer,
     settled_at       integer,
     primary key (run_id, step, call),
-    foreign key (workspace_id, run_id) references runs (workspace_id, id),
-    foreign key (run_id, step) references steps (run_id, step)
+    foreign key (workspace_id, run_id, step) references steps (workspace_id, run_id, step)
 ) strict;
 create index tool_calls_unsettled on tool_calls (run_id) where state in ('awaiting_approval', 'planned', 'dispatched');

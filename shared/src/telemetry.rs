@@ -47,7 +47,8 @@ fn subscriber<W>(
 where
     W: for<'a> MakeWriter<'a> + Send + Sync + 'static,
 {
-    let filter = EnvFilter::builder().parse(&log.level)?;
+    // The framework's notices of its own comings and goings are not news to an operator.
+    let filter = EnvFilter::builder().parse(format!("apalis_core=warn,{}", log.level))?;
     let json = match log.format {
         LogFormat::Auto => !terminal,
         LogFormat::Text => false,

@@ -83,7 +83,7 @@ impl Lease {
             let since = Instant::now();
             match self.store.register_worker(&worker).await {
                 Ok(()) => {
-                    tracing::info!(worker.id = %worker.id, slots = self.slots, "holds a lease");
+                    tracing::info!(worker.id = %worker.id, slots = self.slots, "the worker holds a lease");
                     return Some((worker.id, since));
                 }
                 Err(error) => {

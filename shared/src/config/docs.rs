@@ -56,7 +56,8 @@ pub fn markdown() -> String {
 pub fn env_example() -> String {
     let defaults = defaults();
     let mut file = format!(
-        "# Made by `cargo xtask gen`; docs/configuration.md says more. Uncomment what differs from its default.\n\n\
+        "# Made by `cargo xtask gen`; docs/configuration.md says more. Uncomment what differs\n\
+         # from its default and export it: nothing reads this file by itself.\n\n\
          # The configuration file.\n# {FILE_VARIABLE}=longhaul.toml\n"
     );
     for setting in SETTINGS.iter().filter(|setting| setting.in_environment()) {

@@ -7,6 +7,8 @@ use crate::{FakeProvider, ToolServer};
 
 /// What the provider's key must never be seen as, anywhere.
 pub(super) const PROVIDER_KEY: &str = "sk-canary-0123456789";
+/// What agents are told; no log may repeat it.
+pub(super) const INSTRUCTIONS: &str = "Be brief, canary-5af1.";
 
 /// The database, and with it the form of the server.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -141,7 +143,7 @@ max_retry_delay = "2s"
         for (name, model) in &self.agents {
             let _ = write!(
                 toml,
-                "[agents.{name}]\nprovider = \"fake\"\nmodel = \"{model}\"\ninstructions = \"Be brief.\"\n\
+                "[agents.{name}]\nprovider = \"fake\"\nmodel = \"{model}\"\ninstructions = \"{INSTRUCTIONS}\"\n\
                  tools = [\"clock\", \"look\", \"put\", \"charge\"]\n"
             );
         }

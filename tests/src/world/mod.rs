@@ -236,9 +236,12 @@ impl World {
         broken.extend(doubled.map(|entry| format!("charged {} more than once", entry.op)));
         for server in self.apis.iter().chain(&self.workers) {
             let output = server.output();
-            let bad = output
-                .lines()
-                .filter(|line| line.contains("panicked at") || line.contains(config::PROVIDER_KEY));
+            // No process may panic, and no secret and no prompt may reach a log.
+            let unheard_of = ["panicked", config::PROVIDER_KEY, config::INSTRUCTIONS]
+                .into_iter()
+                .chain(self.key.as_deref());
+            let unheard_of: Vec<&str> = unheard_of.collect();
+            let bad = output.lines().filter(|line| unheard_of.iter().any(|word| line.contains(word)));
             broken.extend(bad.map(|line| format!("a process says: {line}")));
         }
         let tails = std::mem::take(&mut *self.tails.lock().unwrap_or_else(PoisonError::into_inner));

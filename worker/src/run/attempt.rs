@@ -63,7 +63,7 @@ impl Attempts {
 
     async fn work_in_span(&self, leased: Leased) {
         let log = self.recorder.open(&leased.claim, leased.orders.lost.clone()).await;
-        tracing::debug!("begins");
+        tracing::debug!("the attempt begins");
         let (reason, delay) = match AssertUnwindSafe(self.attempt(&leased, &log)).catch_unwind().await {
             Ok(Ok(())) => return,
             Ok(Err(Broken::Lost)) => {
@@ -232,7 +232,7 @@ impl<'a> Attempt<'a> {
         if ending.reason.is_ordered() {
             events.insert(0, EventData::RunStopping {}.of_run());
         }
-        tracing::info!(status = %ending.status(), reason = %ending.reason, "ends");
+        tracing::info!(status = %ending.status(), reason = %ending.reason, "the run ends");
         Write { events, steps: settlement.steps, calls: settlement.calls, ending: Some(ending) }
     }
 }
