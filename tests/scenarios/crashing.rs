@@ -20,6 +20,7 @@ on_postgres!(
     a_tail_whose_api_process_is_killed_goes_on_at_the_other,
     a_frozen_worker_that_wakes_up_changes_nothing,
     a_worker_without_its_database_shows_nothing_that_it_cannot_keep_and_lets_go_in_time,
+    a_worker_whose_database_connections_break_off_goes_on_by_itself,
 );
 on_sqlite!(
     a_killed_dev_server_goes_on_where_it_was_and_the_tail_with_it,
@@ -242,6 +243,27 @@ async fn a_frozen_worker_that_wakes_up_changes_nothing(setup: Setup) {
     assert_eq!(world.client().run(&submitted.run_id).await, before);
     let attempts = world.provider.calls_to("helper");
     assert!(attempts.iter().all(|call| matches!(call.ended(), Some(End::Complete | End::ClientGone))));
+    world.finish().await;
+}
+
+async fn a_worker_whose_database_connections_break_off_goes_on_by_itself(setup: Setup) {
+    let world = World::start(setup.workers(0)).await;
+    let cable = world.start_worker_on_a_cable().await;
+    let slow = Turn::marked(150).delay(Duration::from_millis(20));
+    world.provider.script("helper", Script::new([slow]));
+    let submitted = world.client().submit("helper", "Talk for a while.").await;
+    let tail = world.tail(&submitted.run_id);
+    // In the middle of commits: some of them fail, and of some nobody knows whether they did.
+    for mark in ["a1.s1.10 ", "a1.s1.40 ", "a1.s1.70 ", "a1.s1.100 "] {
+        tail.hears(mark).await;
+        cable.down();
+        tokio::time::sleep(Duration::from_millis(150)).await;
+        cable.pass();
+    }
+    tail.ended().await;
+    let run = world.client().ended(&submitted.run_id).await;
+    assert_eq!((run.outcome().as_str(), run.attempts), ("succeeded done", 1));
+    assert_eq!(world.provider.calls_to("helper").len(), 1);
     world.finish().await;
 }
 

@@ -9,22 +9,20 @@ use std::{collections::HashSet, sync::Arc, time::Duration};
 use longhaul_shared::{
     admission::announce,
     bus::{Bus, Signal},
-    domain::{
-        ids::{RunId, WorkerId},
-        retry::Backoff,
-    },
+    domain::{ids::WorkerId, retry::Backoff},
     queue::Holdings,
     store::{NewWorker, SharedStore, StoreError},
 };
 use tokio::{
     sync::broadcast::error::RecvError,
-    time::{Instant, sleep, sleep_until},
+    time::{Instant, sleep, sleep_until, timeout},
 };
 use tokio_util::sync::CancellationToken;
 
 const RETRY: Backoff = Backoff::new(Duration::from_millis(100), Duration::from_secs(2));
 /// How soon a stop is noticed whose signal was lost.
 const STOP_POLL: Duration = Duration::from_millis(500);
+const RETIRE_LIMIT: Duration = Duration::from_secs(5);
 
 /// What keeps one worker's lease.
 pub struct Lease {
@@ -54,16 +52,24 @@ impl Lease {
             self.holdings.begin(worker_id);
             let end = self.hold(worker_id, since).await;
             self.holdings.lose_all();
-            // Whatever is left of it is the reaper's, without waiting for the lease to run out.
-            if let Err(error) = self.store.retire_worker(worker_id).await {
-                tracing::warn!(%error, "cannot retire the lease; it runs out by itself");
-            }
+            self.retire(worker_id).await;
             match end {
                 End::Done => return,
                 End::Lost => {
                     tracing::error!(worker.id = %worker_id, "the lease is lost; all attempts are stopped");
                 }
             }
+        }
+    }
+
+    /// What is left of a lease is the reaper's, without waiting for it to run out. A database that does not answer
+    /// keeps nobody from registering anew.
+    async fn retire(&self, worker_id: WorkerId) {
+        let store = Arc::clone(&self.store);
+        let retiring = tokio::spawn(async move { store.retire_worker(worker_id).await });
+        match timeout(RETIRE_LIMIT, retiring).await {
+            Ok(Ok(Ok(()))) => {}
+            outcome => tracing::warn!(?outcome, "cannot retire the lease; it runs out by itself"),
         }
     }
 
@@ -98,7 +104,6 @@ impl Lease {
     /// Renews the lease until it is done or lost. `confirmed` is when the last answered heartbeat was sent.
     async fn hold(&self, worker_id: WorkerId, mut confirmed: Instant) -> End {
         let margin = Duration::from_secs(3).min(self.lease / 5);
-        let mut strangers = HashSet::new();
         let mut failures = 0;
         let mut next = confirmed + self.heartbeat;
         loop {
@@ -124,7 +129,6 @@ impl Lease {
                     failures = 0;
                     next = sent + self.heartbeat;
                     self.holdings.deliver_stops(&stops);
-                    self.disown_strangers(worker_id, &mut strangers).await;
                 }
                 Err(StoreError::LeaseLost) => return End::Lost,
                 Err(error) => {
@@ -138,30 +142,44 @@ impl Lease {
             }
         }
     }
+}
 
-    /// Gives back runs that the database says this worker holds and that it does not know of: the answer to their
-    /// claim was lost. Seen twice, so that claims on their way are left alone.
-    async fn disown_strangers(&self, worker_id: WorkerId, seen: &mut HashSet<RunId>) {
-        let held = match self.store.held_by(worker_id).await {
+/// Gives back runs that the database says this worker holds and that it does not know of: the answer to their claim
+/// was lost. Seen twice, so that claims on their way are left alone. Apart from the heartbeat, which waits for nothing.
+pub async fn disown_strangers(
+    store: SharedStore,
+    bus: Arc<dyn Bus>,
+    holdings: Arc<Holdings>,
+    period: Duration,
+    done: CancellationToken,
+) {
+    let mut seen = HashSet::new();
+    loop {
+        tokio::select! {
+            biased;
+            () = done.cancelled() => return,
+            () = sleep(period) => {}
+        }
+        let Some(worker_id) = holdings.worker_id() else { continue };
+        let held = match store.held_by(worker_id).await {
             Ok(held) => held,
             Err(error) => {
                 tracing::warn!(%error, "cannot list what this worker holds");
-                return;
+                continue;
             }
         };
-        let strangers: Vec<_> =
-            held.into_iter().filter(|(_, run_id)| !self.holdings.holds(*run_id)).collect();
+        let strangers: Vec<_> = held.into_iter().filter(|(_, run_id)| !holdings.holds(*run_id)).collect();
         for (workspace, run_id) in strangers.iter().filter(|(_, run_id)| seen.contains(run_id)) {
-            match self.store.disown(worker_id, *workspace, *run_id).await {
+            match store.disown(worker_id, *workspace, *run_id).await {
                 Ok(Some(released)) => {
                     tracing::warn!(run.id = %run_id, "gives back a run whose claim it never heard of");
-                    announce(&*self.bus, released.segments, released.wake);
+                    announce(&*bus, released.segments, released.wake);
                 }
                 Ok(None) => {}
                 Err(error) => tracing::warn!(%error, run.id = %run_id, "cannot give a run back"),
             }
         }
-        *seen = strangers.into_iter().map(|(_, run_id)| run_id).collect();
+        seen = strangers.into_iter().map(|(_, run_id)| run_id).collect();
     }
 }
 

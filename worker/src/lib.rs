@@ -34,7 +34,7 @@ use longhaul_shared::{
     shutdown::Shutdown,
     store::SharedStore,
 };
-use tokio::time::timeout;
+use tokio::{sync::Semaphore, task::JoinHandle, time::timeout};
 use tokio_util::sync::CancellationToken;
 
 use crate::{
@@ -44,6 +44,8 @@ use crate::{
     run::attempt::Attempts,
 };
 
+/// Runs handed back at the same time: fewer than the connections that are kept for heartbeats and commits.
+const HAND_BACKS: usize = 2;
 /// What the recorder gets to write what was said last.
 const LAST_COMMITS: Duration = Duration::from_secs(5);
 
@@ -59,6 +61,8 @@ pub struct Parts {
 pub enum Error {
     #[error(transparent)]
     Agent(#[from] BadAgent),
+    #[error("the worker's {0} panicked")]
+    Task(&'static str),
     #[error("the worker framework failed: {0}")]
     Framework(String),
 }
@@ -68,7 +72,8 @@ pub async fn run(parts: Parts, shutdown: Shutdown) -> Result<(), Error> {
     let Parts { store, bus, config } = parts;
     let agents = Agents::from_config(&config)?;
     let coalesce = Coalesce { time: config.stream.coalesce, bytes: config.stream.coalesce_bytes as usize };
-    let (recorder, recording) = Recorder::start(Arc::clone(&store), Arc::clone(&bus), coalesce);
+    let (recorder, recording) = Recorder::new(Arc::clone(&store), Arc::clone(&bus), coalesce);
+    let recording = guarded(&shutdown.soft, recording);
     let holdings = Arc::new(Holdings::default());
     let hard_stop = shutdown.hard.child_token();
     // After the last attempt: until then the lease is kept and stops are heard.
@@ -84,14 +89,23 @@ pub async fn run(parts: Parts, shutdown: Shutdown) -> Result<(), Error> {
         drain: shutdown.soft.clone(),
         done: done.clone(),
     };
-    let keeping = tokio::spawn(lease.keep());
-    let stops = tokio::spawn(lease::deliver_stops(
+    let stops =
+        lease::deliver_stops(Arc::clone(&store), Arc::clone(&bus), Arc::clone(&holdings), done.clone());
+    let strangers = lease::disown_strangers(
         Arc::clone(&store),
         Arc::clone(&bus),
         Arc::clone(&holdings),
+        config.worker.heartbeat,
         done.clone(),
-    ));
-    let reaping = tokio::spawn(reaper::reap(Arc::clone(&store), Arc::clone(&bus), shutdown.soft.clone()));
+    );
+    let reaping = reaper::reap(Arc::clone(&store), Arc::clone(&bus), shutdown.soft.clone());
+    let tasks = [
+        ("recorder", recording),
+        ("lease", guarded(&shutdown.soft, lease.keep())),
+        ("stops", guarded(&shutdown.soft, stops)),
+        ("strangers", guarded(&shutdown.soft, strangers)),
+        ("reaper", guarded(&shutdown.soft, reaping)),
+    ];
     let cutting = tokio::spawn(cut_drain(shutdown.clone(), config.worker.drain_timeout, hard_stop.clone()));
 
     let (backend, unbegun) = LeasedBackend::start(Claimer {
@@ -109,23 +123,43 @@ pub async fn run(parts: Parts, shutdown: Shutdown) -> Result<(), Error> {
         recorder,
         agents,
         max_calls_per_step: config.limits.max_calls_per_step as usize,
+        hand_backs: Semaphore::new(HAND_BACKS),
         drain: shutdown.soft.clone(),
         hard_stop,
     });
     let worked = work(backend, attempts, shutdown.soft.clone()).await;
 
+    // Also if the framework gave up by itself: without it nothing is worked on.
+    shutdown.soft.cancel();
     hand_back_unbegun(&store, &*bus, &unbegun).await;
     cutting.abort();
-    if timeout(LAST_COMMITS, recording).await.is_err() {
-        tracing::error!("the last events could not be written; the next owner goes on from what was");
-    }
+    let [(_, recording), others @ ..] = tasks;
+    let recorded = timeout(LAST_COMMITS, recording).await;
     done.cancel();
-    for (name, task) in [("lease", keeping), ("stops", stops), ("reaper", reaping)] {
-        if let Err(error) = task.await {
-            tracing::error!(%error, task = name, "a task of the worker failed");
+    let mut broken = match recorded {
+        Ok(Ok(())) => None,
+        Ok(Err(_)) => Some("recorder"),
+        Err(_) => {
+            tracing::error!("the last events could not be written; the next owner goes on from what was");
+            None
         }
+    };
+    for (name, task) in others {
+        broken = broken.or(task.await.err().map(|_| name));
     }
-    worked
+    match broken {
+        Some(task) => Err(Error::Task(task)),
+        None => worked,
+    }
+}
+
+/// Starts a task that lasts as long as the worker. One that panics stops the worker: half of one only pretends to work.
+fn guarded(soft: &CancellationToken, task: impl Future<Output = ()> + Send + 'static) -> JoinHandle<()> {
+    let stop = soft.clone().drop_guard();
+    tokio::spawn(async move {
+        let _stop = stop;
+        task.await;
+    })
 }
 
 /// Runs the attempts on the worker framework until the soft stop and the end of the last one.

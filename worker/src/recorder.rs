@@ -22,12 +22,11 @@ use longhaul_shared::{
         ids::{Epoch, Millis, RunId, Seq},
         retry::Backoff,
     },
-    store::{Append, Committed, LogCursor, SharedStore, StoreError},
+    store::{Append, Committed, SharedStore, StoreError},
 };
 use tokio::{
     sync::{mpsc, oneshot},
-    task::JoinHandle,
-    time::{Instant, sleep_until},
+    time::{Instant, sleep_until, timeout},
 };
 use tokio_util::sync::CancellationToken;
 
@@ -38,6 +37,8 @@ pub use run_log::{Delta, DeltaKind, RunLog, Write};
 const BATCH: usize = 512;
 /// What attempts may have handed over and not seen taken: beyond it they wait.
 const BACKLOG: usize = 8_192;
+/// Longer than any statement may take at the server: beyond it the connection is dead.
+const COMMIT_LIMIT: Duration = Duration::from_secs(15);
 const RETRY: Backoff = Backoff::new(Duration::from_millis(50), Duration::from_secs(1));
 
 /// How long and how much deltas are gathered before they are committed.
@@ -89,11 +90,15 @@ pub struct Recorder {
 }
 
 impl Recorder {
-    /// Starts the one task that commits.
-    pub fn start(store: SharedStore, bus: Arc<dyn Bus>, coalesce: Coalesce) -> (Self, JoinHandle<()>) {
+    /// The handle, and the one task that commits, which is to be spawned.
+    pub fn new(
+        store: SharedStore,
+        bus: Arc<dyn Bus>,
+        coalesce: Coalesce,
+    ) -> (Self, impl Future<Output = ()> + Send + 'static) {
         let (entries, receiver) = mpsc::channel(BACKLOG);
         let task = Task { store, bus, coalesce, runs: HashMap::new(), failures: 0, held_back: None };
-        (Self { entries }, tokio::spawn(task.run(receiver)))
+        (Self { entries }, task.run(receiver))
     }
 }
 
@@ -128,6 +133,7 @@ struct InFlight {
     append: Append,
     step_started: Seq,
     replies: Vec<Reply>,
+    since: Instant,
 }
 
 impl Task {
@@ -192,10 +198,11 @@ impl Task {
 
     /// Commits what is due, together.
     async fn commit_due(&mut self, now: Instant) {
-        let (appends, waiting): (Vec<Append>, Vec<_>) = self
-            .runs
-            .values_mut()
-            .filter(|run| run.due().is_some_and(|due| due <= now))
+        // Those who have waited longest first: a batch may not have room for all.
+        let mut due: Vec<&mut Run> = self.runs.values_mut().filter(|run| run.is_due(now)).collect();
+        due.sort_by_key(|run| run.due());
+        let (appends, waiting): (Vec<Append>, Vec<_>) = due
+            .into_iter()
             .filter_map(Run::begin)
             .take(BATCH)
             .map(|one| (one.append, (one.step_started, one.replies)))
@@ -203,10 +210,10 @@ impl Task {
         if appends.is_empty() {
             return;
         }
-        let results = self.store.commit(&appends).await;
+        let (appends, results) = self.commit(appends).await;
         let mut trouble = None;
         for ((append, (step_started, replies)), result) in appends.into_iter().zip(waiting).zip(results) {
-            let one = InFlight { append, step_started, replies };
+            let one = InFlight { append, step_started, replies, since: now };
             match result {
                 Ok(committed) => self.succeed(one, committed),
                 Err(error) if error.is_transient() => {
@@ -218,7 +225,7 @@ impl Task {
                         self.fail(one, &RecordError::LeaseLost);
                     }
                 }
-                Err(StoreError::LeaseLost) => self.settle_refusal(one).await,
+                Err(StoreError::LeaseLost) => self.fail(one, &RecordError::LeaseLost),
                 Err(error) => {
                     tracing::error!(run.id = %one.append.run_id, %error, "a write of the log was refused");
                     self.fail(one, &RecordError::Refused(error));
@@ -226,6 +233,19 @@ impl Task {
             }
         }
         self.hold_back(trouble.as_ref());
+    }
+
+    /// Commits in a task of its own, so that a connection that never answers is given up without being dropped. What
+    /// became of that commit is found out when the same appends go again.
+    async fn commit(&self, appends: Vec<Append>) -> (Vec<Append>, Vec<Result<Committed, StoreError>>) {
+        let appends = Arc::new(appends);
+        let (store, batch) = (Arc::clone(&self.store), Arc::clone(&appends));
+        let commit = tokio::spawn(async move { store.commit(&batch).await });
+        let results = match timeout(COMMIT_LIMIT, commit).await {
+            Ok(Ok(results)) => results,
+            Ok(Err(_)) | Err(_) => vec![Err(StoreError::TimedOut); appends.len()],
+        };
+        (Arc::unwrap_or_clone(appends), results)
     }
 
     fn hold_back(&mut self, trouble: Option<&StoreError>) {
@@ -251,37 +271,6 @@ impl Task {
         );
         for reply in one.replies {
             answer(Some(reply), &Ok(position));
-        }
-    }
-
-    /// The position is taken: by somebody else, or by this very append in a commit whose answer was lost.
-    async fn settle_refusal(&mut self, one: InFlight) {
-        let append = &one.append;
-        let cursor = LogCursor {
-            workspace_id: append.workspace_id,
-            run_id: append.run_id,
-            after: append.first_seq - 1,
-        };
-        let there = match self.store.read_log(cursor, 1).await {
-            Ok(segments) => segments.into_iter().next(),
-            Err(error) if error.is_transient() => {
-                if let Some(run) = self.runs.get_mut(&key_of(append)) {
-                    run.unconfirmed = Some(one);
-                    self.hold_back(Some(&error));
-                }
-                return;
-            }
-            Err(_) => None,
-        };
-        // Another owner's first event is a claim or a release, so equal events are this writer's own.
-        let is_own = there.as_ref().is_some_and(|segment| {
-            segment.last == append.last_seq() && same_events(&segment.events, &append.events)
-        });
-        match there {
-            Some(segment) if is_own => {
-                self.succeed(one, Committed { segment, caused: vec![], wake: vec![] });
-            }
-            _ => self.fail(one, &RecordError::LeaseLost),
         }
     }
 
@@ -311,8 +300,16 @@ impl Run {
         self.writer.strong_count() == 0 && self.pending.is_empty() && self.unconfirmed.is_none()
     }
 
+    /// Since when or from when it has something to commit.
     fn due(&self) -> Option<Instant> {
-        if self.unconfirmed.is_some() { Some(Instant::now()) } else { self.pending.due() }
+        match &self.unconfirmed {
+            Some(unconfirmed) => Some(unconfirmed.since),
+            None => self.pending.due(),
+        }
+    }
+
+    fn is_due(&self, now: Instant) -> bool {
+        self.due().is_some_and(|due| due <= now)
     }
 
     /// What goes into the next commit.
@@ -351,7 +348,12 @@ impl Run {
             ..self.template.clone()
         };
         self.next = append.last_seq() + 1;
-        Some(InFlight { append, step_started: self.step_started, replies: gathered.replies })
+        Some(InFlight {
+            append,
+            step_started: self.step_started,
+            replies: gathered.replies,
+            since: Instant::now(),
+        })
     }
 }
 
@@ -364,12 +366,4 @@ fn answer(reply: Option<Reply>, result: &Result<Position, RecordError>) {
         // An attempt that was cancelled no longer waits.
         let _ = reply.send(result.clone());
     }
-}
-
-fn same_events(
-    a: &[longhaul_shared::domain::event::Event],
-    b: &[longhaul_shared::domain::event::Event],
-) -> bool {
-    let json = |events| serde_json::to_string(events).expect("events are plain JSON");
-    json(a) == json(b)
 }

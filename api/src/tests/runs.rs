@@ -39,6 +39,21 @@ async fn a_submission_is_answered_with_everything_that_is_needed_to_come_back() 
 }
 
 #[tokio::test]
+async fn a_trace_context_is_kept_with_the_run_and_nonsense_is_dropped() {
+    let api = Api::start().await;
+    let context = "00-4bf92f3577b34da6a3ce929d0e0e4736-00f067aa0ba902b7-01";
+    for (given, kept) in [(context, Some(context)), ("nonsense", None)] {
+        let headers = [("content-type", "application/json"), ("traceparent", given)];
+        let body = r#"{"agent": "helper", "input": "hi"}"#;
+        let submitted = api.call_with(Method::POST, "/v1/runs", &headers, body).await.ok(202);
+        let workspace = api.store.workspace("acme").await.unwrap().unwrap();
+        let run =
+            api.store.run(workspace, submitted["runId"].as_str().unwrap().parse().unwrap()).await.unwrap();
+        assert_eq!(run.traceparent.as_deref(), kept);
+    }
+}
+
+#[tokio::test]
 async fn a_second_run_in_a_busy_chat_is_refused_or_enqueued_as_asked() {
     let api = Api::start().await;
     let (first, chat) = api.submit("one").await;

@@ -32,7 +32,7 @@ stored_words!(Trigger, "trigger", {
 
 /// Bounds of one run. Durations are in milliseconds.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(rename_all = "camelCase", deny_unknown_fields)]
+#[serde(rename_all = "camelCase")]
 pub struct Limits {
     pub max_steps: u32,
     /// From the first claim to the end.

@@ -45,7 +45,13 @@ impl LeasedBackend {
     /// Starts claiming; ends when the claimer is told to stop.
     pub fn start(claimer: Claimer) -> (Self, Unbegun) {
         let ready = Arc::new(Ready::default());
-        let claiming = tokio::spawn(claimer.run(Arc::clone(&ready)));
+        // A claim loop that panics stops the worker: it would never get another job.
+        let stop = claimer.stop.clone().drop_guard();
+        let work = claimer.run(Arc::clone(&ready));
+        let claiming = tokio::spawn(async move {
+            let _stop = stop;
+            work.await;
+        });
         let unbegun = Unbegun(Arc::clone(&ready));
         (Self { ready, claiming, config: () }, unbegun)
     }

@@ -17,7 +17,7 @@ use tokio_util::sync::CancellationToken;
 
 use crate::{
     domain::{
-        ids::{RunId, WorkerId},
+        ids::{Epoch, RunId, WorkerId},
         run::Claim,
         transition::Reason,
     },
@@ -72,7 +72,7 @@ pub struct Holdings {
 struct Inner {
     /// Absent while there is no lease: nothing may be claimed then.
     worker_id: Option<WorkerId>,
-    held: HashMap<RunId, (WorkerId, Arc<Orders>)>,
+    held: HashMap<RunId, (Epoch, Arc<Orders>)>,
 }
 
 impl Holdings {
@@ -143,7 +143,7 @@ impl Holdings {
         if inner.worker_id != Some(claim.worker_id) {
             orders.lost.cancel();
         }
-        inner.held.insert(claim.run.id, (claim.worker_id, Arc::clone(&orders)));
+        inner.held.insert(claim.run.id, (claim.epoch, Arc::clone(&orders)));
         drop(inner);
         Leased { claim, orders, holdings: Arc::clone(self), _slot: slot }
     }
@@ -151,7 +151,7 @@ impl Holdings {
     fn remove(&self, claim: &Claim) {
         let mut inner = self.lock();
         // The same run may be held again, by a newer claim than the one that is let go.
-        if inner.held.get(&claim.run.id).is_some_and(|(worker_id, _)| *worker_id == claim.worker_id) {
+        if inner.held.get(&claim.run.id).is_some_and(|(epoch, _)| *epoch == claim.epoch) {
             inner.held.remove(&claim.run.id);
         }
     }

@@ -17,6 +17,9 @@ pub enum StoreError {
     /// The database cannot serve now; the same call may succeed later.
     #[error("the database is unavailable: {0}")]
     Unavailable(#[source] Arc<sqlx::Error>),
+    /// The database did not answer; whether the call took effect is unknown.
+    #[error("the database did not answer in time")]
+    TimedOut,
     /// The call itself is wrong, or the database refuses it for good.
     #[error("the database refused: {0}")]
     Refused(#[source] Arc<sqlx::Error>),
@@ -28,9 +31,16 @@ pub enum StoreError {
 }
 
 impl StoreError {
+    /// Somebody holds a lock for too long: only calls that need it fail.
+    pub fn is_about_locks(&self) -> bool {
+        let Self::Unavailable(error) = self else { return false };
+        let code = error.as_database_error().and_then(sqlx::error::DatabaseError::code);
+        code.is_some_and(|code| matches!(&*code, "55P03" | "40P01"))
+    }
+
     /// Whether the same call may succeed a moment later.
     pub fn is_transient(&self) -> bool {
-        matches!(self, Self::Unavailable(_))
+        matches!(self, Self::Unavailable(_) | Self::TimedOut)
     }
 }
 

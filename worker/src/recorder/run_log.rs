@@ -49,9 +49,10 @@ impl Write {
 
 /// The attempt's exclusive way to write; others learn from the fence that it is not theirs.
 pub struct RunLog {
+    /// Dropped first: when the last sender goes, the recorder must not find a writer that is still there.
+    _writer: Arc<Writer>,
     entries: mpsc::Sender<Entry>,
     key: Key,
-    _writer: Arc<Writer>,
 }
 
 impl Recorder {
@@ -86,6 +87,11 @@ impl RunLog {
     /// Writes with what comes next, or soon, and does not wait for it.
     pub async fn append(&self, write: Write) {
         let _ = self.entries.send(Entry::Write { key: self.key, write: Box::new(write), reply: None }).await;
+    }
+
+    /// Waits until everything that was said is on disk, and tells where the log stands.
+    pub async fn position(&self) -> Result<Position, RecordError> {
+        self.write(Write::default()).await
     }
 
     /// Writes, and waits until it is on disk. Cancelling the wait does not cancel the write.

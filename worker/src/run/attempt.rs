@@ -18,7 +18,10 @@ use longhaul_shared::{
     store::{SharedStore, StoreError},
     telemetry,
 };
-use tokio::time::{Instant, sleep};
+use tokio::{
+    sync::Semaphore,
+    time::{Instant, sleep},
+};
 use tokio_util::sync::CancellationToken;
 use tracing::Instrument;
 
@@ -39,6 +42,8 @@ pub struct Attempts {
     pub recorder: Recorder,
     pub agents: Agents,
     pub max_calls_per_step: usize,
+    /// How many runs are handed back at the same time.
+    pub hand_backs: Semaphore,
     /// No new work is begun; attempts hand back at their next saved point.
     pub drain: CancellationToken,
     /// The drain time is over; attempts hand back where they are.
@@ -113,15 +118,32 @@ impl Attempts {
         reason: ReleaseReason,
         delay: Duration,
     ) -> Result<(), StoreError> {
-        let position = match log.write(Write::default()).await {
+        let position = match log.position().await {
             Ok(position) => position.last,
             Err(RecordError::LeaseLost) => return Ok(()),
             Err(RecordError::Refused(error)) => return Err(error),
         };
         let delay_ms = delay.as_millis() as i64;
-        let released = self.store.hand_back(&leased.claim, position, reason, delay_ms).await?;
-        announce(&*self.bus, released.segments, released.wake);
-        Ok(())
+        let mut failures = 0;
+        loop {
+            // A drain hands everything back at once; the heartbeat needs a connection too.
+            let turn = self.hand_backs.acquire().await;
+            let released = self.store.hand_back(&leased.claim, position, reason, delay_ms).await;
+            drop(turn);
+            match released {
+                Ok(released) => {
+                    announce(&*self.bus, released.segments, released.wake);
+                    return Ok(());
+                }
+                // Handed back by a try whose answer was lost, or taken over meanwhile.
+                Err(StoreError::LeaseLost) => return Ok(()),
+                Err(error) if error.is_transient() && !leased.orders.lost.is_cancelled() => {
+                    failures += 1;
+                    sleep(RETRY.wait(failures, rand::random())).await;
+                }
+                Err(error) => return Err(error),
+            }
+        }
     }
 }
 
@@ -136,9 +158,10 @@ impl From<RecordError> for Exit {
     fn from(error: RecordError) -> Self {
         match error {
             RecordError::LeaseLost => Self::Lost,
-            RecordError::Refused(error) => Self::Finish(Ending::failed(
+            // The cause was logged where it happened; it means nothing to the run's owner.
+            RecordError::Refused(_) => Self::Finish(Ending::failed(
                 Reason::Internal,
-                RunError::new("log_refused", format!("the log refused what the run had to say: {error}")),
+                RunError::new("log_refused", "the log refused what the run had to say"),
             )),
         }
     }
@@ -166,7 +189,14 @@ impl<'a> Attempt<'a> {
     async fn load(cx: &'a Attempts, leased: &'a Leased, log: &'a RunLog) -> Result<Self, Broken> {
         let run = &leased.claim.run;
         let agent = cx.agents.get(&run.agent);
-        let (replay, conversation) = loop_until_read(leased, || async {
+        let age = leased.claim.now - run.started_at.unwrap_or(leased.claim.now);
+        let left = u64::try_from(run.limits.deadline_ms - age).unwrap_or(0);
+        let interrupts = Interrupts {
+            orders: Arc::clone(&leased.orders),
+            deadline: Instant::now() + Duration::from_millis(left),
+            hard_stop: cx.hard_stop.clone(),
+        };
+        let (replay, conversation) = loop_until_read(&interrupts, || async {
             let replay = if run.attempts > 1 {
                 let record = cx.store.records(run.workspace_id, &[run.id]).await?.pop();
                 prompt::replay_of(&record.ok_or(StoreError::NotFound)?)
@@ -177,8 +207,6 @@ impl<'a> Attempt<'a> {
             Ok((replay, prompt::conversation(&*cx.store, run, &agent.instructions).await?))
         })
         .await?;
-        let age = leased.claim.now - run.started_at.unwrap_or(leased.claim.now);
-        let left = u64::try_from(run.limits.deadline_ms - age).unwrap_or(0);
         Ok(Self {
             cx,
             log,
@@ -189,11 +217,7 @@ impl<'a> Attempt<'a> {
             conversation: Arc::new(conversation),
             steps_in_conversation: 0,
             usage: run.usage,
-            interrupts: Interrupts {
-                orders: Arc::clone(&leased.orders),
-                deadline: Instant::now() + Duration::from_millis(left),
-                hard_stop: cx.hard_stop.clone(),
-            },
+            interrupts,
             is_over: false,
         })
     }
@@ -237,9 +261,10 @@ impl<'a> Attempt<'a> {
     }
 }
 
-/// Reads until the database answers, the run is lost, or the answer is final.
+/// Reads until the database answers or the answer is final. Interrupted, the run is given back: what it said so far,
+/// which its end would have to know, could not be read.
 async fn loop_until_read<T, F: Future<Output = Result<T, StoreError>>>(
-    leased: &Leased,
+    interrupts: &Interrupts,
     read: impl Fn() -> F,
 ) -> Result<T, Broken> {
     let mut failures = 0;
@@ -249,9 +274,10 @@ async fn loop_until_read<T, F: Future<Output = Result<T, StoreError>>>(
             Err(error) if error.is_transient() => {
                 failures += 1;
                 tracing::warn!(%error, "cannot read the run; trying again");
-                tokio::select! {
-                    () = leased.orders.lost.cancelled() => return Err(Broken::Lost),
-                    () = sleep(RETRY.wait(failures, rand::random())) => {}
+                match interrupts.race(sleep(RETRY.wait(failures, rand::random()))).await {
+                    Ok(()) => {}
+                    Err(Exit::Lost) => return Err(Broken::Lost),
+                    Err(Exit::Finish(_) | Exit::HandBack) => return Err(Broken::HandBack),
                 }
             }
             Err(error) => return Err(Broken::Store(error)),

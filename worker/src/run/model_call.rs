@@ -78,7 +78,7 @@ impl Attempt<'_> {
             restarts += 1;
             attempt += 1;
             tracing::warn!(%error, step, attempt, "the step is done over");
-            let position = self.log.write(Write::default()).await?;
+            let position = self.log.position().await?;
             self.restart(step, attempt, position.step_started, &error.to_string()).await;
             self.interrupts.race(sleep(RESTART_WAIT.wait(restarts, rand::random()))).await?;
         }
@@ -203,7 +203,7 @@ impl Attempt<'_> {
     }
 
     fn plan(&self, step: u32, number: u32, call: PlannedCall) -> ToolCall {
-        let effect = self.agent.tools.get(&call.name).map_or(Effect::Read, |tool| tool.spec().effect);
+        let effect = self.agent.tools.get(&call.name).map_or(Effect::Once, |tool| tool.spec().effect);
         ToolCall {
             run_id: self.run.id,
             step,

@@ -2,7 +2,10 @@
 
 use super::{
     SqlStore,
-    sql::rows::{get, run, run_columns},
+    sql::{
+        readable,
+        rows::{DbRow, get, run, run_columns},
+    },
 };
 use crate::{
     domain::{
@@ -69,20 +72,14 @@ pub(super) async fn claim(
             rows => break rows?,
         }
     };
-    rows.iter()
-        .map(|row| {
-            let run = run(row)?;
-            let (epoch, at) = (get(row, "epoch")?, get(row, "claimed_at")?);
-            let event = EventData::RunClaimed { worker_id: worker, epoch };
-            let segment = Segment {
-                run_id: run.id,
-                first: run.last_seq,
-                last: run.last_seq,
-                at,
-                events: vec![event.of_run()],
-            };
-            let last_seq = run.last_seq;
-            Ok((Claim { run, epoch, worker_id: worker, last_seq, now: at }, segment))
-        })
-        .collect()
+    Ok(rows.iter().filter_map(|row| readable(claimed(row, worker))).collect())
+}
+
+fn claimed(row: &DbRow, worker: WorkerId) -> Result<(Claim, Segment)> {
+    let run = run(row)?;
+    let (epoch, at) = (get(row, "epoch")?, get(row, "claimed_at")?);
+    let events = vec![EventData::RunClaimed { worker_id: worker, epoch }.of_run()];
+    let segment = Segment { run_id: run.id, first: run.last_seq, last: run.last_seq, at, events };
+    let last_seq = run.last_seq;
+    Ok((Claim { run, epoch, worker_id: worker, last_seq, now: at }, segment))
 }

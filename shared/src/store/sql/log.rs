@@ -28,8 +28,10 @@ impl Log for SqlStore {
         let batch: Vec<&Append> = appends.iter().collect();
         let mut results = match commit_together(self, &batch).await {
             Ok(outcomes) => spread(&batch, outcomes),
-            Err(error) if batch.len() == 1 || error.is_transient() => vec![Err(error); batch.len()],
-            // One bad share must not fail the others.
+            Err(error) if batch.len() == 1 || (error.is_transient() && !error.is_about_locks()) => {
+                vec![Err(error); batch.len()]
+            }
+            // One bad share, or one chat that somebody has locked, must not fail the others.
             Err(_) => {
                 let mut results = Vec::with_capacity(batch.len());
                 for append in batch {

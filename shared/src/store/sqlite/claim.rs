@@ -4,7 +4,7 @@ use uuid::Uuid;
 
 use super::{
     SqlStore,
-    sql::{admission::read_run, rows::get},
+    sql::{admission::read_run, readable, rows::get},
 };
 use crate::{
     domain::{
@@ -76,7 +76,7 @@ pub(super) async fn claim(
         if started.rows_affected() != 1 {
             return Err(StoreError::LeaseLost);
         }
-        let run = read_run(&mut tx, workspace.into(), run_id.into()).await?;
+        let Some(run) = readable(read_run(&mut tx, workspace.into(), run_id.into()).await) else { continue };
         let segment = Segment { run_id: RunId(run_id), first, last: first, at, events };
         claims.push((Claim { run, epoch, worker_id: worker, last_seq: first, now: at }, segment));
     }
