@@ -106,7 +106,7 @@ impl From<StoreError> for ApiError {
             StoreError::NotFound => Code::NotFound.into(),
             // The name of a constraint means nothing to a caller.
             StoreError::Conflict(_) => Self { cause: Some(error.to_string()), ..Code::Conflict.into() },
-            StoreError::Unavailable(_) => Self {
+            StoreError::Unavailable(_) | StoreError::TimedOut => Self {
                 retry_after: Some(RETRY_AFTER_SECONDS),
                 cause: Some(error.to_string()),
                 ..Code::Unavailable.into()

@@ -247,7 +247,7 @@ async fn a_frozen_worker_that_wakes_up_changes_nothing(setup: Setup) {
 }
 
 async fn a_worker_whose_database_connections_break_off_goes_on_by_itself(setup: Setup) {
-    let world = World::start(setup.workers(0)).await;
+    let mut world = World::start(setup.workers(0)).await;
     let cable = world.start_worker_on_a_cable().await;
     let slow = Turn::marked(150).delay(Duration::from_millis(20));
     world.provider.script("helper", Script::new([slow]));
