@@ -50,6 +50,20 @@ pub(crate) async fn steps(connections: usize, time: Duration, calls: Calls) -> R
     Ok(steps.into_iter().sum::<usize>() as f64 / seconds)
 }
 
+/// What the disk and the server take for the smallest commit there is: latencies are counted in these.
+pub(crate) async fn commits(count: usize) -> Result<Sampled> {
+    let (database, store, _) = new_database(1).await?;
+    store.close().await;
+    let pool = database.connect().await?;
+    let mut sampled = Sampled::default();
+    for _ in 0..count {
+        let begun = Instant::now();
+        sqlx::query("select pg_logical_emit_message(true, 'bench', 'commit')").execute(&pool).await?;
+        sampled.push(begun.elapsed());
+    }
+    Ok(sampled)
+}
+
 /// Lets so many lanes loop at once for that time; answers with the time that it took.
 async fn race<T, F>(
     connections: usize,

@@ -35,6 +35,7 @@ struct Waits {
 pub(super) async fn measure(effort: Effort) -> Result<Vec<Figure>> {
     let floor = floor::runs(1, effort.floor_time(), true).await?.submit;
     let rounds = effort.of(400, 60);
+    let commits = floor::commits(rounds).await?;
     let direct = direct(rounds).await?;
 
     let world = World::start(64, &[Agent::Asking { name: "asking", model: MODEL.to_owned() }]).await?;
@@ -51,6 +52,7 @@ pub(super) async fn measure(effort: Effort) -> Result<Vec<Figure>> {
     .try_get("ms")?;
 
     Ok(vec![
+        Figure::new("the smallest commit, p50", commits.p50(), "ms"),
         Figure::new("submit, p50", waits.submit.p50(), "ms")
             .over(floor.p50())
             .aim(Aim::TimesFloorOrLess(2.5)),

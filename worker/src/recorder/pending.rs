@@ -1,5 +1,7 @@
 //! What one run has said since its last append.
 
+use std::time::Duration;
+
 use longhaul_shared::domain::{
     event::{Event, EventData},
     ids::Seq,
@@ -26,8 +28,10 @@ pub(super) struct Pending {
     replies: Vec<Reply>,
     delta_bytes: usize,
     due: Option<Instant>,
-    /// When the step under way last showed deltas; from its first one on they are coalesced.
-    shown_at: Option<Instant>,
+    /// Each time that the step under way shows deltas moves this on by the pause between two times, from now on or from
+    /// where it stood.
+    paid_until: Option<Instant>,
+    pause: Duration,
 }
 
 enum Item {
@@ -57,9 +61,11 @@ impl Pending {
     pub(super) fn push_delta(&mut self, delta: Delta, coalesce: Coalesce) {
         self.delta_bytes += delta.text.len();
         let now = Instant::now();
-        // The pause is counted from what was shown last: a stream slower than that shows every delta at once.
-        let wait = match self.shown_at {
-            Some(shown_at) if self.delta_bytes < coalesce.bytes => now.max(shown_at + coalesce.time),
+        self.pause = coalesce.time;
+        // One pause may be owed. A stream that is no faster than that shows every delta at once, also behind one that came
+        // late; without this, all that follow would be as late.
+        let wait = match self.paid_until.and_then(|paid| paid.checked_sub(coalesce.time)) {
+            Some(due) if self.delta_bytes < coalesce.bytes => due.max(now),
             _ => now,
         };
         self.due = Some(self.due.map_or(wait, |due| due.min(wait)));
@@ -71,7 +77,7 @@ impl Pending {
 
     pub(super) fn push(&mut self, write: Write, reply: Option<Reply>, coalesce: Coalesce) {
         if write.events.iter().any(|event| event.kind == STEP_STARTED) {
-            self.shown_at = None;
+            self.paid_until = None;
         }
         self.items.extend(write.events.into_iter().map(Item::Event));
         self.steps.extend(write.steps);
@@ -95,15 +101,15 @@ impl Pending {
             return None;
         }
         self.delta_bytes = 0;
-        let now = Instant::now();
+        if self.items.iter().any(|item| matches!(item, Item::Delta(_))) {
+            let now = Instant::now();
+            self.paid_until = Some(self.paid_until.map_or(now, |paid| paid.max(now)) + self.pause);
+        }
         let mut events = Vec::with_capacity(self.items.len());
         for (seq, item) in (first..).zip(self.items.drain(..)) {
             let event = match item {
                 Item::Event(event) => event,
-                Item::Delta(delta) => {
-                    self.shown_at = Some(now);
-                    delta.into_event()
-                }
+                Item::Delta(delta) => delta.into_event(),
             };
             if event.kind == STEP_STARTED {
                 *step_started = seq;
@@ -152,8 +158,6 @@ impl Delta {
 
 #[cfg(test)]
 mod tests {
-    use std::time::Duration;
-
     use super::*;
 
     const COALESCE: Coalesce = Coalesce { time: Duration::from_millis(50), bytes: 8 };
@@ -175,13 +179,17 @@ mod tests {
         assert!(pending.due().unwrap() <= Instant::now());
         pending.take(1, &mut 0);
         pending.push_delta(text("b"), COALESCE);
-        assert!(pending.due().unwrap() > Instant::now());
-        pending.shown_at = Some(Instant::now() - COALESCE.time);
-        pending.due = None;
-        pending.push_delta(text("b"), COALESCE);
-        assert!(pending.due().unwrap() <= Instant::now(), "nothing was shown for as long as is waited");
-        pending.take(3, &mut 0);
+        assert!(pending.due().unwrap() <= Instant::now(), "one pause may be owed");
+        pending.take(2, &mut 0);
         pending.push_delta(text("c"), COALESCE);
+        assert!(pending.due().unwrap() > Instant::now(), "but not two");
+        pending.paid_until = Some(Instant::now());
+        pending.due = None;
+        pending.push_delta(text("c"), COALESCE);
+        assert!(pending.due().unwrap() <= Instant::now(), "nothing is owed");
+        pending.take(3, &mut 0);
+        pending.paid_until = Some(Instant::now() + 2 * COALESCE.time);
+        pending.push_delta(text("d"), COALESCE);
         assert!(pending.due().unwrap() > Instant::now());
         pending.push_delta(text("cdefghij"), COALESCE);
         assert!(pending.due().unwrap() <= Instant::now(), "as many bytes as are gathered at most");
