@@ -129,13 +129,6 @@ async fn look_at_database(config: &Config, store: &SharedStore, findings: &mut F
     } else {
         findings.add("database", Verdict::Ok, detail);
     }
-    if let Ok(workers) = store.list_workers().await {
-        let (alive, held) = workers
-            .iter()
-            .filter(|worker| worker.is_alive)
-            .fold((0, 0), |(alive, held), worker| (alive + 1, held + worker.held));
-        findings.add("workers", Verdict::Ok, format!("{alive} alive, with {held} runs"));
-    }
     match store.migrations().await {
         Ok(known) => match known.iter().filter(|(_, _, applied)| !applied).count() {
             0 => findings.add("migrations", Verdict::Ok, format!("all {} are applied", known.len())),
@@ -145,6 +138,13 @@ async fn look_at_database(config: &Config, store: &SharedStore, findings: &mut F
             }
         },
         Err(error) => findings.add("migrations", Verdict::Fail, error.to_string()),
+    }
+    if let Ok(workers) = store.list_workers().await {
+        let (alive, held) = workers
+            .iter()
+            .filter(|worker| worker.is_alive)
+            .fold((0, 0), |(alive, held), worker| (alive + 1, held + worker.held));
+        findings.add("workers", Verdict::Ok, format!("{alive} alive, with {held} runs"));
     }
     let before = local_now();
     match store.now().await {
@@ -232,13 +232,14 @@ mod tests {
 
         std::fs::write(&file, "").unwrap();
         let expected = |migrations| {
-            [
-                ("database", Verdict::Ok),
-                ("migrations", migrations),
-                ("clock", Verdict::Ok),
-                ("redis", Verdict::Ok),
-            ]
-            .map(|(what, verdict)| (what.to_owned(), verdict))
+            // Who works on it is in the database, once it has its tables.
+            let workers = (migrations == Verdict::Ok).then_some(("workers", Verdict::Ok));
+            [("database", Verdict::Ok), ("migrations", migrations)]
+                .into_iter()
+                .chain(workers)
+                .chain([("clock", Verdict::Ok), ("redis", Verdict::Ok)])
+                .map(|(what, verdict)| (what.to_owned(), verdict))
+                .collect::<Vec<_>>()
         };
         assert_eq!(verdicts(&config).await, expected(Verdict::Fail));
         let store = longhaul_shared::backends::open_store(&config).unwrap();

@@ -46,7 +46,7 @@ async fn a_trace_context_is_kept_with_the_run_and_nonsense_is_dropped() {
         let headers = [("content-type", "application/json"), ("traceparent", given)];
         let body = r#"{"agent": "helper", "input": "hi"}"#;
         let submitted = api.call_with(Method::POST, "/v1/runs", &headers, body).await.ok(202);
-        let workspace = api.store.workspace("acme").await.unwrap().unwrap();
+        let workspace = api.store.workspace("default").await.unwrap().unwrap();
         let run =
             api.store.run(workspace, submitted["runId"].as_str().unwrap().parse().unwrap()).await.unwrap();
         assert_eq!(run.traceparent.as_deref(), kept);
