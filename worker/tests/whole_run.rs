@@ -2,7 +2,7 @@
 
 #![expect(clippy::unwrap_used, reason = "what fails here fails the test")]
 
-use std::{path::Path, sync::Arc, time::Duration};
+use std::{collections::HashMap, path::Path, sync::Arc, time::Duration};
 
 use futures::StreamExt;
 use longhaul_shared::{
@@ -81,16 +81,22 @@ impl World {
         submit(&*self.store, &*self.bus, &Agents::of(&self.config), submission).await.unwrap()
     }
 
-    /// Tails the run to its end; the numbers must be dense.
+    /// Tails the run to its end; the numbers must be dense, and what a step's tools do belongs to its saved attempt.
     async fn watch(&self, run_id: RunId) -> (Vec<EventData>, Replay) {
         let cursor = LogCursor { workspace_id: self.workspace, run_id, after: 0 };
         let mut tail = Box::pin(self.tails.follow(cursor));
         let (mut events, mut replay, mut next) = (vec![], Replay::new(run_id), 1);
+        let mut saved = HashMap::new();
         while let Some(slice) = timeout(PATIENCE, tail.next()).await.expect("the run goes on") {
             let slice = slice.unwrap();
             for (seq, event) in slice.events() {
                 assert_eq!(seq, next, "dense numbers");
                 next += 1;
+                match event.kind.as_str() {
+                    "step.finished" => drop(saved.insert(event.step, event.attempt)),
+                    "tool.started" | "tool.finished" => assert_eq!(saved[&event.step], event.attempt),
+                    _ => {}
+                }
                 events.extend(event.data());
             }
             replay.apply_segment(&slice.segment);
@@ -137,7 +143,7 @@ fn kinds(events: &[EventData]) -> Vec<&'static str> {
 #[tokio::test]
 async fn a_run_with_a_tool_and_a_torn_step_is_watched_to_its_end() {
     let world = World::new(&json!({"steps": [
-        {"text": "Let me look.", "usage": {"inputTokens": 1}, "tool_calls": [{"name": "clock", "arguments": {}}]},
+        {"text": "Let me look.", "fail_on_attempts": [1], "usage": {"inputTokens": 1}, "tool_calls": [{"name": "clock", "arguments": {}}]},
         {"text": "It is late.", "fail_on_attempts": [1], "usage": {"inputTokens": 5, "outputTokens": 7}},
     ]}))
     .await;
@@ -147,6 +153,8 @@ async fn a_run_with_a_tool_and_a_torn_step_is_watched_to_its_end() {
     assert_eq!(
         kinds(&events),
         [
+            "step.started",
+            "step.restarted",
             "step.started",
             "tool.planned",
             "step.finished",

@@ -41,6 +41,7 @@ pub struct End {
 
 #[derive(Clone, Debug, PartialEq)]
 struct SavedStep {
+    attempt: u32,
     output: Vec<OutputPart>,
     finish_reason: FinishReason,
 }
@@ -89,7 +90,10 @@ impl Replay {
             .into_iter()
             .map(|row| {
                 position = position.max(row.last_seq);
-                (row.step, SavedStep { output: row.output, finish_reason: row.finish_reason })
+                (
+                    row.step,
+                    SavedStep { attempt: row.attempt, output: row.output, finish_reason: row.finish_reason },
+                )
             })
             .collect();
         let calls = calls.into_iter().map(|row| ((row.step, row.call), row)).collect();
@@ -108,6 +112,11 @@ impl Replay {
     /// The last saved step and why it ended.
     pub fn last_step(&self) -> Option<(u32, FinishReason)> {
         self.steps.last_key_value().map(|(number, step)| (*number, step.finish_reason))
+    }
+
+    /// Which try of the step was saved.
+    pub fn attempt_of(&self, step: u32) -> u32 {
+        self.steps.get(&step).map_or(1, |saved| saved.attempt)
     }
 
     /// The step that was begun and not saved.
@@ -153,7 +162,7 @@ impl Replay {
             Some(EventData::ReasoningDelta { text }) => self.extend_open(OutputPart::Reasoning { text }),
             Some(EventData::StepFinished { finish_reason, .. }) => {
                 let output = self.open.take().map(|open| open.output).unwrap_or_default();
-                self.steps.entry(step).or_insert(SavedStep { output, finish_reason });
+                self.steps.entry(step).or_insert(SavedStep { attempt, output, finish_reason });
             }
             Some(EventData::ToolPlanned { call, call_id, name, arguments, effect }) => {
                 self.plan(step, call, call_id, name, arguments, effect);

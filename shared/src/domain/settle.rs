@@ -63,7 +63,7 @@ pub fn settle(
             output: None,
             error: None,
         };
-        events.push(finished.of_step(call.step, 1));
+        events.push(finished.of_step(call.step, replay.attempt_of(call.step)));
         settlement.calls.push(ToolCall { state, epoch, ..call.clone() });
     }
     let step_count = replay.step_count() + settlement.steps.len() as u32;

@@ -34,6 +34,7 @@ impl Attempt<'_> {
     pub(super) async fn run_tools(&mut self, step: u32) -> Result<(), Exit> {
         let open: Vec<ToolCall> =
             self.replay.calls_of(step).filter(|call| !call.state.is_settled()).cloned().collect();
+        let attempt = self.replay.attempt_of(step);
         let mut ready = vec![];
         let mut write = Write::default();
         for call in open {
@@ -41,12 +42,12 @@ impl Attempt<'_> {
                 Ok(one) => {
                     let started =
                         EventData::ToolStarted { call: one.call.call, call_id: one.call.call_id.clone() };
-                    write.events.push(started.of_step(step, 1));
+                    write.events.push(started.of_step(step, attempt));
                     write.calls.push(one.call.clone());
                     ready.push(one);
                 }
                 Err(settled) => {
-                    write.events.push(finished_event(&settled));
+                    write.events.push(finished_event(&settled, attempt));
                     write.calls.push(*settled);
                 }
             }
@@ -70,8 +71,11 @@ impl Attempt<'_> {
                 exit = &mut interrupt => return Err(exit),
                 Some(settled) = under_way.next() => settled,
             };
-            let write =
-                Write { events: vec![finished_event(&settled)], calls: vec![settled], ..Write::default() };
+            let write = Write {
+                events: vec![finished_event(&settled, attempt)],
+                calls: vec![settled],
+                ..Write::default()
+            };
             self.note_all(&write);
             self.log.write(write).await?;
         }
@@ -144,7 +148,7 @@ fn failed(call: ToolCall, epoch: i64, why: String) -> ToolCall {
     ToolCall { state: CallState::Failed, epoch, error: Some(why), ..call }
 }
 
-fn finished_event(call: &ToolCall) -> Event {
+fn finished_event(call: &ToolCall, attempt: u32) -> Event {
     EventData::ToolFinished {
         call: call.call,
         call_id: call.call_id.clone(),
@@ -152,5 +156,5 @@ fn finished_event(call: &ToolCall) -> Event {
         output: call.output.clone(),
         error: call.error.clone(),
     }
-    .of_step(call.step, 1)
+    .of_step(call.step, attempt)
 }
