@@ -61,7 +61,7 @@ pub struct Options {
     pub max_connections: u32,
     /// How long a caller waits for a free connection.
     pub acquire_timeout: Duration,
-    /// Bounds of a statement, of waiting for a lock and of sitting in a transaction: below the lease, so that a
+    /// Bounds of a statement, of waiting for a lock and of idling in a transaction: below the lease, so that a
     /// frozen owner cannot hold locks past it.
     pub statement_timeout: Duration,
     pub lock_timeout: Duration,
