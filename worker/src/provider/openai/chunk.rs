@@ -161,6 +161,9 @@ fn number<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Option<u32>, D::
     Ok(value.as_ref().and_then(count).and_then(|number| u32::try_from(number).ok()))
 }
 
+/// More tokens than any model has ever counted; sums of it stay within a 64-bit number.
+const MAX_TOKENS: i64 = 1_000_000_000_000;
+
 /// A count that is a whole number, a fraction or text; never negative, and as large as fits at most.
 fn count(value: &Value) -> Option<i64> {
     let number = match value {
@@ -176,7 +179,7 @@ fn count(value: &Value) -> Option<i64> {
 
 fn counted<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Option<Usage>, D::Error> {
     let value = Option::<Value>::deserialize(deserializer)?.unwrap_or_default();
-    let at = |path: &str| value.pointer(path).and_then(count).unwrap_or(0);
+    let at = |path: &str| value.pointer(path).and_then(count).unwrap_or(0).min(MAX_TOKENS);
     Ok(value.is_object().then(|| Usage {
         input_tokens: at("/prompt_tokens"),
         output_tokens: at("/completion_tokens"),
@@ -321,8 +324,12 @@ mod tests {
             "completion_tokens_details": {"reasoning_tokens": "12"},
             "prompt_tokens_details": {"cached_tokens": 3.9},
         }));
-        let expected =
-            Usage { input_tokens: i64::MAX, output_tokens: 0, reasoning_tokens: 12, cached_input_tokens: 3 };
+        let expected = Usage {
+            input_tokens: MAX_TOKENS,
+            output_tokens: 0,
+            reasoning_tokens: 12,
+            cached_input_tokens: 3,
+        };
         assert_eq!(read, Some(expected));
         assert_eq!(usage(json!("lots")), None);
         assert_eq!(usage(json!({"completion_tokens": null})), Some(Usage::default()));

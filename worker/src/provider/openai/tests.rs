@@ -253,6 +253,26 @@ async fn a_provider_that_hangs_after_its_answer_does_not_delay_it() {
 }
 
 #[tokio::test]
+async fn of_several_counts_the_last_one_holds() {
+    let count = |prompt: u32, completion: u32| {
+        event(
+            &json!({"choices": [], "usage": {"prompt_tokens": prompt, "completion_tokens": completion}})
+                .to_string(),
+        )
+    };
+    for acts in [
+        vec![count(5, 0), token("a"), finish(), count(5, 2), done()],
+        vec![count(5, 0), token("a"), count(5, 2), finish(), done()],
+        vec![count(9, 9), token("a"), finish(), count(5, 2), Act::Hang],
+    ] {
+        let (events, error) = play(stream_of(acts)).await;
+        assert_eq!(error, None);
+        let usage = Usage { input_tokens: 5, output_tokens: 2, ..Usage::default() };
+        assert_eq!(events[1..], [ModelEvent::Usage(usage), ModelEvent::Finish(FinishReason::Stop)]);
+    }
+}
+
+#[tokio::test]
 async fn every_way_to_break_off_is_an_incomplete_answer() {
     let half = || Act::Send(b"data: {\"choices\":[{\"delta\":{\"con".to_vec());
     for (acts, code) in [
