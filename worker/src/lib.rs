@@ -69,8 +69,13 @@ pub enum Error {
 
 /// Works until the soft stop, then hands back what does not come to a saved point within the drain time.
 pub async fn run(parts: Parts, shutdown: Shutdown) -> Result<(), Error> {
+    let agents = Agents::from_config(&parts.config)?;
+    run_as(agents, parts, shutdown).await
+}
+
+/// [`run`] with agents that the caller made.
+pub async fn run_as(agents: Agents, parts: Parts, shutdown: Shutdown) -> Result<(), Error> {
     let Parts { store, bus, config } = parts;
-    let agents = Agents::from_config(&config)?;
     let coalesce = Coalesce { time: config.stream.coalesce, bytes: config.stream.coalesce_bytes as usize };
     let (recorder, recording) = Recorder::new(Arc::clone(&store), Arc::clone(&bus), coalesce);
     let recording = guarded(&shutdown.soft, recording);
