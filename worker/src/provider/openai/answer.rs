@@ -125,9 +125,10 @@ impl Answer {
             None if name == "error" => serde_json::from_str(data).ok()?,
             None => return None,
         };
+        let retry_after = chunk::retry_after(&error);
         let (status, message) = chunk::error_status(&error);
         let message = one_line(&self.redactor.redact(&message), EXCERPT);
-        Some(ModelError::InStream { status, message, retry_after: None })
+        Some(ModelError::InStream { status, message, retry_after })
     }
 
     fn malformed(&self, data: &str) -> ModelError {

@@ -3,7 +3,7 @@
 //! Providers leave fields out, add their own, write `null` for empty and numbers as text. A field that makes
 //! no sense counts as absent; only a chunk that is not a JSON object at all is an error.
 
-use std::{borrow::Cow, fmt};
+use std::{borrow::Cow, fmt, time::Duration};
 
 use longhaul_shared::domain::{run::Usage, step::FinishReason};
 use serde::{
@@ -237,6 +237,18 @@ pub(super) fn error_status(error: &Value) -> (u16, String) {
     (status, message.map_or_else(|| inner.to_string(), str::to_owned))
 }
 
+/// How long an error object asks to be left alone: there is no header in the middle of a stream.
+pub(super) fn retry_after(error: &Value) -> Option<Duration> {
+    let inner = error.get("error").unwrap_or(error);
+    [("retry_after_ms", 0.001), ("retry_after_seconds", 1.0), ("retry_after", 1.0)].iter().find_map(
+        |(field, scale)| {
+            let value = inner.get(field)?;
+            let number = value.as_f64().or_else(|| value.as_str()?.trim().parse().ok())?;
+            Duration::try_from_secs_f64(number * scale).ok()
+        },
+    )
+}
+
 /// The JSON text with `\ud800`…`\udfff` escapes that have no partner turned into `\ufffd`.
 fn without_lone_surrogates(json: &str) -> Cow<'_, str> {
     if !json.contains("\\ud") && !json.contains("\\uD") {
@@ -364,6 +376,17 @@ mod tests {
         }
         assert_eq!(error_status(&json!("it broke")).1, "it broke");
         assert_eq!(error_status(&json!({"message": "slow"})).1, "slow");
+    }
+
+    #[test]
+    fn an_error_object_may_ask_for_patience() {
+        let asked = |error: Value| retry_after(&error).map(|wait| wait.as_millis());
+        assert_eq!(asked(json!({"message": "slow down", "retry_after": 2})), Some(2000));
+        assert_eq!(asked(json!({"error": {"retry_after": "1.5"}})), Some(1500));
+        assert_eq!(asked(json!({"retry_after_ms": 250, "retry_after": 9})), Some(250));
+        for odd in [json!("later"), json!({}), json!({"retry_after": -1}), json!({"retry_after": 1e300})] {
+            assert_eq!(asked(odd), None);
+        }
     }
 
     #[test]
