@@ -68,7 +68,10 @@ impl Tool for Clock {
 mod tests {
     use std::time::Duration;
 
-    use longhaul_shared::domain::ids::{RunId, WorkspaceId};
+    use longhaul_shared::{
+        domain::ids::{RunId, WorkspaceId},
+        queue::Validity,
+    };
 
     use super::*;
     use crate::tools::Registry;
@@ -87,7 +90,7 @@ mod tests {
             idempotency_key: "k".into(),
             traceparent: None,
             timeout: Duration::from_secs(1),
-            validity: Default::default(),
+            validity: Validity::default(),
         };
         for (arguments, time) in [
             ("{}", "2023-11-14T22:13:20.005Z"),
