@@ -28,6 +28,7 @@ use async_trait::async_trait;
 use bytes::Bytes;
 use longhaul_shared::{
     domain::{ids::RunId, retry::Backoff},
+    telemetry::metrics::{self, StepRetry},
     net_guard::GuardedClient,
 };
 use reqwest::{
@@ -145,6 +146,7 @@ impl OpenAi {
                 return Err(error);
             }
             retry += 1;
+            metrics::step_retried(StepRetry::Request);
             let wait = self.wait(retry, error.retry_after());
             tracing::warn!(
                 run.id = %caller.run_id,

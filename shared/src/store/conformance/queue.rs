@@ -278,7 +278,7 @@ async fn a_heartbeat_and_a_reaper_never_both_win(db: Database) {
     let (mut renewed, mut reaped) = (0, 0);
     for round in 0..rounds {
         let worker = WorkerId::generate();
-        let new = NewWorker { id: worker, host: "t".into(), version: "0".into(), slots: 1, lease_ms: 60_000 };
+        let new = NewWorker { id: worker, host: "t".into(), version: "0".into(), slots: 1, lease_ms: 60_000, presence: None };
         db.store.register_worker(&new).await.unwrap();
         db.execute("update jobs set run_at = 0, crashes = 0").await.unwrap();
         let claim = db.claim(worker).await;
