@@ -89,6 +89,11 @@ pub enum Error {
 pub async fn run(parts: Parts, shutdown: Shutdown) -> Result<(), Error> {
     let Parts { store, leases, processes, bus, config } = parts;
     let agents = Agents::from_config(&config)?;
+    // Held here, so that it is open longer than the lease is held, whatever ends that.
+    let listener = match processes {
+        Processes::One => None,
+        Processes::Many => Some(Arc::new(listen(&config)?)),
+    };
     let coalesce = Coalesce { time: config.stream.coalesce, bytes: config.stream.coalesce_bytes as usize };
     let (recorder, recording) = Recorder::new(Arc::clone(&store), Arc::clone(&bus), coalesce);
     let recording = guarded(&shutdown.soft, recording);
@@ -97,11 +102,6 @@ pub async fn run(parts: Parts, shutdown: Shutdown) -> Result<(), Error> {
     // After the last attempt: until then the lease is kept and stops are heard.
     let done = CancellationToken::new();
 
-    // Held here, so that it is open longer than the lease is held, whatever ends that.
-    let listener = match processes {
-        Processes::One => None,
-        Processes::Many => Some(Arc::new(listen(&config)?)),
-    };
     metrics::slots(config.worker.slots);
     let lease = Lease {
         store: leases,
@@ -129,9 +129,11 @@ pub async fn run(parts: Parts, shutdown: Shutdown) -> Result<(), Error> {
         place: listener.presence().place.clone(),
         done: done.clone(),
     });
+    let nobody_to_watch = done.clone();
     let watching = async move {
-        if let Some(watch) = watching {
-            watch.run().await;
+        match watching {
+            Some(watch) => watch.run().await,
+            None => nobody_to_watch.cancelled().await,
         }
     };
     let reaping = reaper::reap(Arc::clone(&store), Arc::clone(&bus), shutdown.soft.clone());

@@ -2,8 +2,7 @@
 
 use std::{
     io::Write,
-    net::{SocketAddr, TcpListener, TcpStream},
-    sync::mpsc,
+    net::{SocketAddr, TcpListener},
 };
 
 use longhaul_shared::{
@@ -241,12 +240,12 @@ async fn whoever_connects_and_goes_away_or_stays_disturbs_nobody() {
     let address = listener.presence().address;
     let answering = Arc::clone(&listener);
     tokio::spawn(async move { answering.answer().await });
-    let (send, stay) = mpsc::channel();
+    let mut staying = vec![];
     for n in 0..200 {
-        let stream = TcpStream::connect(address).unwrap();
-        // Every other one is reset at once.
-        if n % 2 == 0 { send.send(stream).unwrap() } else { drop(stream) }
+        let stream = tokio::net::TcpStream::connect(address).await.unwrap();
+        if n % 2 == 0 {
+            staying.push(stream);
+        }
     }
     assert_eq!(look(address).await, Sign::Worker(id));
-    drop(stay);
 }
