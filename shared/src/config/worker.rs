@@ -90,7 +90,10 @@ impl WorkerConfig {
     fn check_presence(&self, report: &mut Report) {
         match self.presence_advertise {
             None => report.require(!self.presence.ip().is_unspecified(), "worker.presence_advertise", || {
-                format!("must say where the others find this worker when worker.presence is {}", self.presence)
+                format!(
+                    "must say where the others find this worker when worker.presence is {}",
+                    self.presence
+                )
             }),
             Some(address) => {
                 report.require(

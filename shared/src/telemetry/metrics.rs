@@ -167,7 +167,8 @@ pub fn committed(segment: &Segment) {
         }
         match event.data() {
             Some(EventData::RunFinished { status, reason, .. }) => {
-                counter!(RUNS_FINISHED, "status" => status.as_str(), "reason" => reason.as_str()).increment(1);
+                counter!(RUNS_FINISHED, "status" => status.as_str(), "reason" => reason.as_str())
+                    .increment(1);
             }
             Some(EventData::ToolFinished { state, .. }) => {
                 counter!(TOOL_CALLS, "state" => state.as_str()).increment(1);
@@ -232,8 +233,7 @@ pub fn markdown() -> String {
             Kind::Gauge => "gauge",
         };
         let labels: Vec<String> = metric.labels.iter().map(|label| format!("`{label}`")).collect();
-        let _ =
-            writeln!(page, "| `{}` | {kind} | {} | {} |", metric.name, labels.join(", "), metric.meaning);
+        let _ = writeln!(page, "| `{}` | {kind} | {} | {} |", metric.name, labels.join(", "), metric.meaning);
     }
     page
 }
@@ -301,7 +301,8 @@ mod tests {
             lease_lost(LeaseLoss::Refused);
             took_over(Proof::Presence);
             let state = CallState::Succeeded;
-            let tool = EventData::ToolFinished { call: 1, call_id: "c".into(), state, output: None, error: None };
+            let tool =
+                EventData::ToolFinished { call: 1, call_id: "c".into(), state, output: None, error: None };
             let (status, reason) = (RunStatus::Succeeded, Reason::Done);
             let usage = Usage::default();
             let finished = EventData::RunFinished { status, reason, error: None, usage, step_count: 1 };

@@ -28,8 +28,8 @@ use async_trait::async_trait;
 use bytes::Bytes;
 use longhaul_shared::{
     domain::{ids::RunId, retry::Backoff},
-    telemetry::metrics::{self, StepRetry},
     net_guard::GuardedClient,
+    telemetry::metrics::{self, StepRetry},
 };
 use reqwest::{
     Method, RequestBuilder,
