@@ -21,6 +21,7 @@ use crate::{
         AdmitError, Admitted, IfBusy, NewRun, StopOutcome, Store, StoreError,
         admission::{IdempotencyKey, StartAt},
     },
+    telemetry::metrics,
 };
 
 const MAX_TAGS: usize = 32;
@@ -169,6 +170,7 @@ fn announce_stop(bus: &dyn Bus, outcome: StopOutcome) {
 /// Publishes committed segments and wakes the workers of queues in which a job became ready.
 pub fn announce(bus: &dyn Bus, segments: Vec<Segment>, wake: impl IntoIterator<Item = String>) {
     for segment in segments {
+        metrics::committed(&segment);
         bus.publish(Arc::new(segment));
     }
     for queue in wake {

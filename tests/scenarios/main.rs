@@ -7,12 +7,14 @@ mod crashing;
 mod demonstrating;
 mod draining;
 mod isolation;
+mod measuring;
 mod provider;
 mod racing;
 mod redis;
 mod stopping;
 mod streaming;
 mod submitting;
+mod taking_over;
 
 /// Each scenario once on SQLite (`longhaul dev`) and once on Postgres and Redis, with separate processes.
 macro_rules! on_both {

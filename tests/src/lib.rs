@@ -34,6 +34,7 @@ pub use fake_provider::{At, End, FakeProvider, Fault, Script, Turn};
 pub use gate::Gate;
 pub use process::{Process, Program, Signal};
 pub use relay::{Relay, Way};
+pub use rows::Rows;
 pub use tail::Tail;
 pub use tool_server::{Answer, ToolServer};
 pub use world::{Bus, Setup, World};

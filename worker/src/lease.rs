@@ -1,5 +1,9 @@
 //! The lease: this worker's row, kept alive by a heartbeat that depends on nothing else in the process.
 //!
+//! [`Lease::keep`] is meant for a thread, a runtime and connections of its own: a process that is starved or blocked
+//! keeps its lease as long as it gets any time at all, and whatever uses up the other connections delays no heartbeat.
+//! One that hangs on a dead connection is overtaken by the next one on another connection.
+//!
 //! A worker that cannot confirm its row in time takes its runs for lost before anybody else may take them: it counts
 //! from the start of the last heartbeat that was answered, by its own monotonic clock. A lost lease is never revived:
 //! the worker registers anew and begins with empty hands.
@@ -11,24 +15,31 @@ use longhaul_shared::{
     bus::{Bus, Signal},
     domain::{ids::WorkerId, retry::Backoff},
     queue::Holdings,
-    store::{NewWorker, SharedStore, StoreError},
+    store::{NewWorker, SharedStore, StopRequest, StoreError},
+    telemetry::metrics::{self, LeaseLoss},
 };
 use tokio::{
     sync::broadcast::error::RecvError,
+    task::JoinSet,
     time::{Instant, sleep, sleep_until, timeout},
 };
 use tokio_util::sync::CancellationToken;
+
+use crate::presence::Listener;
 
 const RETRY: Backoff = Backoff::new(Duration::from_millis(100), Duration::from_secs(2));
 /// How soon a stop is noticed whose signal was lost.
 const STOP_POLL: Duration = Duration::from_millis(500);
 const RETIRE_LIMIT: Duration = Duration::from_secs(5);
+/// Heartbeats under way at the same time: one that hangs, and one that may overtake it.
+const BEATS: usize = 2;
 
 /// What keeps one worker's lease.
 pub struct Lease {
     pub store: SharedStore,
-    pub bus: Arc<dyn Bus>,
     pub holdings: Arc<Holdings>,
+    /// Says who this process is, if there are others to ask.
+    pub listener: Option<Arc<Listener>>,
     pub slots: u32,
     pub lease: Duration,
     pub heartbeat: Duration,
@@ -41,8 +52,11 @@ pub struct Lease {
 /// Why a lease ended.
 enum End {
     Done,
-    Lost,
+    Lost(LeaseLoss),
 }
+
+/// A heartbeat that came to its end, and when it was sent.
+type Beat = (Instant, Result<Vec<StopRequest>, StoreError>);
 
 impl Lease {
     /// Holds a lease, and after a loss the next one, until told that all is done.
@@ -55,8 +69,10 @@ impl Lease {
             self.retire(worker_id).await;
             match end {
                 End::Done => return,
-                End::Lost => {
-                    tracing::error!(worker.id = %worker_id, "the lease is lost; all attempts are stopped");
+                End::Lost(loss) => {
+                    metrics::lease_lost(loss);
+                    let reason = loss.as_str();
+                    tracing::error!(worker.id = %worker_id, reason, "the lease is lost; all attempts are stopped");
                 }
             }
         }
@@ -79,12 +95,18 @@ impl Lease {
             if self.done.is_cancelled() {
                 return None;
             }
+            let id = WorkerId::generate();
+            // Before the row is there: whoever reads it must find it true.
+            if let Some(listener) = &self.listener {
+                listener.announce(id);
+            }
             let worker = NewWorker {
-                id: WorkerId::generate(),
+                id,
                 host: host(),
                 version: env!("CARGO_PKG_VERSION").to_owned(),
                 slots: self.slots,
                 lease_ms: self.lease.as_millis() as i64,
+                presence: self.listener.as_ref().map(|listener| listener.presence().clone()),
             };
             let since = Instant::now();
             match self.store.register_worker(&worker).await {
@@ -102,42 +124,49 @@ impl Lease {
     }
 
     /// Renews the lease until it is done or lost. `confirmed` is when the last answered heartbeat was sent.
-    async fn hold(&self, worker_id: WorkerId, mut confirmed: Instant) -> End {
+    async fn hold(&self, worker_id: WorkerId, confirmed: Instant) -> End {
+        let mut beats = JoinSet::new();
+        let end = self.beat(worker_id, confirmed, &mut beats).await;
+        // A heartbeat on its way is neither dropped in mid-flight nor waited for.
+        beats.detach_all();
+        end
+    }
+
+    async fn beat(&self, worker_id: WorkerId, mut confirmed: Instant, beats: &mut JoinSet<Beat>) -> End {
         let margin = Duration::from_secs(3).min(self.lease / 5);
         let mut failures = 0;
         let mut next = confirmed + self.heartbeat;
         loop {
+            let fence = confirmed + self.lease - margin;
             tokio::select! {
                 biased;
                 () = self.done.cancelled() => return End::Done,
-                () = sleep_until(next) => {}
-            }
-            let sent = Instant::now();
-            let fence = confirmed + self.lease - margin;
-            // In a task of its own: a heartbeat that hangs must not be dropped in mid-flight, nor waited for.
-            let (store, lease_ms, draining) =
-                (Arc::clone(&self.store), self.lease.as_millis() as i64, self.drain.is_cancelled());
-            let beat = tokio::spawn(async move { store.heartbeat(worker_id, lease_ms, draining).await });
-            let answer = tokio::select! {
-                biased;
-                answer = beat => answer.unwrap_or(Err(StoreError::LeaseLost)),
-                () = sleep_until(fence) => return End::Lost,
-            };
-            match answer {
-                Ok(stops) => {
-                    confirmed = sent;
-                    failures = 0;
-                    next = sent + self.heartbeat;
-                    self.holdings.deliver_stops(&stops);
-                }
-                Err(StoreError::LeaseLost) => return End::Lost,
-                Err(error) => {
-                    failures += 1;
-                    tracing::warn!(%error, "a heartbeat failed");
-                    next = (Instant::now() + RETRY.wait(failures, rand::random())).min(fence);
-                    if Instant::now() >= fence {
-                        return End::Lost;
+                Some(beat) = beats.join_next() => match beat {
+                    Ok((sent, Ok(stops))) => {
+                        // An earlier one may be answered later.
+                        confirmed = confirmed.max(sent);
+                        failures = 0;
+                        next = confirmed + self.heartbeat;
+                        self.holdings.deliver_stops(&stops);
                     }
+                    Ok((_, Err(StoreError::LeaseLost))) => return End::Lost(LeaseLoss::Refused),
+                    Ok((_, Err(error))) => {
+                        failures += 1;
+                        tracing::warn!(%error, "a heartbeat failed");
+                        next = Instant::now() + RETRY.wait(failures, rand::random());
+                    }
+                    Err(panic) => {
+                        tracing::error!(%panic, "a heartbeat broke");
+                        return End::Lost(LeaseLoss::Unconfirmed);
+                    }
+                },
+                () = sleep_until(fence) => return End::Lost(LeaseLoss::Unconfirmed),
+                () = sleep_until(next), if beats.len() < BEATS => {
+                    let sent = Instant::now();
+                    let (store, lease_ms, draining) =
+                        (Arc::clone(&self.store), self.lease.as_millis() as i64, self.drain.is_cancelled());
+                    beats.spawn(async move { (sent, store.heartbeat(worker_id, lease_ms, draining).await) });
+                    next = sent + self.heartbeat / 2;
                 }
             }
         }

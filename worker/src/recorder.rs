@@ -23,6 +23,7 @@ use longhaul_shared::{
         retry::Backoff,
     },
     store::{Append, Committed, SharedStore, StoreError},
+    telemetry::metrics,
 };
 use tokio::{
     sync::{mpsc, oneshot},
@@ -225,7 +226,12 @@ impl Task {
                         self.fail(one, &RecordError::LeaseLost);
                     }
                 }
-                Err(StoreError::LeaseLost) => self.fail(one, &RecordError::LeaseLost),
+                Err(StoreError::LeaseLost) => {
+                    metrics::fenced_write();
+                    let (run_id, epoch) = (one.append.run_id, one.append.epoch);
+                    tracing::warn!(run.id = %run_id, epoch, "a write was fenced off: the run has changed hands");
+                    self.fail(one, &RecordError::LeaseLost);
+                }
                 Err(error) => {
                     tracing::error!(run.id = %one.append.run_id, %error, "a write of the log was refused");
                     self.fail(one, &RecordError::Refused(error));

@@ -90,6 +90,14 @@ pub(super) const SETTINGS: &[Setting] = &[
     ),
     list("worker.queues", "The queues that this worker takes jobs from."),
     text(
+        "worker.presence",
+        "The address at which other workers ask whether this process lives, so that they need not wait for the lease of a dead one; port 0 takes a free one. A loopback address helps workers on the same host, in the same network namespace.",
+    ),
+    text(
+        "worker.presence_advertise",
+        "The `IP:port` at which workers on other hosts reach `worker.presence`, if it is another one. It must lead to this worker and to no other.",
+    ),
+    text(
         "stream.heartbeat",
         "How often a silent event stream sends a comment, so that proxies keep it open.",
     ),
@@ -118,6 +126,10 @@ pub(super) const SETTINGS: &[Setting] = &[
         )
     },
     text("log.format", "`text`, `json`, or `auto`: text on a terminal, JSON otherwise."),
+    text(
+        "metrics.listen",
+        "The `IP:port` at which this process serves its metrics for Prometheus under `/metrics`, to anybody who asks. Without it nothing is served.",
+    ),
     list(
         "net.allow",
         "Addresses inside the own network that providers and tools may have, each as `host:port`. Everything public is allowed, everything else is not.",

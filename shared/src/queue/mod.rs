@@ -22,6 +22,7 @@ use crate::{
         transition::Reason,
     },
     store::StopRequest,
+    telemetry::metrics,
 };
 
 /// What the holder of a run is told from outside.
@@ -58,6 +59,7 @@ pub struct Leased {
 impl Drop for Leased {
     fn drop(&mut self) {
         self.holdings.remove(&self.claim);
+        metrics::slot_freed();
     }
 }
 
@@ -145,6 +147,7 @@ impl Holdings {
         }
         inner.held.insert(claim.run.id, (claim.epoch, Arc::clone(&orders)));
         drop(inner);
+        metrics::slot_taken();
         Leased { claim, orders, holdings: Arc::clone(self), _slot: slot }
     }
 

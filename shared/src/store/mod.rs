@@ -15,7 +15,7 @@ pub mod sqlite;
 #[cfg(test)]
 mod conformance;
 
-use std::{fmt, str::FromStr, sync::Arc};
+use std::{fmt, net::SocketAddr, str::FromStr, sync::Arc};
 
 use async_trait::async_trait;
 use serde_json::Value;
@@ -336,6 +336,24 @@ pub struct NewWorker {
     pub version: String,
     pub slots: u32,
     pub lease_ms: i64,
+    /// Where its peers may ask whether it lives.
+    pub presence: Option<Presence>,
+}
+
+/// Where a worker's process can be asked whether it lives.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Presence {
+    pub address: SocketAddr,
+    /// The kernel and network namespace that it runs in, if they can be told: a loopback address means the same process
+    /// only to those in the same place.
+    pub place: Option<String>,
+}
+
+/// A worker whose lease is alive, and where to ask whether its process is.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Peer {
+    pub id: WorkerId,
+    pub presence: Presence,
 }
 
 #[derive(Clone, Debug)]
@@ -369,6 +387,11 @@ pub trait Workers: Send + Sync {
     async fn stop_requests(&self, worker: WorkerId) -> Result<Vec<StopRequest>>;
     /// Ends the lease at once. What the worker still holds is for the reaper.
     async fn retire_worker(&self, worker: WorkerId) -> Result<()>;
+    /// Ends the lease of a worker whose process is proven dead. False when there was none any more; then nothing
+    /// changes.
+    async fn expire_worker(&self, worker: WorkerId) -> Result<bool>;
+    /// Every worker with a lease that can be asked whether it lives, in the order of their ids.
+    async fn live_peers(&self) -> Result<Vec<Peer>>;
     /// Ends all leases: for the one process that holds its database file for itself.
     async fn retire_all_workers(&self) -> Result<u64>;
     async fn list_workers(&self) -> Result<Vec<WorkerRow>>;

@@ -156,21 +156,26 @@ impl World {
 
     /// Starts one more worker and waits until it holds a lease.
     pub async fn start_worker(&mut self) {
-        self.start_worker_at(&self.database.url()).await;
+        self.start_worker_with(|program| program).await;
+    }
+
+    /// The same for one that is started otherwise.
+    pub async fn start_worker_with(&mut self, change: impl FnOnce(Program) -> Program) {
+        self.start_worker_at(&self.database.url(), change).await;
     }
 
     /// The same for a worker that reaches the database by a cable of its own.
     pub async fn start_worker_on_a_cable(&mut self) -> Relay {
         let (relay, url) = Relay::in_front_of(&self.database.url()).await.expect("a free port");
-        self.start_worker_at(&url).await;
+        self.start_worker_at(&url, |program| program).await;
         relay
     }
 
-    async fn start_worker_at(&mut self, database_url: &str) {
+    async fn start_worker_at(&mut self, database_url: &str, change: impl FnOnce(Program) -> Program) {
         let before = self.live_workers().await;
         let name = format!("worker{}", self.workers.len() + 1);
         let program = Program::worker(&name, self.dir.path(), database_url);
-        self.workers.push(Server::start(self.configured(program), false).await);
+        self.workers.push(Server::start(change(self.configured(program)), false).await);
         self.rows.until("the worker registered", WORKERS, |now| now > before).await;
     }
 
@@ -236,8 +241,8 @@ impl World {
         broken.extend(doubled.map(|entry| format!("charged {} more than once", entry.op)));
         for server in self.apis.iter().chain(&self.workers) {
             let output = server.output();
-            // No process may panic, and no secret and no prompt may reach a log.
-            let unheard_of = ["panicked", config::PROVIDER_KEY, config::INSTRUCTIONS]
+            // No process may panic or find rows to repair, and no secret and no prompt may reach a log.
+            let unheard_of = ["panicked", "repaired rows", config::PROVIDER_KEY, config::INSTRUCTIONS]
                 .into_iter()
                 .chain(self.key.as_deref());
             let unheard_of: Vec<&str> = unheard_of.collect();

@@ -35,6 +35,11 @@ impl Server {
         self.ready().await;
     }
 
+    /// Starts otherwise from the next time on.
+    pub fn change(&mut self, change: impl FnOnce(Program) -> Program) {
+        self.program = change(self.program.clone());
+    }
+
     pub fn addr(&self) -> SocketAddr {
         self.process.addr()
     }

@@ -13,6 +13,7 @@ use longhaul_shared::domain::{
     tool::{CallState, Effect, ToolCall, call_id, idempotency_key},
     transition::Reason,
 };
+use longhaul_shared::telemetry::metrics::{self, StepRetry};
 use std::{sync::Arc, time::Duration};
 use tokio::time::sleep;
 
@@ -63,6 +64,7 @@ impl Attempt<'_> {
         if let Some(open) = self.replay.open() {
             let first_seq = open.first_seq;
             attempt = open.attempt + 1;
+            metrics::step_retried(StepRetry::Takeover);
             self.restart(step, attempt, first_seq, "the worker before was lost").await;
         }
         let mut restarts = 0;
@@ -78,6 +80,7 @@ impl Attempt<'_> {
             restarts += 1;
             attempt += 1;
             tracing::warn!(%error, step, attempt, "the step is done over");
+            metrics::step_retried(StepRetry::Torn);
             let position = self.log.position().await?;
             self.restart(step, attempt, position.step_started, &error.to_string()).await;
             self.interrupts.race(sleep(RESTART_WAIT.wait(restarts, rand::random()))).await?;

@@ -59,6 +59,8 @@ pub(super) static MIGRATIONS: sqlx::migrate::Migrator = sqlx::migrate!("../migra
 pub struct Options {
     pub url: String,
     pub max_connections: u32,
+    /// Further ones that requests cannot use up.
+    pub reserved_connections: u32,
     /// How long a caller waits for a free connection.
     pub acquire_timeout: Duration,
     /// Bounds of a statement, of waiting for a lock and of idling in a transaction: below the lease, so that a
@@ -73,6 +75,7 @@ impl Options {
         Self {
             url: url.into(),
             max_connections: 10,
+            reserved_connections: 3,
             acquire_timeout: Duration::from_secs(5),
             statement_timeout: Duration::from_secs(10),
             lock_timeout: Duration::from_secs(5),
@@ -108,7 +111,7 @@ impl SqlStore {
                 .idle_timeout(Duration::from_mins(1))
                 .connect_lazy_with(connect.clone())
         };
-        Ok(Self { pool: pool(options.max_connections), reserved: pool(3) })
+        Ok(Self { pool: pool(options.max_connections), reserved: pool(options.reserved_connections) })
     }
 
     /// Applies the migrations on a connection of its own without time limits: changing a large table takes as long
