@@ -242,6 +242,7 @@ impl<'a> Writing<'a> {
             planned_at: None,
             dispatched_at: None,
             settled_at: None,
+            late: None,
         }
     }
 }

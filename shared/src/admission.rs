@@ -18,7 +18,7 @@ use crate::{
         text,
     },
     store::{
-        AdmitError, Admitted, IfBusy, NewRun, StopOutcome, Store, StoreError,
+        AdmitError, Admitted, IfBusy, KeyName, KeyStop, NewRun, StopOutcome, Store, StoreError,
         admission::{IdempotencyKey, StartAt},
     },
     telemetry::metrics,
@@ -144,6 +144,20 @@ pub async fn stop(
     let run = outcome.run().clone();
     announce_stop(bus, outcome);
     Ok(run)
+}
+
+/// The same by the key of the run's submission, which may still be on its way.
+pub async fn stop_by_key(
+    store: &dyn Store,
+    bus: &dyn Bus,
+    workspace: WorkspaceId,
+    key: KeyName<'_>,
+) -> Result<KeyStop, StoreError> {
+    let stop = store.stop_by_key(workspace, key).await?;
+    if let KeyStop::Known(outcome) = &stop {
+        announce_stop(bus, outcome.clone());
+    }
+    Ok(stop)
 }
 
 /// Deletes a chat and ends what goes on in it.

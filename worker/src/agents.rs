@@ -164,6 +164,7 @@ fn http_tool(name: &str, tool: &ToolConfig, client: &GuardedClient) -> Result<Ht
         headers,
         timeout: tool.timeout,
         max_bytes: tool.max_bytes.as_usize(),
+        reconcile_url: tool.reconcile_url.as_ref().map(|url| (**url).clone()),
         ..HttpToolOptions::new(spec, (*tool.url).clone(), client.clone())
     })
     .map_err(|source| BadAgent::Header { tool: name.to_owned(), source })

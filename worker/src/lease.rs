@@ -190,6 +190,7 @@ pub async fn disown_strangers(
             () = sleep(period) => {}
         }
         let Some(worker_id) = holdings.worker_id() else { continue };
+        let known = holdings.held();
         let held = match store.held_by(worker_id).await {
             Ok(held) => held,
             Err(error) => {
@@ -197,6 +198,11 @@ pub async fn disown_strangers(
                 continue;
             }
         };
+        // Ended or taken while this process stood still: an attempt that has nothing to write does not notice.
+        for (run_id, epoch) in known.into_iter().filter(|(known, _)| held.iter().all(|(_, run)| run != known))
+        {
+            holdings.lose(run_id, epoch);
+        }
         let strangers: Vec<_> = held.into_iter().filter(|(_, run_id)| !holdings.holds(*run_id)).collect();
         for (workspace, run_id) in strangers.iter().filter(|(_, run_id)| seen.contains(run_id)) {
             match store.disown(worker_id, *workspace, *run_id).await {

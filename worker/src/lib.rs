@@ -42,16 +42,16 @@ use longhaul_shared::{
 use tokio::{
     sync::{Semaphore, oneshot},
     task::JoinHandle,
-    time::timeout,
+    time::{sleep, timeout},
 };
-use tokio_util::sync::CancellationToken;
+use tokio_util::{sync::CancellationToken, task::TaskTracker};
 
 use crate::{
     agents::{Agents, BadAgent},
     lease::Lease,
     presence::{Listener, watch::Watch},
     recorder::{Coalesce, Recorder},
-    run::attempt::Attempts,
+    run::{attempt::Attempts, late::Late},
 };
 
 /// Runs handed back at the same time: fewer than the connections that are kept for heartbeats and commits.
@@ -157,12 +157,14 @@ pub async fn run(parts: Parts, shutdown: Shutdown) -> Result<(), Error> {
         poll: config.worker.poll,
         stop: shutdown.soft.clone(),
     });
+    let (late, late_stop) = (TaskTracker::new(), hard_stop.clone());
     let attempts = Arc::new(Attempts {
         store: Arc::clone(&store),
         bus: Arc::clone(&bus),
         recorder,
         agents,
-        max_calls_per_step: config.limits.max_calls_per_step as usize,
+        limits: config.limits.clone(),
+        late: Late { store: Arc::clone(&store), tasks: late.clone(), hard_stop: hard_stop.clone() },
         hand_backs: Semaphore::new(HAND_BACKS),
         drain: shutdown.soft.clone(),
         hard_stop,
@@ -172,6 +174,11 @@ pub async fn run(parts: Parts, shutdown: Shutdown) -> Result<(), Error> {
     // Also if the framework gave up by itself: without it nothing is worked on.
     shutdown.soft.cancel();
     hand_back_unbegun(&store, &*bus, &unbegun).await;
+    late.close();
+    tokio::select! {
+        () = late.wait() => {}
+        () = async { late_stop.cancelled().await; sleep(LAST_COMMITS).await } => {}
+    }
     cutting.abort();
     let [(_, recording), others @ ..] = tasks;
     let recorded = timeout(LAST_COMMITS, recording).await;

@@ -35,6 +35,8 @@ use crate::{
 };
 
 const MAX_KEY_LEN: usize = 255;
+/// Where the keys of submissions without a chat in their path count.
+pub(crate) const SUBMIT_RUN: &str = "POST /v1/runs";
 
 /// What to run, and where.
 #[derive(Debug, Deserialize, ToSchema)]
@@ -188,6 +190,18 @@ fn text_of(headers: &HeaderMap, name: &str) -> Option<String> {
     headers.get(name).and_then(|value| value.to_str().ok()).map(ToOwned::to_owned)
 }
 
+/// The key itself, which may be quoted.
+pub(crate) fn check_key(text: &str) -> Result<&str, String> {
+    let key = text.strip_prefix('"').and_then(|rest| rest.strip_suffix('"')).unwrap_or(text);
+    if key.is_empty() || key.len() > MAX_KEY_LEN {
+        return Err(format!("must have 1 to {MAX_KEY_LEN} characters"));
+    }
+    if !key.bytes().all(|byte| (b' '..=b'~').contains(&byte)) {
+        return Err("must be printable ASCII".to_owned());
+    }
+    Ok(key)
+}
+
 /// The key under which a repeat is recognised: bare, or quoted as a structured field.
 fn idempotency(origin: &Origin<'_>) -> Result<Option<IdempotencyKey>, ApiError> {
     const NAME: &str = "Idempotency-Key";
@@ -197,10 +211,7 @@ fn idempotency(origin: &Origin<'_>) -> Result<Option<IdempotencyKey>, ApiError> 
         return Err(ApiError::header(NAME, "must be given once"));
     }
     let text = value.to_str().map_err(|_| ApiError::header(NAME, "must be printable ASCII"))?.trim();
-    let key = text.strip_prefix('"').and_then(|rest| rest.strip_suffix('"')).unwrap_or(text);
-    if key.is_empty() || key.len() > MAX_KEY_LEN {
-        return Err(ApiError::header(NAME, format!("must have 1 to {MAX_KEY_LEN} characters")));
-    }
+    let key = check_key(text).map_err(|detail| ApiError::header(NAME, detail))?;
     // A chat that stands in the path, not in the body, belongs to what was asked for.
     let mut fingerprint = Sha256::new();
     fingerprint.update(origin.chat_id.map_or(uuid::Uuid::nil(), |chat| chat.0));

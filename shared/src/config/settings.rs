@@ -114,6 +114,16 @@ pub(super) const SETTINGS: &[Setting] = &[
     text("limits.first_byte", "How long a model may take to begin its answer."),
     text("limits.max_output_bytes", "The largest output of one model call."),
     number("limits.max_calls_per_step", "The most tool calls that one model output may ask for."),
+    number(
+        "limits.loop_lines",
+        "A run whose model goes on writing the same line ends when it has done so this often; 0 is never.",
+    ),
+    number("limits.loop_blocks", "The same for a piece of up to 150 characters."),
+    number("limits.loop_characters", "The same for a single character."),
+    number(
+        "limits.loop_calls",
+        "A run ends when each of so many steps in a row was the same tool call with the same result; 0 is never.",
+    ),
     text(
         "auth.mode",
         "`required`: every call carries a key. `loopback`: no key, only while the server listens on a loopback address, as `longhaul dev` does.",
@@ -217,6 +227,13 @@ pub(super) const SETTINGS: &[Setting] = &[
         ..text("tools.<name>.timeout", "How long one call may take.")
     },
     text("tools.<name>.max_bytes", "The largest answer that is read."),
+    Setting {
+        default: Some("none"),
+        ..text(
+            "tools.<name>.reconcile_url",
+            "Asked what became of a `once` call whose answer was not seen; see docs/tools.md. Without it such a call stays `unknown`.",
+        )
+    },
 ];
 
 impl Setting {

@@ -180,7 +180,7 @@ impl Replay {
                 EventData::RunQueued { .. }
                 | EventData::RunClaimed { .. }
                 | EventData::RunReleased { .. }
-                | EventData::RunStopping {},
+                | EventData::RunStopping { .. },
             )
             | None => {}
         }
@@ -219,6 +219,7 @@ impl Replay {
             planned_at: None,
             dispatched_at: None,
             settled_at: None,
+            late: None,
         });
     }
 
@@ -429,6 +430,7 @@ mod tests {
                 planned_at: None,
                 dispatched_at: None,
                 settled_at: None,
+                late: None,
             };
             let mut replay = Replay::from_rows(run_id, [step.clone()], [call]);
             for (seq, event) in (1..).zip(&events) {

@@ -1,11 +1,11 @@
 //! How a run is brought to its end, whoever ends it: its worker, a stop, the reaper.
 //!
-//! What was streamed of an unfinished step is kept as an interrupted step, every open tool call gets its one outcome,
-//! and `run.finished` comes last.
+//! The stages of a stop come first, if it is one that ends the run. What was streamed of an unfinished step is kept as
+//! an interrupted step, every open tool call gets its one outcome, and `run.finished` comes last.
 
 use super::{
-    event::{Event, EventData},
-    ids::{Epoch, RunId},
+    event::{Event, EventData, StopStage},
+    ids::{Epoch, Millis, RunId},
     replay::Replay,
     run::{Ending, Usage},
     step::{FinishReason, Step},
@@ -19,15 +19,36 @@ pub struct Settlement {
     pub calls: Vec<ToolCall>,
 }
 
+/// The stop by which a run ends.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Stop {
+    pub requested_at: Millis,
+    /// It is the holder that ends the run.
+    pub is_delivered: bool,
+}
+
+impl Stop {
+    fn stages(self) -> impl Iterator<Item = Event> {
+        let requested =
+            EventData::RunStopping { stage: StopStage::Requested, requested_at: Some(self.requested_at) };
+        let delivered = EventData::RunStopping { stage: StopStage::Delivered, requested_at: None };
+        [Some(requested), self.is_delivered.then_some(delivered)]
+            .into_iter()
+            .flatten()
+            .map(|stage| stage.of_run())
+    }
+}
+
 /// The events of the ending go behind `replay`, and from there the numbers count.
 pub fn settle(
     run_id: RunId,
     replay: &Replay,
     usage: Usage,
     ending: &Ending,
+    stop: Option<Stop>,
     epoch: Epoch,
 ) -> (Vec<Event>, Settlement) {
-    let mut events = vec![];
+    let mut events: Vec<_> = stop.into_iter().flat_map(Stop::stages).collect();
     let mut settlement = Settlement { steps: vec![], calls: vec![] };
     if let Some(open) = replay.open().filter(|open| !open.output.is_empty()) {
         let finished = EventData::StepFinished {
@@ -109,7 +130,7 @@ mod tests {
             EventData::TextDelta { text: "half".into() }.of_step(1, 3),
         ]);
         let (events, settlement) =
-            settle(RunId::generate(), &replay, Usage::default(), &Ending::stopped(), 2);
+            settle(RunId::generate(), &replay, Usage::default(), &Ending::stopped(), None, 2);
         let [step] = &settlement.steps[..] else { panic!("one step") };
         assert_eq!(step.output, [OutputPart::Text { text: "half".into() }]);
         assert_eq!((step.attempt, step.first_seq, step.last_seq, step.started_at), (3, 1, 3, 7));
@@ -130,7 +151,7 @@ mod tests {
             started(3),
         ]);
         let (events, settlement) =
-            settle(RunId::generate(), &replay, Usage::default(), &Ending::stopped(), 2);
+            settle(RunId::generate(), &replay, Usage::default(), &Ending::stopped(), None, 2);
         let states: Vec<_> = settlement.calls.iter().map(|call| call.state).collect();
         assert_eq!(states, [CallState::Unknown, CallState::Cancelled, CallState::Cancelled]);
         assert_eq!(events.len(), 4);

@@ -30,6 +30,15 @@ pub enum StartAt {
     In(i64),
 }
 
+/// Where an idempotency key counts.
+#[derive(Clone, Copy, Debug)]
+pub struct KeyName<'a> {
+    pub key: &'a str,
+    /// Who calls, so that two callers' keys do not meet.
+    pub caller: &'a str,
+    pub route: &'a str,
+}
+
 /// Makes a repeated call answer like the first.
 #[derive(Clone, Debug)]
 pub struct IdempotencyKey {

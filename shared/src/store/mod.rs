@@ -27,11 +27,11 @@ use crate::domain::{
     message::Message,
     run::{BlockedBy, Claim, Ending, Run},
     step::Step,
-    tool::ToolCall,
+    tool::{LateResult, ToolCall},
     transition::{Reason, RunStatus, stored_words},
 };
 
-pub use admission::{AdmitError, Admitted, IfBusy, NewRun};
+pub use admission::{AdmitError, Admitted, IfBusy, KeyName, NewRun};
 pub use error::StoreError;
 pub use page::{Listed, Page};
 
@@ -189,6 +189,17 @@ impl StopOutcome {
     }
 }
 
+/// What became of a stop that names its run by the idempotency key of its submission.
+#[derive(Clone, Debug)]
+pub enum KeyStop {
+    Known(StopOutcome),
+    /// Nobody has submitted with this key. Whoever does so within the key's time gets a run that is over.
+    Noted {
+        requested_at: Millis,
+        expires_at: Millis,
+    },
+}
+
 #[async_trait]
 pub trait Runs: Send + Sync {
     async fn run(&self, workspace: WorkspaceId, run: RunId) -> Result<Run>;
@@ -207,6 +218,8 @@ pub trait Runs: Send + Sync {
     async fn records(&self, workspace: WorkspaceId, runs: &[RunId]) -> Result<Vec<RunRecord>>;
     /// Records the wish to stop, and ends the run at once if no live worker holds it.
     async fn stop_run(&self, workspace: WorkspaceId, run: RunId) -> Result<StopOutcome>;
+    /// The same for the run that was submitted with this key, or that will be.
+    async fn stop_by_key(&self, workspace: WorkspaceId, key: KeyName<'_>) -> Result<KeyStop>;
 }
 
 /// The one way in for a run.
@@ -270,6 +283,10 @@ pub trait Log: LogReader {
     /// disturb the others. At most one append for each run. An append that is committed already, because the answer
     /// was lost, is answered like the first time, without what it caused. The caller awaits it to its end.
     async fn commit(&self, appends: &[Append]) -> Vec<Result<Committed>>;
+    /// Writes into the ledger what a call came to that was dispatched under `call.epoch` and settled without an answer,
+    /// by that holder or by whoever took the run from it. `false`, and nothing is changed, when it was settled otherwise
+    /// or later, or when something is known already.
+    async fn record_late(&self, workspace: WorkspaceId, call: &ToolCall, late: &LateResult) -> Result<bool>;
 }
 
 #[async_trait]
@@ -311,7 +328,7 @@ pub trait Jobs: Send + Sync {
     ) -> Result<Released>;
     /// Jobs whose worker's lease ran out go back to pending with `run.released` appended and their crash counted;
     /// after more than `max_crashes` without progress the run fails with `crash_limit`. A run whose stop is requested
-    /// ends. Up to `limit`; the expiry is checked again under the job's lock. A run that cannot be released now does not
+    /// ends, and so does one whose live holder has not followed its stop within [`STOP_GRACE_MS`]. Up to `limit`; the expiry is checked again under the job's lock. A run that cannot be released now does not
     /// keep the others waiting: an error is told only when nothing was released.
     async fn reap(&self, max_crashes: i32, limit: u32) -> Result<Vec<Released>>;
     /// Scheduled runs that are due take the chat's slot or queue up for it.
@@ -374,7 +391,11 @@ pub struct WorkerRow {
 pub struct StopRequest {
     pub run_id: RunId,
     pub reason: Reason,
+    pub requested_at: Millis,
 }
+
+/// How long the holder of a run has to follow a stop. After that anybody carries it out.
+pub const STOP_GRACE_MS: i64 = 2_000;
 
 /// Leases: a worker's row is its lease on everything it holds.
 #[async_trait]

@@ -223,6 +223,7 @@ pub(super) fn planned(claim: &Claim, step: u32, call: u32) -> ToolCall {
         planned_at: None,
         dispatched_at: None,
         settled_at: None,
+        late: None,
     }
 }
 

@@ -12,6 +12,8 @@ mod fixtures;
 mod harness;
 mod idempotency;
 mod invariants;
+mod key_stops;
+mod late;
 mod log;
 mod log_read;
 mod queue;

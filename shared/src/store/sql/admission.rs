@@ -10,15 +10,17 @@ use uuid::Uuid;
 use super::{
     super::insert_run::insert_run,
     Db, SqlStore,
-    idempotency::{claim_key, keep_answer, repeated_message},
+    idempotency::{KeyClaim, claim_key, keep_answer, repeated_message},
     rows::{self, get, run_columns, run_place},
+    settle::end_run,
     to_its_end,
 };
 use crate::{
     domain::{
         event::{EventData, Segment},
         ids::{ChatId, MessageId, Millis, RunId, WorkspaceId},
-        run::{Run, Usage},
+        run::{Ending, Run, Usage},
+        settle::Stop,
         transition::RunStatus,
     },
     store::{AdmitError, Admitted, IfBusy, NewRun, Result, StoreError, admission::StartAt},
@@ -55,10 +57,12 @@ impl crate::store::Admission for SqlStore {
 impl SqlStore {
     async fn admit_new(&self, new: NewRun) -> std::result::Result<Admitted, AdmitError> {
         let mut tx = self.begin().await?;
-        if let Some(key) = &new.idempotency
-            && let Some(admitted) = claim_key(&mut tx, &new, key).await?
-        {
-            return Ok(admitted);
+        let mut stop_requested_at = None;
+        if let Some(key) = &new.idempotency {
+            match claim_key(&mut tx, &new, key).await? {
+                KeyClaim::Answered(admitted) => return Ok(*admitted),
+                KeyClaim::Taken { stop_requested_at: noted } => stop_requested_at = noted,
+            }
         }
         let (chat_id, turn, now) = take_turn(&mut tx, &new).await?;
         if let (Some(_), Some(client_id)) = (new.chat_id, &new.client_message_id)
@@ -80,7 +84,12 @@ impl SqlStore {
             turn,
             user_message_id: MessageId::generate(),
             assistant_message_id: MessageId::generate(),
-            status: if run_at.is_some() { RunStatus::Scheduled } else { RunStatus::Pending },
+            status: match (stop_requested_at, run_at) {
+                // It ends before it could want the slot.
+                (Some(_), _) => RunStatus::Queued,
+                (None, Some(_)) => RunStatus::Scheduled,
+                (None, None) => RunStatus::Pending,
+            },
             run_at,
             events: String::new(),
         };
@@ -103,18 +112,24 @@ impl SqlStore {
         }
         // A queued run is not in that index, so nothing but a bug gets here without a row.
         let inserted = inserted.ok_or_else(|| StoreError::Conflict("runs_one_active_per_chat".to_owned()))?;
-        if let Some(key) = &new.idempotency {
-            keep_answer(&mut tx, &new, key, &row, position).await?;
-        }
-        tx.commit().await.map_err(StoreError::from)?;
-        let run = row.as_run(&inserted);
-        let segment = Segment {
+        let mut run = row.as_run(&inserted);
+        let mut segments = vec![Segment {
             run_id: run.id,
             first: 1,
             last: 1,
             at: inserted.event_at,
             events: vec![event.of_run()],
-        };
+        }];
+        if let Some(requested_at) = stop_requested_at {
+            let stop = Stop { requested_at, is_delivered: false };
+            let ended = end_run(&mut tx, &(&run).into(), &Ending::stopped(), Some(stop), 0).await?;
+            segments.push(ended.segment);
+            run = read_run(&mut tx, run.workspace_id, run.id).await?;
+        }
+        if let Some(key) = &new.idempotency {
+            keep_answer(&mut tx, &new, key, run.id, run.status, position).await?;
+        }
+        tx.commit().await.map_err(StoreError::from)?;
         Ok(Admitted {
             message_id: new.client_message_id.unwrap_or_else(|| run.user_message_id.to_string()),
             assistant_message_id: run.assistant_message_id,
@@ -123,7 +138,7 @@ impl SqlStore {
             run,
             position,
             replayed: false,
-            segments: vec![segment],
+            segments,
         })
     }
 }

@@ -19,7 +19,7 @@ use crate::{
         run::Claim,
         transition::RunStatus,
     },
-    store::{Jobs, Released, Result, StoreError},
+    store::{Jobs, Released, Result, STOP_GRACE_MS, StoreError},
 };
 
 #[async_trait]
@@ -52,6 +52,19 @@ impl Jobs for SqlStore {
         for row in &orphans {
             let (workspace, run_id) = (get::<Uuid>(row, "workspace_id")?, get::<Uuid>(row, "run_id")?);
             round.add(release::reap(self, workspace.into(), run_id.into(), max_crashes).await);
+        }
+        let unfollowed = sqlx::query(concat!(
+            "select workspace_id, id from runs where status = 'running' and stop_requested_at <= ",
+            now!(),
+            " - $1 order by stop_requested_at limit $2"
+        ))
+        .bind(STOP_GRACE_MS)
+        .bind(i64::from(limit))
+        .fetch_all(self.reserved())
+        .await?;
+        for row in &unfollowed {
+            let (workspace, run_id) = (get::<Uuid>(row, "workspace_id")?, get::<Uuid>(row, "id")?);
+            round.add(release::carry_out_stop(self, workspace.into(), run_id.into()).await);
         }
         round.result()
     }

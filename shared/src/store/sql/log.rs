@@ -9,6 +9,7 @@ use crate::{
     domain::{
         event::{EventData, Segment},
         ids::{Epoch, Millis, RunId, Seq, WorkspaceId},
+        tool::{LateResult, ToolCall},
     },
     store::{Append, Committed, Log, Result, StoreError},
 };
@@ -53,6 +54,10 @@ impl Log for SqlStore {
             }
         }
         results
+    }
+
+    async fn record_late(&self, workspace: WorkspaceId, call: &ToolCall, late: &LateResult) -> Result<bool> {
+        super::late::record_late(self, workspace, call, late).await
     }
 }
 

@@ -10,14 +10,17 @@ use super::{Db, KIND, MIGRATIONS, SqlStore, lists};
 
 pub(super) mod admission;
 mod chats;
+mod facts;
 mod idempotency;
 mod jobs;
+mod late;
 pub(super) mod log;
 mod log_read;
 mod release;
 pub(super) mod rows;
 mod runs;
 mod settle;
+mod stop_by_key;
 mod workers;
 mod workspaces;
 

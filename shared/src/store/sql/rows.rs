@@ -14,7 +14,7 @@ use crate::{
         message::Message,
         run::{Run, RunError, Usage},
         step::Step,
-        tool::ToolCall,
+        tool::{LateResult, ToolCall},
     },
     store::{Result, StoreError},
 };
@@ -225,7 +225,14 @@ pub(crate) fn tool_call(row: &DbRow) -> Result<ToolCall> {
         planned_at: get(row, "planned_at")?,
         dispatched_at: get(row, "dispatched_at")?,
         settled_at: get(row, "settled_at")?,
+        late: late_result(row)?,
     })
+}
+
+fn late_result(row: &DbRow) -> Result<Option<LateResult>> {
+    let Some(state) = word_or_null(row, "tool_calls", "late_state")? else { return Ok(None) };
+    let (output, error) = (get(row, "late_output")?, get(row, "late_error")?);
+    Ok(Some(LateResult { state, output, error, at: get(row, "late_at")? }))
 }
 
 pub(crate) fn segment(row: &DbRow) -> Result<Segment> {

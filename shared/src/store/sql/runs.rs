@@ -19,7 +19,7 @@ use crate::{
         run::{BlockedBy, Run},
         transition::RunStatus,
     },
-    store::{Listed, LogCursor, Page, Result, RunFilter, RunRecord, Runs, StopOutcome},
+    store::{KeyName, KeyStop, Listed, LogCursor, Page, Result, RunFilter, RunRecord, Runs, StopOutcome},
 };
 
 #[async_trait]
@@ -105,7 +105,7 @@ impl Runs for SqlStore {
         );
         const CALLS: &str = concat!(
             "select run_id, step, call, call_id, name, arguments, effect, state, idempotency_key, epoch, output, \
-             error, planned_at, dispatched_at, settled_at from tool_calls \
+             error, planned_at, dispatched_at, settled_at, late_state, late_output, late_error, late_at from tool_calls \
              where workspace_id = $1 and run_id in ",
             listed_ids!("2"),
             " order by run_id, step, call"
@@ -146,6 +146,10 @@ impl Runs for SqlStore {
 
     async fn stop_run(&self, workspace: WorkspaceId, run: RunId) -> Result<StopOutcome> {
         super::settle::stop_run(self, workspace, run).await
+    }
+
+    async fn stop_by_key(&self, workspace: WorkspaceId, key: KeyName<'_>) -> Result<KeyStop> {
+        super::stop_by_key::stop_by_key(self, workspace, key).await
     }
 }
 

@@ -10,6 +10,7 @@ use super::{
     super::commit::write,
     Db, SqlStore,
     admission::read_run,
+    facts::RunFacts,
     log::spread,
     rows::{get, segment, step, tool_call},
     to_its_end,
@@ -17,10 +18,10 @@ use super::{
 use crate::{
     domain::{
         event::Segment,
-        ids::{ChatId, Epoch, RunId, WorkerId, WorkspaceId},
+        ids::{ChatId, Epoch, Millis, RunId, WorkerId, WorkspaceId},
         replay::Replay,
-        run::{Ending, Run},
-        settle::settle,
+        run::Ending,
+        settle::{Stop, settle},
         transition::Reason,
     },
     store::{Append, Committed, Result, StopOutcome, StoreError},
@@ -44,7 +45,7 @@ pub(crate) struct HeldJob {
 
 impl HeldJob {
     /// The crashes of a run without a saved step between them, with the one that has just been found.
-    pub(crate) fn crashes_with_this(&self, run: &Run) -> i32 {
+    pub(crate) fn crashes_with_this(&self, run: &RunFacts) -> i32 {
         if i64::from(run.step_count) > i64::from(self.crash_step) { 1 } else { self.crashes + 1 }
     }
 }
@@ -157,21 +158,27 @@ async fn stop_in(
     let epoch = job.map_or(0, |job| job.epoch + 1);
     // The first wish gave the reason, even if its addressee died before it could follow.
     let reason = run.stop_reason.unwrap_or(reason);
-    let ended = end_run(tx, &run, &Ending { reason, error: None }, epoch).await?;
+    let requested_at = match run.stop_requested_at {
+        Some(at) => at,
+        None => now(tx).await?,
+    };
+    let stop = Stop { requested_at, is_delivered: false };
+    let ended = end_run(tx, &(&run).into(), &Ending { reason, error: None }, Some(stop), epoch).await?;
     let mut segments = vec![ended.segment];
     segments.extend(ended.caused);
     Ok(StopOutcome::Ended { run: read_run(tx, workspace, run_id).await?, segments, wake: ended.wake })
 }
 
-/// Ends a run whose chat and job are locked and that no live worker holds.
+/// Ends a run whose chat and job are locked. Should a live worker hold it, it finds its next position taken.
 pub(crate) async fn end_run(
     tx: &mut Transaction<'static, Db>,
-    run: &Run,
+    run: &RunFacts,
     ending: &Ending,
+    stop: Option<Stop>,
     epoch: Epoch,
 ) -> Result<Committed> {
     let replay = replay(tx, run).await?;
-    let (events, settlement) = settle(run.id, &replay, run.usage, ending, epoch);
+    let (events, settlement) = settle(run.id, &replay, run.usage, ending, stop, epoch);
     let append = Append {
         workspace_id: run.workspace_id,
         chat_id: run.chat_id,
@@ -185,7 +192,26 @@ pub(crate) async fn end_run(
         ending: Some(ending.clone()),
     };
     let outcomes = write(tx, &[&append]).await?;
-    spread(&[&append], outcomes).pop().unwrap_or(Err(StoreError::LeaseLost))
+    let committed = spread(&[&append], outcomes).pop().unwrap_or(Err(StoreError::LeaseLost))?;
+    if let Some(stop) = stop.filter(|_| run.stop_requested_at.is_none()) {
+        // Behind the log, in the lock order.
+        sqlx::query(
+            "update runs set stop_requested_at = $3, stop_reason = $4 where workspace_id = $1 and id = $2",
+        )
+        .bind(run.workspace_id.0)
+        .bind(run.id.0)
+        .bind(stop.requested_at)
+        .bind(ending.reason.as_str())
+        .execute(&mut **tx)
+        .await?;
+    }
+    Ok(committed)
+}
+
+/// The database's clock.
+async fn now(tx: &mut Transaction<'static, Db>) -> Result<Millis> {
+    let row = sqlx::query(concat!("select ", now!(), " as at")).fetch_one(&mut **tx).await?;
+    get(&row, "at")
 }
 
 pub(crate) async fn lock_chat(
@@ -252,7 +278,7 @@ async fn is_alive(tx: &mut Transaction<'static, Db>, worker: WorkerId) -> Result
 }
 
 /// The run's answer up to the last event of its log.
-async fn replay(tx: &mut Transaction<'static, Db>, run: &Run) -> Result<Replay> {
+async fn replay(tx: &mut Transaction<'static, Db>, run: &RunFacts) -> Result<Replay> {
     let steps = sqlx::query("select * from steps where workspace_id = $1 and run_id = $2 order by step")
         .bind(run.workspace_id.0)
         .bind(run.id.0)

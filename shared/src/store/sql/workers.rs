@@ -53,7 +53,7 @@ impl Workers for SqlStore {
 
     async fn stop_requests(&self, worker: WorkerId) -> Result<Vec<StopRequest>> {
         let rows = sqlx::query(
-            "select r.id, r.stop_reason from jobs j join runs r on r.workspace_id = j.workspace_id and r.id = j.run_id \
+            "select r.id, r.stop_reason, r.stop_requested_at from jobs j join runs r on r.workspace_id = j.workspace_id and r.id = j.run_id \
              where j.worker_id = $1 and r.stop_requested_at is not null",
         )
         .bind(worker.0)
@@ -62,7 +62,11 @@ impl Workers for SqlStore {
         rows.iter()
             .map(|row| {
                 let reason = word_or_null(row, "runs", "stop_reason")?.unwrap_or(Reason::Stop);
-                Ok(StopRequest { run_id: get::<Uuid>(row, "id")?.into(), reason })
+                Ok(StopRequest {
+                    run_id: get::<Uuid>(row, "id")?.into(),
+                    reason,
+                    requested_at: get(row, "stop_requested_at")?,
+                })
             })
             .collect()
     }
