@@ -10,6 +10,7 @@ use longhaul_shared::{
     admission::announce,
     bus::{Bus, Signal},
     domain::{ids::WorkerId, retry::Backoff},
+    failpoint::{Point, hit},
     queue::Holdings,
     store::{NewWorker, SharedStore, StoreError},
 };
@@ -112,6 +113,7 @@ impl Lease {
                 () = self.done.cancelled() => return End::Done,
                 () = sleep_until(next) => {}
             }
+            hit(Point::BeforeHeartbeat);
             let sent = Instant::now();
             let fence = confirmed + self.lease - margin;
             // In a task of its own: a heartbeat that hangs must not be dropped in mid-flight, nor waited for.

@@ -9,6 +9,7 @@ use longhaul_shared::{
     admission::announce,
     bus::Bus,
     domain::retry::MAX_CRASHES,
+    failpoint::{Point, hit_if},
     store::{Released, SharedStore, StoreError},
 };
 use tokio::time::{Instant, sleep};
@@ -42,7 +43,9 @@ pub async fn reap(store: SharedStore, bus: Arc<dyn Bus>, stop: CancellationToken
 }
 
 async fn round(store: &SharedStore, bus: &dyn Bus) -> Result<(), StoreError> {
-    for released in store.reap(MAX_CRASHES, BATCH).await? {
+    let reaped = store.reap(MAX_CRASHES, BATCH).await?;
+    hit_if(Point::AfterReap, || !reaped.is_empty());
+    for released in reaped {
         tracing::warn!(run.id = %released.run_id, ended = released.ended, "took a run from a dead worker");
         tell(bus, released);
     }

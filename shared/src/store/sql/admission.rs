@@ -21,6 +21,7 @@ use crate::{
         run::{Run, Usage},
         transition::RunStatus,
     },
+    failpoint::{Point, hit},
     store::{AdmitError, Admitted, IfBusy, NewRun, Result, StoreError, admission::StartAt},
 };
 
@@ -106,7 +107,9 @@ impl SqlStore {
         if let Some(key) = &new.idempotency {
             keep_answer(&mut tx, &new, key, &row, position).await?;
         }
+        hit(Point::InAdmissionBeforeCommit);
         tx.commit().await.map_err(StoreError::from)?;
+        hit(Point::AfterAdmissionBeforeAnswer);
         let run = row.as_run(&inserted);
         let segment = Segment {
             run_id: run.id,
