@@ -63,7 +63,6 @@ fn seen_by(mutant: &str) -> Vec<Case> {
         "no_status_condition" => special(Special::EndedByHand).collect(),
         "no_expected_position" => vec![
             grid(Script::Text, "before_commit", Fault::Stop),
-            grid(Script::Row, "before_finalize", Fault::Stop),
             grid(Script::Row, "before_commit", Fault::Link(Way::Up)),
         ],
         "publish_before_commit" => vec![

@@ -51,7 +51,6 @@ impl Script {
     pub(crate) fn hit_of(self, failpoint: &str) -> usize {
         match (failpoint, self) {
             ("before_model_call" | "after_model_before_persist", _) => self.gated_turn(),
-            ("before_commit" | "after_persist_before_publish", _) => 2,
             ("after_tool_answer_before_record" | "after_tool_result", Self::Parallel) => 3,
             _ => 1,
         }

@@ -292,9 +292,12 @@ async fn reaper_late(setup: Setup) -> Vec<String> {
     world.start_worker().await;
     gate.reached_by(2).await;
     world.workers[1].thaw();
-    // It goes on with what it saw, and looks again after that.
-    world.workers[1].says("the lease is lost").await;
-    sleep(Duration::from_secs(1)).await;
+    // It goes on with what it saw, and renews its lease while it does.
+    for _ in 0..2 {
+        let leases = "select cast(sum(expires_at) as bigint) from workers";
+        let before = world.rows.number(leases).await;
+        world.rows.until("leases are renewed", leases, |now| now > before + 1_500).await;
+    }
     gate.open();
     tail.ended().await;
     let run = world.client().ended(&submitted.run_id).await;
@@ -342,7 +345,10 @@ async fn with_good_ones(world: &World, tag: &str) -> (String, Vec<String>) {
     }
     let poison = json!({"agent": "quick", "input": "Poison.", "tags": [tag]});
     let poison = client.post("/v1/runs", &poison).await.submitted().run_id;
-    good.push(client.submit("quick", "Good too.").await.run_id);
+    // Where the API dies with it, nobody is there to ask for more.
+    if world.store() == Store::Postgres {
+        good.push(client.submit("quick", "Good too.").await.run_id);
+    }
     (poison, good)
 }
 

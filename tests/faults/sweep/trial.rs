@@ -4,7 +4,7 @@
 use std::time::Duration;
 
 use longhaul_tests::client::Submitted;
-use longhaul_tests::{FAILPOINTS, Gate, PATIENCE, Relay, Setup, Store, World};
+use longhaul_tests::{At, FAILPOINTS, Gate, PATIENCE, Relay, Setup, Store, World};
 use tokio::time::{Instant, sleep};
 
 use super::case::{Fault, Place};
@@ -121,20 +121,19 @@ impl Trial {
             Place::Model(at) => Some(world.provider.gate_on_turn("helper", turn, at)),
             Place::BeforeEffect(tool) => Some(world.tools.gate_before(tool)),
             Place::AfterEffect(tool) => Some(world.tools.gate_after(tool)),
-            // It comes while the run is under way, and no earlier than the first beat.
-            Place::Failpoint("before_heartbeat") => {
-                Some(world.provider.gate_on_turn("helper", turn, longhaul_tests::At::Token(PIECES / 2)))
+            // They come in the middle of an answer.
+            Place::Failpoint("before_heartbeat" | "before_commit" | "after_persist_before_publish") => {
+                Some(world.provider.gate_on_turn("helper", 1, At::Token(PIECES / 2)))
             }
             Place::Failpoint(_) => None,
         }
     }
 
     async fn reached(&self, gate: Option<&Gate>, process: &mut longhaul_tests::world::Server) {
-        if let Some(gate) = gate {
-            gate.reached().await;
-        }
-        if let Place::Failpoint(name) = self.place {
-            struck(process, name).await;
+        match (self.place, gate) {
+            (Place::Failpoint(name), _) => struck(process, name).await,
+            (_, Some(gate)) => gate.reached().await,
+            (_, None) => unreachable!("each other place is a gate"),
         }
     }
 }

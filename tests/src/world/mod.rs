@@ -278,8 +278,8 @@ impl World {
         broken.extend(doubled.map(|entry| format!("charged {} more than once", entry.op)));
         for server in self.apis.iter().chain(&self.workers) {
             let output = server.output();
-            // No process may panic, and no secret and no prompt may reach a log.
-            let unheard_of = ["panicked", config::PROVIDER_KEY, config::INSTRUCTIONS]
+            // No process may panic or find something to repair, and no secret and no prompt may reach a log.
+            let unheard_of = ["panicked", "repaired rows", config::PROVIDER_KEY, config::INSTRUCTIONS]
                 .into_iter()
                 .chain(self.key.as_deref());
             let unheard_of: Vec<&str> = unheard_of.collect();
