@@ -1,6 +1,9 @@
 //! The product with one guard taken out at a time. Cases that should see it are tried until one does; a mutant that
 //! none sees is a hole in the sweep, or a guard that guards nothing.
 
+use std::path::Path;
+
+use anyhow::Result;
 use comfy_table::{ContentArrangement, Table};
 use longhaul_tests::{Store, Way};
 
@@ -11,31 +14,29 @@ use super::special::Special;
 use super::{known, sweep};
 
 #[derive(clap::Args)]
-pub(crate) struct Args {
+pub(crate) struct Options {
     /// Only mutants whose name contains this
     #[arg(long, value_name = "PART")]
     only: Option<String>,
     /// Cases at the same time
     #[arg(long, default_value_t = 3)]
     jobs: usize,
-    /// One JSON object for each case on stdout
-    #[arg(long)]
-    json: bool,
 }
 
 /// `true`: each mutant was seen.
-pub(crate) async fn run(args: Args) -> bool {
+pub(crate) async fn run(options: &Options, json: Option<&Path>) -> Result<bool> {
     let mut table = Table::new();
     table.set_content_arrangement(ContentArrangement::Dynamic).set_header(["mutant", "seen by", "as"]);
+    let report = Report::new(json)?;
     let mut good = true;
     for mutant in known("LONGHAUL_MUTANT", "?").await {
-        if args.only.as_ref().is_some_and(|part| !mutant.contains(part.as_str())) {
+        if options.only.as_ref().is_some_and(|part| !mutant.contains(part.as_str())) {
             continue;
         }
         let cases = seen_by(&mutant);
-        let (tried, report) = (cases.len(), Report::new(args.json));
+        let tried = cases.len();
         eprintln!("the mutant {mutant}: {tried} cases");
-        let verdicts = sweep(cases, Some(&mutant), args.jobs, &report).await;
+        let verdicts = sweep(cases, Some(&mutant), options.jobs, &report).await;
         let red: Vec<_> = verdicts.iter().filter(|verdict| !verdict.flaws.is_empty()).collect();
         good &= !red.is_empty();
         if red.is_empty() {
@@ -47,7 +48,7 @@ pub(crate) async fn run(args: Args) -> bool {
         }
     }
     eprintln!("{table}");
-    good
+    Ok(good)
 }
 
 /// The cases that must see it.

@@ -1,5 +1,7 @@
 //! How a sweep went: a line for each case as it ends, a table of what was broken, and the logs of those cases.
 
+use std::fs::File;
+use std::io::Write;
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
@@ -21,7 +23,8 @@ pub(crate) struct Verdict {
 }
 
 pub(crate) struct Report {
-    json: bool,
+    /// One line for each case.
+    json: Option<File>,
     begin: Instant,
     verdicts: Vec<Verdict>,
     /// What is wrong with the sweep itself.
@@ -29,8 +32,9 @@ pub(crate) struct Report {
 }
 
 impl Report {
-    pub(crate) fn new(json: bool) -> Self {
-        Self { json, begin: Instant::now(), verdicts: Vec::new(), complaints: Vec::new() }
+    pub(crate) fn new(json: Option<&Path>) -> std::io::Result<Self> {
+        let json = json.map(File::create).transpose()?;
+        Ok(Self { json, begin: Instant::now(), verdicts: Vec::new(), complaints: Vec::new() })
     }
 
     pub(crate) fn complain(&mut self, complaints: Vec<String>) {
@@ -43,10 +47,10 @@ impl Report {
 
     pub(crate) fn tell(&self, verdict: &Verdict) {
         let took = verdict.took.as_secs_f64();
-        if self.json {
+        if let Some(mut json) = self.json.as_ref() {
             let line = json!({"case": verdict.name, "good": verdict.flaws.is_empty(), "seconds": took,
                 "broken": verdict.flaws});
-            println!("{line}");
+            writeln!(json, "{line}").expect("the report can be written");
         }
         let word = if verdict.flaws.is_empty() { "good" } else { "BROKEN" };
         eprintln!("{word:>6} {took:5.1} s  {}", verdict.name);

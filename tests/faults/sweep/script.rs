@@ -120,10 +120,9 @@ impl Script {
             let op = op(id, turn, call.call as usize);
             let (effects, keys) = (world.tools.effects(&op), world.tools.keys(&op));
             let good = match (*tool, call.state.as_str()) {
-                ("charge", "succeeded") => effects == 1,
+                ("charge" | "put", "succeeded") => effects == 1,
                 // It may have been done, nobody knows; it must not be done again.
                 ("charge", "unknown") => effects <= 1,
-                ("put", "succeeded") => effects == 1,
                 ("look", "succeeded") => effects >= 1,
                 _ => false,
             };

@@ -208,11 +208,10 @@ impl World {
 
     /// What all processes printed so far.
     pub fn outputs(&self) -> String {
-        self.apis
-            .iter()
-            .chain(&self.workers)
-            .map(|server| format!("---- {server}\n{}", server.output()))
-            .collect()
+        let servers = self.apis.iter().chain(&self.workers);
+        let outputs: Vec<String> =
+            servers.map(|server| format!("---- {server}\n{}", server.output())).collect();
+        outputs.concat()
     }
 
     pub fn store(&self) -> Store {
