@@ -6,12 +6,13 @@
 //! [`tool_server`], which counts side effects. Both have [`gate`]s, so that a test waits for "the stream stands at
 //! token 7" instead of for time to pass. [`relay`] is a cable to cut in front of any of them. [`http`] is the little
 //! HTTP that the two servers speak, by hand, because they have to break it. [`world`] puts all of this together for one
-//! test; [`client`], [`tail`] and [`story`] are how a test uses the product, and [`invariants`] is what must hold after
-//! each of them.
+//! test; [`client`], [`tail`] and [`story`] are how a test uses the product, [`invariants`] is what must hold after
+//! each of them, and [`audit`] what must not have happened in between.
 //!
 //! `cargo xtask test` sets the variables that name the servers and programs. Without them a test fails and says so;
 //! it never leaves itself out, except under `cargo xtask test --quick`, which [`quick`] reports.
 
+pub mod audit;
 pub mod client;
 pub mod fake_provider;
 pub mod gate;
@@ -37,7 +38,7 @@ pub use relay::{Relay, Way};
 pub use rows::Rows;
 pub use tail::Tail;
 pub use tool_server::{Answer, ToolServer};
-pub use world::{Bus, Setup, World};
+pub use world::{Bus, FAILPOINTS, Setup, Store, World};
 
 /// How long a harness waits for something that must happen. Long, because the machine may be busy; never slept through.
 pub const PATIENCE: Duration = Duration::from_secs(30);

@@ -83,6 +83,13 @@ impl Program {
         self
     }
 
+    /// The same without a variable that was given.
+    #[must_use]
+    pub fn without_env(mut self, name: &str) -> Self {
+        self.env.retain(|(given, _)| given != name);
+        self
+    }
+
     /// The port that it will listen on, where [`Process::ready`] asks.
     #[must_use]
     pub fn port(mut self, port: u16) -> Self {
@@ -179,6 +186,10 @@ pub struct Process {
 }
 
 impl Process {
+    pub fn name(&self) -> &str {
+        &self.name
+    }
+
     pub fn id(&self) -> u32 {
         self.child.id()
     }
@@ -193,6 +204,18 @@ impl Process {
 
     pub fn url(&self) -> String {
         format!("http://{}", self.addr())
+    }
+
+    /// Whether it has not ended yet.
+    pub fn is_alive(&mut self) -> bool {
+        matches!(self.child.try_wait(), Ok(None))
+    }
+
+    /// Whether it is frozen, by whomever.
+    pub fn is_frozen(&self) -> bool {
+        // The state stands behind the name, which is in parentheses and may hold anything.
+        let stat = fs::read_to_string(format!("/proc/{}/stat", self.id())).unwrap_or_default();
+        stat.rsplit_once(") ").is_some_and(|(_, rest)| rest.starts_with('T'))
     }
 
     /// Everything it printed so far.

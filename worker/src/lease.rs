@@ -14,6 +14,7 @@ use longhaul_shared::{
     admission::announce,
     bus::{Bus, Signal},
     domain::{ids::WorkerId, retry::Backoff},
+    failpoint::{Point, hit},
     queue::Holdings,
     store::{NewWorker, SharedStore, StopRequest, StoreError},
     telemetry::metrics::{self, LeaseLoss},
@@ -162,6 +163,7 @@ impl Lease {
                 },
                 () = sleep_until(fence) => return End::Lost(LeaseLoss::Unconfirmed),
                 () = sleep_until(next), if beats.len() < BEATS => {
+                    hit(Point::BeforeHeartbeat);
                     let sent = Instant::now();
                     let (store, lease_ms, draining) =
                         (Arc::clone(&self.store), self.lease.as_millis() as i64, self.drain.is_cancelled());

@@ -9,6 +9,7 @@ use longhaul_shared::{
     admission::announce,
     bus::Bus,
     domain::retry::MAX_CRASHES,
+    failpoint::{Point, hit_if},
     store::{Released, SharedStore, StoreError},
     telemetry::metrics::{self, Proof},
 };
@@ -55,6 +56,7 @@ async fn round(store: &SharedStore, bus: &dyn Bus) -> Result<(), StoreError> {
 pub async fn take_over(store: &SharedStore, bus: &dyn Bus, proof: Proof) -> Result<(), StoreError> {
     loop {
         let released = store.reap(MAX_CRASHES, BATCH).await?;
+        hit_if(Point::AfterReap, || !released.is_empty());
         let is_all = released.len() < BATCH as usize;
         for released in released {
             metrics::took_over(proof);

@@ -43,6 +43,8 @@ pub struct Setup {
     pub asks_for_keys: bool,
     /// Names of agents and their models.
     agents: Vec<(String, String)>,
+    /// What each process of the product is told by its environment.
+    pub(super) env: Vec<(&'static str, String)>,
 }
 
 impl Setup {
@@ -59,6 +61,7 @@ impl Setup {
                 ("helper".to_owned(), "helper".to_owned()),
                 ("quick".to_owned(), "tokens-2".to_owned()),
             ],
+            env: Vec::new(),
         }
     }
 
@@ -102,6 +105,13 @@ impl Setup {
     #[must_use]
     pub fn agent(mut self, name: &str, model: &str) -> Self {
         self.agents.push((name.to_owned(), model.to_owned()));
+        self
+    }
+
+    /// One more variable for each process of the product.
+    #[must_use]
+    pub fn env(mut self, name: &'static str, value: &str) -> Self {
+        self.env.push((name, value.to_owned()));
         self
     }
 

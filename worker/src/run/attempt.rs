@@ -15,6 +15,7 @@ use longhaul_shared::{
         settle::{Stop, settle},
         transition::Reason,
     },
+    failpoint::{Point, hit, hit_if},
     queue::Leased,
     store::{SharedStore, StoreError},
     telemetry,
@@ -73,6 +74,7 @@ impl Attempts {
     async fn work_in_span(&self, leased: Leased) {
         let log = self.recorder.open(&leased.claim, leased.orders.lost.clone()).await;
         tracing::debug!("the attempt begins");
+        hit(Point::AfterClaim);
         let (reason, delay) = match AssertUnwindSafe(self.attempt(&leased, &log)).catch_unwind().await {
             Ok(Ok(())) => return,
             Ok(Err(Broken::Lost)) => {
@@ -94,6 +96,8 @@ impl Attempts {
     }
 
     async fn attempt(&self, leased: &Leased, log: &RunLog) -> Result<(), Broken> {
+        hit_if(Point::AbortIfTag, || leased.claim.run.tags.iter().any(|tag| tag == "abort"));
+        hit_if(Point::PanicIfTag, || leased.claim.run.tags.iter().any(|tag| tag == "panic"));
         let mut attempt = Attempt::load(self, leased, log).await?;
         loop {
             let exit = match attempt.next() {
@@ -132,10 +136,12 @@ impl Attempts {
         loop {
             // A drain hands everything back at once; the heartbeat needs a connection too.
             let turn = self.hand_backs.acquire().await;
+            hit(Point::BeforeHandBack);
             let released = self.store.hand_back(&leased.claim, position, reason, delay_ms).await;
             drop(turn);
             match released {
                 Ok(released) => {
+                    hit(Point::AfterHandBack);
                     announce(&*self.bus, released.segments, released.wake);
                     return Ok(());
                 }

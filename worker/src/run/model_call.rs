@@ -13,7 +13,10 @@ use longhaul_shared::domain::{
     tool::{CallState, Effect, ToolCall, call_id, idempotency_key},
     transition::Reason,
 };
-use longhaul_shared::telemetry::metrics::{self, StepRetry};
+use longhaul_shared::{
+    failpoint::{Point, hit},
+    telemetry::metrics::{self, StepRetry},
+};
 use std::{sync::Arc, time::Duration};
 use tokio::time::sleep;
 
@@ -71,7 +74,10 @@ impl Attempt<'_> {
         let mut restarts = 0;
         loop {
             let error = match self.stream(step, attempt).await {
-                Ok(answer) => return self.save(step, attempt, answer).await,
+                Ok(answer) => {
+                    hit(Point::AfterModelBeforePersist);
+                    return self.save(step, attempt, answer).await;
+                }
                 Err(Failure::Exit(exit)) => return Err(exit),
                 Err(Failure::Model(error)) => error,
             };
@@ -110,6 +116,7 @@ impl Attempt<'_> {
             step,
             attempt,
         };
+        hit(Point::BeforeModelCall);
         let interrupt = self.interrupts.clone().wait();
         tokio::pin!(interrupt);
         let mut stream = tokio::select! {

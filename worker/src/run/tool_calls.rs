@@ -17,6 +17,10 @@ use longhaul_shared::domain::{
     step::FinishReason,
     tool::{CallState, Effect, ToolCall},
 };
+use longhaul_shared::{
+    failpoint::{Point, hit},
+    mutant::{self, Mutant},
+};
 use serde_json::Value;
 use tokio::time::timeout;
 
@@ -114,12 +118,15 @@ impl Attempt<'_> {
         // From here on they count as sent: noted before the write, so that a stop in between settles them so.
         self.note_all(&write);
         // Calls that only read need no mark of having been sent before they are: nothing is to be found out about them.
-        if ready.iter().all(|one| one.call.effect == Effect::Read) && !ready.is_empty() {
+        hit(Point::BeforeToolRecord);
+        let only_reads = ready.iter().all(|one| one.call.effect == Effect::Read) && !ready.is_empty();
+        if only_reads || mutant::is(Mutant::DispatchBeforeRecord) {
             self.log.append(write).await;
         } else {
             self.log.write(write).await?;
         }
 
+        hit(Point::AfterToolRecordBeforeSend);
         let cx = self.context_of(step);
         let mut under_way: FuturesUnordered<Sent> = ready
             .into_iter()
@@ -139,6 +146,7 @@ impl Attempt<'_> {
                 }
                 Some(settled) = under_way.next() => settled,
             };
+            hit(Point::AfterToolAnswerBeforeRecord);
             let write = Write {
                 events: vec![finished_event(&settled, attempt)],
                 calls: vec![settled],
@@ -146,6 +154,7 @@ impl Attempt<'_> {
             };
             self.note_all(&write);
             self.log.write(write).await?;
+            hit(Point::AfterToolResult);
         }
         Ok(())
     }

@@ -23,6 +23,7 @@ use crate::{
         settle::Stop,
         transition::RunStatus,
     },
+    failpoint::{Point, hit},
     store::{AdmitError, Admitted, IfBusy, NewRun, Result, StoreError, admission::StartAt},
 };
 
@@ -129,7 +130,9 @@ impl SqlStore {
         if let Some(key) = &new.idempotency {
             keep_answer(&mut tx, &new, key, run.id, run.status, position).await?;
         }
+        hit(Point::InAdmissionBeforeCommit);
         tx.commit().await.map_err(StoreError::from)?;
+        hit(Point::AfterAdmissionBeforeAnswer);
         Ok(Admitted {
             message_id: new.client_message_id.unwrap_or_else(|| run.user_message_id.to_string()),
             assistant_message_id: run.assistant_message_id,

@@ -1,6 +1,8 @@
 //! Repeated submissions: recognised by an idempotency key or by the client's name for the message, and answered like
 //! the first one.
 
+use std::borrow::Cow;
+
 use serde::{Deserialize, Serialize};
 use sqlx::{Row, Transaction, types::Json};
 use uuid::Uuid;
@@ -18,6 +20,7 @@ use crate::{
         message::Part,
         transition::RunStatus,
     },
+    mutant::{self, Mutant},
     store::{AdmitError, Admitted, NewRun, Result, StoreError, admission::IdempotencyKey},
 };
 
@@ -63,6 +66,14 @@ struct Answer {
     position: Option<u32>,
 }
 
+/// The key as it is stored.
+fn stored(key: &IdempotencyKey) -> Cow<'_, str> {
+    if mutant::is(Mutant::IdempotencyPerProcess) {
+        return format!("{} of process {}", key.key, std::process::id()).into();
+    }
+    Cow::Borrowed(&key.key)
+}
+
 /// Takes the idempotency key for this call, or answers as the holder of the key was answered.
 pub(super) async fn claim_key(
     tx: &mut Transaction<'static, Db>,
@@ -78,7 +89,7 @@ pub(super) async fn claim_key(
             .bind(new.workspace_id.0)
             .bind(&key.caller)
             .bind(key.route)
-            .bind(&key.key)
+            .bind(stored(key))
             .bind(&key.fingerprint)
             .bind(IDEMPOTENCY_KEPT_MS)
             .fetch_optional(&mut **tx)
@@ -103,7 +114,7 @@ pub(super) async fn claim_key(
     .bind(new.workspace_id.0)
     .bind(&key.caller)
     .bind(key.route)
-    .bind(&key.key)
+    .bind(stored(key))
     .fetch_one(&mut **tx)
     .await
     .map_err(StoreError::from)?;
@@ -134,7 +145,7 @@ pub(super) async fn keep_answer(
     .bind(new.workspace_id.0)
     .bind(&key.caller)
     .bind(key.route)
-    .bind(&key.key)
+    .bind(stored(key))
     .bind(run_id.0)
     .bind(Json(Answer { status, position }))
     .execute(&mut **tx)

@@ -19,6 +19,7 @@ use crate::{
         run::Claim,
         transition::RunStatus,
     },
+    failpoint::{Point, hit_if},
     store::{Jobs, Released, Result, STOP_GRACE_MS, StoreError},
 };
 
@@ -48,6 +49,7 @@ impl Jobs for SqlStore {
         .bind(i64::from(limit))
         .fetch_all(self.reserved())
         .await?;
+        hit_if(Point::ReaperAfterScan, || !orphans.is_empty());
         let mut round = Round::default();
         for row in &orphans {
             let (workspace, run_id) = (get::<Uuid>(row, "workspace_id")?, get::<Uuid>(row, "run_id")?);

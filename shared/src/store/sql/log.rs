@@ -11,6 +11,8 @@ use crate::{
         ids::{Epoch, Millis, RunId, Seq, WorkspaceId},
         tool::{LateResult, ToolCall},
     },
+    failpoint::{Point, hit},
+    mutant::{self, Mutant},
     store::{Append, Committed, Log, Result, StoreError},
 };
 
@@ -44,6 +46,9 @@ impl Log for SqlStore {
                 results
             }
         };
+        if mutant::is(Mutant::FinalizeAndJobApart) {
+            delete_jobs_of_ended(self, appends).await;
+        }
         for (append, result) in appends.iter().zip(&mut results) {
             if matches!(result, Err(StoreError::LeaseLost)) {
                 match committed_before(self, append).await {
@@ -58,6 +63,17 @@ impl Log for SqlStore {
 
     async fn record_late(&self, workspace: WorkspaceId, call: &ToolCall, late: &LateResult) -> Result<bool> {
         super::late::record_late(self, workspace, call, late).await
+    }
+}
+
+/// What is part of the commit itself, in all but one mutant.
+async fn delete_jobs_of_ended(store: &SqlStore, appends: &[Append]) {
+    for append in appends.iter().filter(|append| append.ending.is_some()) {
+        hit(Point::BetweenEndAndJob);
+        let delete = sqlx::query("delete from jobs where run_id = $1").bind(append.run_id.0);
+        if let Err(error) = delete.execute(store.writer()).await {
+            tracing::warn!(%error, "a job is left behind");
+        }
     }
 }
 

@@ -19,6 +19,7 @@ use crate::{
         settle::Stop,
         transition::Reason,
     },
+    mutant::{self, Mutant},
     store::{Released, Result, STOP_GRACE_MS, StoreError},
 };
 
@@ -124,8 +125,9 @@ pub(super) async fn reap(
     let mut tx = store.begin_reserved().await?;
     let chat_id = read_facts(&mut tx, workspace, run_id).await?.chat_id;
     lock_chat(&mut tx, workspace, chat_id).await?;
-    let job =
-        lock_job(&mut tx, workspace, run_id).await?.filter(|job| !job.is_held && job.worker_id.is_some());
+    let is_orphan =
+        |job: &HeldJob| (!job.is_held || mutant::is(Mutant::ReaperBlindToRenewal)) && job.worker_id.is_some();
+    let job = lock_job(&mut tx, workspace, run_id).await?.filter(is_orphan);
     let Some(job) = job else {
         tx.rollback().await?;
         return Ok(None);
