@@ -1,0 +1,82 @@
+//! `cargo xtask faults`: what a test suite is too short for.
+//!
+//! - [`storm`] lets everything fail at random, for minutes, under load, and then asks whether a promise was broken
+//! - [`rounds`] repeats one fault often enough to say how long recovery takes
+
+mod percentiles;
+//ROUNDS
+mod storm;
+
+use std::path::PathBuf;
+use std::process::ExitCode;
+
+use anyhow::Result;
+use clap::{Parser, Subcommand};
+use serde::Serialize;
+use tokio::signal::unix::{SignalKind, signal};
+
+#[derive(Parser)]
+#[command(name = "cargo xtask faults", about = "What a test suite is too short for")]
+struct Cli {
+    #[command(subcommand)]
+    command: Command,
+    /// Write the report to this file too
+    #[arg(long, global = true)]
+    json: Option<PathBuf>,
+}
+
+#[derive(Subcommand)]
+enum Command {
+    /// Everything fails at random, under load
+    Storm(storm::Options),
+
+
+}
+
+#[tokio::main]
+async fn main() -> Result<ExitCode> {
+    let cli = Cli::parse();
+    tokio::select! {
+        outcome = run(cli) => outcome,
+        // Whatever was started ends with the future that held it.
+        () = interrupted()? => Ok(ExitCode::FAILURE),
+    }
+}
+
+async fn run(cli: Cli) -> Result<ExitCode> {
+    let json = cli.json.as_deref();
+    match cli.command {
+        Command::Storm(options) => print(&storm::run(&options).await?, json),
+
+
+    }
+}
+
+/// What a run of faults found.
+trait Verdict: Serialize {
+    /// Why it does not count as a success; empty if it does.
+    fn flaws(&self) -> &[String];
+}
+
+fn print(report: &impl Verdict, file: Option<&std::path::Path>) -> Result<ExitCode> {
+    let json = serde_json::to_string_pretty(report)?;
+    println!("{json}");
+    if let Some(file) = file {
+        std::fs::write(file, json)?;
+    }
+    for flaw in report.flaws() {
+        eprintln!("flaw: {flaw}");
+    }
+    Ok(if report.flaws().is_empty() { ExitCode::SUCCESS } else { ExitCode::FAILURE })
+}
+
+fn interrupted() -> Result<impl Future<Output = ()>> {
+    let (mut interrupt, mut terminate) =
+        (signal(SignalKind::interrupt())?, signal(SignalKind::terminate())?);
+    Ok(async move {
+        tokio::select! {
+            _ = interrupt.recv() => {}
+            _ = terminate.recv() => {}
+        }
+    })
+}
