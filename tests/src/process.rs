@@ -18,14 +18,15 @@ use crate::http::get_status;
 
 const LOOK_EVERY: Duration = Duration::from_millis(10);
 
-/// The product's binary: `LONGHAUL_TEST_BINARY`, or the one that was built beside this test.
+/// The product's binary: `LONGHAUL_TEST_BINARY`, or the one that was built beside this program or test.
 ///
 /// # Panics
 /// When there is none.
 pub fn longhaul_binary() -> PathBuf {
     let beside = || {
-        let test = std::env::current_exe().expect("a running test has a path");
-        test.ancestors().nth(2).expect("a test lies in target/PROFILE/deps").join("longhaul")
+        let ours = std::env::current_exe().expect("a running program has a path");
+        let built = ours.ancestors().skip(1).find(|folder| !folder.ends_with("deps"));
+        built.expect("it lies in target/PROFILE or in its deps").join("longhaul")
     };
     let binary = std::env::var_os("LONGHAUL_TEST_BINARY").map_or_else(beside, PathBuf::from);
     assert!(

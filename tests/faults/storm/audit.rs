@@ -18,17 +18,15 @@ create table fault_audit (
 );
 create function fault_audit() returns trigger language plpgsql as $$
 declare
-    lease_until bigint;
+    before jsonb := case when tg_op <> 'INSERT' then to_jsonb(old) end;
+    after jsonb := case when tg_op <> 'DELETE' then to_jsonb(new) end;
+    lease bigint;
 begin
     -- What the lease was worth at the moment in which somebody lost a job.
-    if tg_table_name = 'jobs' and tg_op = 'UPDATE' and old.worker_id is distinct from new.worker_id then
-        select expires_at into lease_until from workers where id = old.worker_id;
+    if tg_table_name = 'jobs' and before -> 'worker_id' is distinct from after -> 'worker_id' then
+        select expires_at into lease from workers where id = (before ->> 'worker_id')::uuid;
     end if;
-    insert into fault_audit (tab, op, old, new, lease_until) values (
-        tg_table_name, tg_op,
-        case when tg_op <> 'INSERT' then to_jsonb(old) end,
-        case when tg_op <> 'DELETE' then to_jsonb(new) end,
-        lease_until);
+    insert into fault_audit (tab, op, old, new, lease_until) values (tg_table_name, tg_op, before, after, lease);
     return null;
 end
 $$;

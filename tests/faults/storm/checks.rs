@@ -201,6 +201,10 @@ pub(crate) fn ledger(entries: &[Entry], history: &History, incidents: &[Incident
             keys.entry(&entry.op).or_default().insert(key);
         }
         *effects.entry((&entry.tool, &entry.op)).or_default() += usize::from(entry.nth.is_some());
+        // What only reads needs no record.
+        if entry.tool == "look" {
+            continue;
+        }
         let arrived = clock.ms(entry.arrived);
         let dispatched = by_key.get(key).and_then(|(.., call)| call.dispatched_at);
         match dispatched {

@@ -44,6 +44,7 @@ pub(crate) struct Call {
     pub(crate) state: String,
     pub(crate) op: String,
     pub(crate) key: String,
+    /// For the first time.
     pub(crate) dispatched_at: Option<i64>,
     pub(crate) settled_at: Option<i64>,
 }
@@ -121,8 +122,10 @@ impl History {
     async fn read_calls(&mut self, pool: &PgPool) -> Result<()> {
         type Row = (String, String, String, String, String, Option<i64>, Option<i64>);
         let mut rows = sqlx::query_as::<_, Row>(
-            "select run_id::text, name, state, arguments, idempotency_key, dispatched_at, settled_at
-             from tool_calls order by run_id, step, call",
+            // A call that is repeated is dispatched again; what counts is the first time.
+            "select c.run_id::text, name, state, arguments, idempotency_key, first.at, settled_at from tool_calls c
+             left join (select new ->> 'idempotency_key' as key, min((new ->> 'dispatched_at')::bigint) as at
+             from fault_audit where tab = 'tool_calls' group by 1) as first on first.key = idempotency_key",
         )
         .fetch(pool);
         while let Some((id, name, state, arguments, key, dispatched_at, settled_at)) =

@@ -84,7 +84,7 @@ impl Load {
     pub(crate) fn new(apis: Vec<String>, key: String) -> reqwest::Result<Self> {
         // Longer than the server's heartbeats: a tail whose server is gone without a word asks another one.
         let http = longhaul_tests::http_client_builder().connect_timeout(CONNECT_WITHIN);
-        let http = http.read_timeout(Duration::from_secs(10)).build()?;
+        let http = http.read_timeout(Duration::from_secs(10)).pool_max_idle_per_host(4).build()?;
         let (journal, idle) = (Mutex::default(), Mutex::default());
         Ok(Self { http, apis, key, live_tails: AtomicUsize::new(0), journal, idle })
     }

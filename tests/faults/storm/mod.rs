@@ -142,14 +142,13 @@ pub(crate) async fn run(options: &Options) -> Result<Report> {
     };
     flaws.extend(audit::broken(&rows).await);
     flaws.extend(invariants::broken(&rows).await);
+    let violations = flaws.clone();
+    flaws.extend(report.load.too_little());
     let evidence = if flaws.is_empty() {
         None
     } else {
         Some(evidence::keep(&world, &rows, &incidents_done, &flaws, options.seed).await?)
     };
-    let too_little = report.load.too_little();
-    let violations = flaws.clone();
-    flaws.extend(too_little);
     Ok(Report { violations, flaws, evidence, ..report })
 }
 
