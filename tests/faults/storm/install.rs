@@ -26,7 +26,8 @@ pub(crate) const SECRETS: [&str; 2] = ["sk-canary-0123456789", "Be brief, canary
 
 const APIS: usize = 2;
 const WORKERS: usize = 3;
-const DRAIN: Duration = Duration::from_secs(8);
+/// Shorter than most streams, so that runs are handed over in the middle of one.
+const DRAIN: Duration = Duration::from_secs(3);
 
 pub(crate) struct Installation {
     // Processes end before what they use.
@@ -164,7 +165,7 @@ impl Slot {
     pub(crate) async fn drain(&self, process: &mut Process) -> bool {
         process.signal(Signal::Term);
         let begin = Instant::now();
-        while begin.elapsed() < DRAIN * 2 {
+        while begin.elapsed() < DRAIN * 4 {
             if process.has_ended() {
                 return true;
             }
