@@ -3,9 +3,11 @@
 //! - [`storm`] lets everything fail at random, for minutes, under load, and then asks whether a promise was broken
 //! - [`rounds`] repeats one fault often enough to say how long recovery takes
 
+mod clock;
 mod percentiles;
-//ROUNDS
+mod rounds;
 mod storm;
+mod workers;
 
 use std::path::PathBuf;
 use std::process::ExitCode;
@@ -29,8 +31,10 @@ struct Cli {
 enum Command {
     /// Everything fails at random, under load
     Storm(storm::Options),
-
-
+    /// How long a takeover, a hand-over and a stop take on a quiet machine
+    Recover(rounds::recover::Options),
+    /// Kill the owner while a call with an effect is under way
+    Charge(rounds::charge::Options),
 }
 
 #[tokio::main]
@@ -47,8 +51,8 @@ async fn run(cli: Cli) -> Result<ExitCode> {
     let json = cli.json.as_deref();
     match cli.command {
         Command::Storm(options) => print(&storm::run(&options).await?, json),
-
-
+        Command::Recover(options) => print(&rounds::recover::run(&options).await?, json),
+        Command::Charge(options) => print(&rounds::charge::run(&options).await?, json),
     }
 }
 
@@ -71,8 +75,7 @@ fn print(report: &impl Verdict, file: Option<&std::path::Path>) -> Result<ExitCo
 }
 
 fn interrupted() -> Result<impl Future<Output = ()>> {
-    let (mut interrupt, mut terminate) =
-        (signal(SignalKind::interrupt())?, signal(SignalKind::terminate())?);
+    let (mut interrupt, mut terminate) = (signal(SignalKind::interrupt())?, signal(SignalKind::terminate())?);
     Ok(async move {
         tokio::select! {
             _ = interrupt.recv() => {}

@@ -71,7 +71,15 @@ impl Program {
 
     pub fn other(executable: impl Into<PathBuf>, name: &str, dir: &Path) -> Self {
         let (executable, dir) = (executable.into(), dir.to_owned());
-        Self { executable, name: name.to_owned(), dir, args: Vec::new(), env: Vec::new(), port: None, run_as: None }
+        Self {
+            executable,
+            name: name.to_owned(),
+            dir,
+            args: Vec::new(),
+            env: Vec::new(),
+            port: None,
+            run_as: None,
+        }
     }
 
     #[must_use]

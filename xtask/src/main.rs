@@ -1,6 +1,7 @@
 //! `cargo xtask`: every command that a person or CI types, on any machine with a Rust toolchain.
 //!
 //! - [`suite`] runs the tests, with throw-away servers around them
+//! - [`faults`] runs what a test suite is too short for: the storm and its kin
 //! - [`check`] is formatting, lints and dependency rules
 //! - [`generate`] writes the files that the binary can print about itself
 //! - [`migration`] names the next migration
@@ -9,6 +10,7 @@
 
 mod check;
 mod child;
+mod faults;
 mod find;
 mod generate;
 mod migration;
@@ -51,6 +53,12 @@ enum Command {
         #[arg(trailing_var_arg = true, allow_hyphen_values = true)]
         args: Vec<String>,
     },
+    /// What a test suite is too short for: `storm` breaks everything for minutes, `recover` and `charge` one thing often
+    Faults {
+        /// Passed on as they are, but for `--profile dev` or `bench`: how to build
+        #[arg(trailing_var_arg = true, allow_hyphen_values = true, required = true)]
+        args: Vec<String>,
+    },
     /// Write the generated files: API document, configuration reference, example environment
     Gen {
         /// Write nothing; fail when a file is stale
@@ -87,6 +95,7 @@ fn run(command: Command) -> Result<()> {
         Command::Test { quick: false, filter } => suite::full(&filter, &interrupt),
         Command::Servers => servers::keep(&interrupt),
         Command::Bench { args } => suite::bench(&args, &interrupt),
+        Command::Faults { args } => faults::faults(&args, &interrupt),
         Command::Gen { check } => generate::run(check, &interrupt),
         Command::NewMigration { words } => migration::create(&words),
         Command::Ci => suite::full(&[], &interrupt),

@@ -8,12 +8,12 @@ use longhaul_tests::fake_provider::Call;
 use longhaul_tests::story::marks_of;
 use longhaul_tests::tool_server::Entry;
 
-use super::figures::Clock;
 use super::history::{History, Run};
 use super::install::{PROVIDER_RETRIES, SECRETS, TOOL_TIMEOUT};
 use super::load::{Journal, Outcome};
 use super::scripts::Kind;
 use super::weather::Incident;
+use crate::clock::Clock;
 
 /// How long after its end a run may still be spoken of by a worker that woke up and does not know yet.
 const UNAWARE_MS: i64 = 10_000;
@@ -25,7 +25,8 @@ pub(crate) fn journal(journal: &Journal, history: &History) -> Vec<String> {
     let mut broken = journal.complaints.clone();
     let mut asked: HashMap<&str, Vec<&str>> = HashMap::new();
     for (parts, run) in &history.questions {
-        let mark = parts.split(['"', ' ', '.']).find(|word| is_mark(word)).unwrap_or("a question of nobody's");
+        let mark =
+            parts.split(['"', ' ', '.']).find(|word| is_mark(word)).unwrap_or("a question of nobody's");
         asked.entry(mark).or_default().push(run);
     }
     let mut runs_of_keys = BTreeSet::new();
@@ -34,7 +35,8 @@ pub(crate) fn journal(journal: &Journal, history: &History) -> Vec<String> {
         let asked = asked.remove(mark.as_str()).unwrap_or_default();
         let was_refused = submission.answers.keys().any(|answer| answer.contains("A_RUN_ALREADY_ACTIVE"));
         if submission.runs.len() > 1 || (!submission.runs.is_empty() && was_refused) {
-            broken.push(format!("one key, two answers: {key} {:?} {:?}", submission.runs, submission.answers));
+            broken
+                .push(format!("one key, two answers: {key} {:?} {:?}", submission.runs, submission.answers));
         }
         match &submission.outcome {
             Outcome::Accepted { run, .. } => {
@@ -104,7 +106,12 @@ pub(crate) fn tails(journal: &Journal, history: &History) -> Vec<String> {
 }
 
 /// What the provider was asked, against the saved steps.
-pub(crate) fn provider(calls: &[Call], history: &History, incidents: &[Incident], clock: &Clock) -> Vec<String> {
+pub(crate) fn provider(
+    calls: &[Call],
+    history: &History,
+    incidents: &[Incident],
+    clock: &Clock,
+) -> Vec<String> {
     let mut broken = Vec::new();
     let mut by_run: HashMap<&str, BTreeMap<usize, Vec<&Call>>> = HashMap::new();
     for call in calls {
@@ -188,23 +195,23 @@ fn repetitions(
 }
 
 /// What tools did, against what was recorded of it.
-pub(crate) fn ledger(entries: &[Entry], history: &History, incidents: &[Incident], clock: &Clock) -> Vec<String> {
+pub(crate) fn ledger(
+    entries: &[Entry],
+    history: &History,
+    incidents: &[Incident],
+    clock: &Clock,
+) -> Vec<String> {
     let mut broken = Vec::new();
-    let recorded = history.runs.iter().flat_map(|(id, run)| run.calls.iter().map(move |call| (id, run, call)));
+    let recorded =
+        history.runs.iter().flat_map(|(id, run)| run.calls.iter().map(move |call| (id, run, call)));
     let by_key: HashMap<&str, _> = recorded.clone().map(|found| (found.2.key.as_str(), found)).collect();
     let mut keys: HashMap<&str, HashSet<&str>> = HashMap::new();
     let mut effects: HashMap<(&str, &str), usize> = HashMap::new();
-    for entry in entries {
+    // What only reads needs no record, and has no effect.
+    for entry in entries.iter().filter(|entry| entry.tool != "look") {
         let key = entry.key.as_deref().unwrap_or("no key");
-        let is_once = !entry.op.ends_with(".again");
-        if is_once {
-            keys.entry(&entry.op).or_default().insert(key);
-        }
+        keys.entry(&entry.op).or_default().insert(key);
         *effects.entry((&entry.tool, &entry.op)).or_default() += usize::from(entry.nth.is_some());
-        // What only reads needs no record.
-        if entry.tool == "look" {
-            continue;
-        }
         let arrived = clock.ms(entry.arrived);
         let dispatched = by_key.get(key).and_then(|(.., call)| call.dispatched_at);
         match dispatched {
@@ -219,12 +226,12 @@ pub(crate) fn ledger(entries: &[Entry], history: &History, incidents: &[Incident
     for (op, keys) in keys.iter().filter(|(_, keys)| keys.len() > 1) {
         broken.push(format!("{op} was asked for under several keys: {keys:?}"));
     }
-    for ((tool, op), count) in effects.iter().filter(|((tool, _), count)| *tool != "look" && **count > 1) {
+    for ((tool, op), count) in effects.iter().filter(|(_, count)| **count > 1) {
         broken.push(format!("{tool} was done {count} times: {op}"));
     }
     for (id, run, call) in recorded {
         let is_done = effects.get(&(call.name.as_str(), call.op.as_str())).is_some_and(|count| *count > 0);
-        if call.state == "succeeded" && !is_done {
+        if call.name != "look" && call.state == "succeeded" && !is_done {
             broken.push(format!("a call succeeded and had no effect: {} {id}", call.op));
         }
         if call.state == "unknown" && !has_an_excuse(run, call, incidents) {

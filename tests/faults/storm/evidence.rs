@@ -2,6 +2,7 @@
 //! question.
 
 use std::collections::BTreeSet;
+use std::fmt::Write;
 use std::fs;
 use std::path::{Path, PathBuf};
 
@@ -9,9 +10,9 @@ use anyhow::Result;
 use longhaul_tests::rows::Rows;
 use uuid::Uuid;
 
-use super::figures::Clock;
 use super::install::Installation;
 use super::weather::Incident;
+use crate::clock::{Clock, now_ms};
 
 /// More would be read by nobody.
 const MOST_RUNS: usize = 20;
@@ -37,7 +38,7 @@ pub(crate) async fn keep(
     flaws: &[String],
     seed: u64,
 ) -> Result<PathBuf> {
-    let folder = Path::new("target/faults").join(format!("storm-{seed}-{}", super::now_ms() / 1_000));
+    let folder = Path::new("target/faults").join(format!("storm-{seed}-{}", now_ms() / 1_000));
     fs::create_dir_all(&folder)?;
     fs::write(folder.join("flaws.txt"), flaws.join("\n"))?;
     let incidents: Vec<String> = incidents.iter().map(|incident| format!("{incident:?}")).collect();
@@ -46,25 +47,40 @@ pub(crate) async fn keep(
     for slot in &world.slots {
         fs::write(folder.join(format!("{}.log", slot.name)), slot.output().await)?;
     }
-    let words = flaws.iter().flat_map(|flaw| flaw.split(|letter: char| !letter.is_ascii_hexdigit() && letter != '-'));
-    let ids: BTreeSet<Uuid> = words.filter(|word| word.len() == 36).filter_map(|word| word.parse().ok()).collect();
-    let (calls, ledger, clock) = (world.provider.calls(), world.tools.ledger(), Clock::new());
+    let words =
+        flaws.iter().flat_map(|flaw| flaw.split(|letter: char| !letter.is_ascii_hexdigit() && letter != '-'));
+    let ids: BTreeSet<Uuid> =
+        words.filter(|word| word.len() == 36).filter_map(|word| word.parse().ok()).collect();
+    let (calls, ledger, clock) = (world.provider.calls(), world.tools.ledger(), Clock::read());
     for id in ids.into_iter().take(MOST_RUNS) {
         let mut text = String::new();
         for (name, query) in ROWS {
             let found = rows.texts(&query.replace("RUN", &format!("'{id}'::uuid"))).await;
-            text.push_str(&format!("== {name}\n{}\n", found.join("\n")));
+            let _ = write!(text, "== {name}\n{}\n", found.join("\n"));
         }
         let id = id.to_string();
         let asked = calls.iter().filter(|call| call.key == id).map(|call| {
             let end = call.end.map(|(at, end)| (clock.ms(at), end));
-            format!("{} turn {} attempt {} pieces {} {end:?}", clock.ms(call.begin), call.turn, call.attempt, call.pieces)
+            format!(
+                "{} turn {} attempt {} pieces {} {end:?}",
+                clock.ms(call.begin),
+                call.turn,
+                call.attempt,
+                call.pieces
+            )
         });
-        text.push_str(&format!("== provider\n{}\n", asked.collect::<Vec<_>>().join("\n")));
+        let _ = write!(text, "== provider\n{}\n", asked.collect::<Vec<_>>().join("\n"));
         let done = ledger.iter().filter(|entry| entry.op.starts_with(&id)).map(|entry| {
-            format!("{} {} {} effect {:?} under {:?}", clock.ms(entry.arrived), entry.tool, entry.op, entry.nth, entry.key)
+            format!(
+                "{} {} {} effect {:?} under {:?}",
+                clock.ms(entry.arrived),
+                entry.tool,
+                entry.op,
+                entry.nth,
+                entry.key
+            )
         });
-        text.push_str(&format!("== tools\n{}\n", done.collect::<Vec<_>>().join("\n")));
+        let _ = write!(text, "== tools\n{}\n", done.collect::<Vec<_>>().join("\n"));
         fs::write(folder.join(format!("{id}.txt")), text)?;
     }
     Ok(folder)

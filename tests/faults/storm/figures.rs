@@ -1,18 +1,17 @@
 //! How long recovery, hand-over and stops took in the midst of it.
 
 use std::collections::{HashMap, HashSet};
-use std::time::Instant;
 
-use longhaul_tests::fake_provider::Call;
 use longhaul_tests::End;
+use longhaul_tests::fake_provider::Call;
 use serde::Serialize;
-use serde_json::Value;
 
 use super::history::{Change, History};
 use super::load::Stop;
-use super::now_ms;
 use super::weather::Incident;
+use crate::clock::Clock;
 use crate::percentiles::{Percentiles, Sampled};
+use crate::workers::identities;
 
 /// In milliseconds.
 #[derive(Debug, Serialize)]
@@ -28,39 +27,13 @@ pub(crate) struct Figures {
     pub(crate) tail_lag: Percentiles,
 }
 
-/// Moments of this process as Unix milliseconds.
-pub(crate) struct Clock {
-    now: Instant,
-    now_ms: i64,
-}
-
-impl Clock {
-    #[expect(clippy::new_without_default, reason = "it is a reading, not an empty value")]
-    pub(crate) fn new() -> Self {
-        Self { now: Instant::now(), now_ms: now_ms() }
-    }
-
-    pub(crate) fn ms(&self, moment: Instant) -> i64 {
-        let ago = self.now.saturating_duration_since(moment).as_millis() as i64;
-        self.now_ms - ago + moment.saturating_duration_since(self.now).as_millis() as i64
-    }
-}
-
 /// Which worker each process was, from when on: by the name of its slot.
 pub(crate) struct Identities(HashMap<String, Vec<(i64, String)>>);
 
 impl Identities {
     pub(crate) fn read<'a>(outputs: impl IntoIterator<Item = (&'a str, &'a str)>) -> Self {
-        let registered = |line: &str| {
-            let line: Value = serde_json::from_str(line).ok()?;
-            let at = chrono::DateTime::parse_from_rfc3339(line["timestamp"].as_str()?).ok()?;
-            Some((at.timestamp_millis(), line["worker.id"].as_str()?.to_owned()))
-        };
-        let of = |output: &str| {
-            let lines = output.lines().filter(|line| line.contains("the worker holds a lease"));
-            lines.filter_map(registered).collect()
-        };
-        Self(outputs.into_iter().map(|(slot, output)| (slot.to_owned(), of(output))).collect())
+        let outputs = outputs.into_iter();
+        Self(outputs.map(|(slot, output)| (slot.to_owned(), identities(output))).collect())
     }
 
     fn of(&self, incident: &Incident) -> Option<&str> {
@@ -94,7 +67,9 @@ pub(crate) fn hand_over(history: &History, incidents: &[Incident], identities: &
                 *at >= drain.from && matches!(change, Change::Released { reason } if reason == "hand_back")
             });
             let claimed = released.and_then(|(at, _)| Some(run.claimed_after(*at)? - at));
-            claimed.into_iter().for_each(|ms| seen.push(ms as f64));
+            if let Some(ms) = claimed {
+                seen.push(ms as f64);
+            }
         }
     }
     seen
@@ -103,7 +78,9 @@ pub(crate) fn hand_over(history: &History, incidents: &[Incident], identities: &
 /// To the end of the upstream, and to the end of the run.
 pub(crate) fn stops(history: &History, calls: &[Call], stops: &[Stop], clock: &Clock) -> (Sampled, Sampled) {
     let mut of_run: HashMap<&str, Vec<&Call>> = HashMap::new();
-    calls.iter().for_each(|call| of_run.entry(&call.key).or_default().push(call));
+    for call in calls {
+        of_run.entry(&call.key).or_default().push(call);
+    }
     let (mut upstream, mut finished) = (Sampled::default(), Sampled::default());
     let mut counted = HashSet::new();
     for stop in stops.iter().filter(|stop| counted.insert(&stop.run)) {

@@ -128,8 +128,7 @@ impl History {
              from fault_audit where tab = 'tool_calls' group by 1) as first on first.key = idempotency_key",
         )
         .fetch(pool);
-        while let Some((id, name, state, arguments, key, dispatched_at, settled_at)) =
-            rows.try_next().await?
+        while let Some((id, name, state, arguments, key, dispatched_at, settled_at)) = rows.try_next().await?
         {
             let arguments: Value = serde_json::from_str(&arguments).unwrap_or_default();
             let op = arguments["op"].as_str().unwrap_or_default().to_owned();
@@ -159,9 +158,8 @@ impl Run {
     /// How often it was taken from somebody who did not give it.
     pub(crate) fn takeovers(&self) -> usize {
         let taken = |reason: &String| reason != "hand_back" && reason != "broken";
-        let taken = |(_, change): &&(i64, Change)| {
-            matches!(change, Change::Released { reason } if taken(reason))
-        };
+        let taken =
+            |(_, change): &&(i64, Change)| matches!(change, Change::Released { reason } if taken(reason));
         self.changes.iter().filter(taken).count()
     }
 

@@ -81,7 +81,12 @@ impl Installation {
         let key = key.context("the binary printed no key")?.to_owned();
 
         let mut slots = Vec::new();
-        let world = Outside { database_url: &database_url, redis: redis_addr, provider: provider.addr(), tools: tools.addr() };
+        let world = Outside {
+            database_url: &database_url,
+            redis: redis_addr,
+            provider: provider.addr(),
+            tools: tools.addr(),
+        };
         for nth in 1..=APIS {
             slots.push(Slot::start(format!("api{nth}"), false, &world, dir.path()).await?);
         }

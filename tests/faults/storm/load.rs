@@ -13,9 +13,9 @@ use tokio::sync::Semaphore;
 use tokio::task::JoinSet;
 use tokio::time::{Instant, MissedTickBehavior, interval, sleep, timeout};
 
-use super::now_ms;
 use super::scripts::{Kind, PROBE};
 use super::tails::{Watched, watch};
+use crate::clock::now_ms;
 
 /// More than these are never under way at once, so that a slow machine is not asked for more and more.
 const MAX_VISITS: usize = 48;
@@ -23,7 +23,7 @@ const TAILS: usize = 200;
 const ANSWER_WITHIN: Duration = Duration::from_secs(8);
 const CONNECT_WITHIN: Duration = Duration::from_secs(2);
 /// How long a client repeats itself before it gives up.
-const PATIENCE: Duration = Duration::from_secs(60);
+const PATIENCE: Duration = Duration::from_mins(1);
 
 /// One thing that somebody wanted to be done once.
 #[derive(Clone, Debug)]
@@ -41,7 +41,10 @@ pub(crate) struct Submission {
 
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) enum Outcome {
-    Accepted { run: String, chat: String },
+    Accepted {
+        run: String,
+        chat: String,
+    },
     /// The chat was busy.
     Refused,
     /// No answer but errors: it may or may not have happened.
@@ -208,7 +211,13 @@ impl Load {
         Some(chat)
     }
 
-    async fn submit(&self, submission: &mut Submission, chat: Option<&str>, first: usize, random: &mut StdRng) {
+    async fn submit(
+        &self,
+        submission: &mut Submission,
+        chat: Option<&str>,
+        first: usize,
+        random: &mut StdRng,
+    ) {
         let mut body = json!({"agent": submission.kind, "input": format!("Hello, {}.", submission.mark)});
         if let Some(chat) = chat {
             body["chatId"] = chat.into();

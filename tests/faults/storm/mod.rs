@@ -24,24 +24,25 @@ use std::collections::BTreeMap;
 use std::fs;
 use std::process::Command;
 use std::sync::Arc;
-use std::time::{Duration, SystemTime};
+use std::time::Duration;
 
 use anyhow::Result;
 use clap::Args;
 use longhaul_tests::invariants;
 use longhaul_tests::rows::Rows;
+use rand::SeedableRng;
 use rand::rngs::StdRng;
 use rand::seq::IndexedRandom;
-use rand::SeedableRng;
 use sqlx::PgPool;
 use tokio::time::{Instant, sleep};
 
-use self::figures::{Clock, Figures, Identities};
+use self::figures::{Figures, Identities};
 use self::history::History;
 use self::install::{Installation, LEASE};
 use self::load::{Load, Outcome};
 pub(crate) use self::report::Report;
 use self::weather::Journal;
+use crate::clock::Clock;
 use crate::percentiles::Sampled;
 
 /// How long after the storm everything has to be over.
@@ -104,7 +105,7 @@ pub(crate) async fn run(options: &Options) -> Result<Report> {
         outputs.push((slot.name.clone(), slot.output().await));
     }
     let history = History::read(&pool).await?;
-    let (calls, ledger, clock) = (world.provider.calls(), world.tools.ledger(), Clock::new());
+    let (calls, ledger, clock) = (world.provider.calls(), world.tools.ledger(), Clock::read());
     let report = {
         let mut journal = load.journal();
         flaws.extend(checks::journal(&journal, &history));
@@ -116,7 +117,8 @@ pub(crate) async fn run(options: &Options) -> Result<Report> {
         }
         flaws.extend(world.provider.violations());
 
-        let identities = Identities::read(outputs.iter().map(|(name, output)| (name.as_str(), output.as_str())));
+        let identities =
+            Identities::read(outputs.iter().map(|(name, output)| (name.as_str(), output.as_str())));
         let (stop_to_upstream, stop_to_end) = figures::stops(&history, &calls, &journal.stops, &clock);
         let mut lag = Sampled::default();
         journal.tails.iter_mut().for_each(|tail| lag.append(&mut tail.lag));
@@ -211,7 +213,9 @@ fn counted(
         *answers.entry(answer.clone()).or_default() += count;
     }
     let is_fenced = |line: &&str| {
-        ["fenced write", "the lease is lost", "lost to another worker"].iter().any(|words| line.contains(words))
+        ["fenced write", "the lease is lost", "lost to another worker"]
+            .iter()
+            .any(|words| line.contains(words))
     };
     let calls = history.runs.values().flat_map(|run| &run.calls);
     report::Load {
@@ -249,9 +253,4 @@ async fn open_files(world: &Installation) -> Vec<(String, usize)> {
 fn commit() -> Option<String> {
     let output = Command::new("git").args(["rev-parse", "--short", "HEAD"]).output().ok()?;
     output.status.success().then(|| String::from_utf8_lossy(&output.stdout).trim().to_owned())
-}
-
-/// Unix milliseconds.
-pub(crate) fn now_ms() -> i64 {
-    SystemTime::UNIX_EPOCH.elapsed().map_or(0, |since| since.as_millis() as i64)
 }

@@ -20,16 +20,24 @@ pub(crate) struct Planned {
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub(crate) enum Fault {
     /// SIGKILL, and a new process after a while.
-    KillWorker { down: Duration },
+    KillWorker {
+        down: Duration,
+    },
     /// SIGSTOP for longer than a lease, then SIGCONT.
-    FreezeWorker { asleep: Duration },
+    FreezeWorker {
+        asleep: Duration,
+    },
     /// SIGTERM, and a new process after its end.
     DrainWorker,
-    KillApi { down: Duration },
+    KillApi {
+        down: Duration,
+    },
     CrashPostgres,
     /// The session of somebody ends.
     EndSession,
-    KillRedis { down: Duration },
+    KillRedis {
+        down: Duration,
+    },
     FlushRedis,
     DropRedisClients,
     Link(Weather),
@@ -39,10 +47,19 @@ pub(crate) enum Fault {
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub(crate) enum Weather {
     Cut,
-    Freeze { way: Way, lasting: Duration },
-    Latency { latency: Duration, lasting: Duration },
+    Freeze {
+        way: Way,
+        lasting: Duration,
+    },
+    Latency {
+        latency: Duration,
+        lasting: Duration,
+    },
     /// A cut after so many more bytes.
-    Fuse { way: Way, bytes: usize },
+    Fuse {
+        way: Way,
+        bytes: usize,
+    },
 }
 
 impl Fault {
@@ -121,7 +138,9 @@ mod tests {
     fn ten_minutes_have_what_was_promised_of_them() {
         let mut counts = BTreeMap::new();
         let plan = draw(7, 10.0, LEASE);
-        plan.iter().for_each(|planned| *counts.entry(planned.fault.name()).or_insert(0) += 1);
+        for planned in &plan {
+            *counts.entry(planned.fault.name()).or_insert(0) += 1;
+        }
         for (name, least) in [
             ("worker_kills", 150),
             ("worker_freezes", 30),

@@ -65,7 +65,8 @@ impl Load {
         // Somebody who was told that the chat is busy was answered.
         let wanted = self.submitted - self.refused_busy;
         if self.accepted * 100 < wanted * 95 {
-            too_little.push(format!("only {} of {wanted} submissions were accepted in the end", self.accepted));
+            too_little
+                .push(format!("only {} of {wanted} submissions were accepted in the end", self.accepted));
         }
         too_little
     }

@@ -5,7 +5,7 @@
 
 use std::time::Duration;
 
-use longhaul_tests::{At, Fault, FakeProvider, Script, Turn};
+use longhaul_tests::{At, FakeProvider, Fault, Script, Turn};
 use rand::RngExt;
 use rand::rngs::StdRng;
 use serde_json::json;
@@ -32,9 +32,7 @@ pub(crate) const KINDS: &[Kind] = &[
     kind("reads", 8, &[3, 3, 5], || {
         Script::new([does(said(3), "look", "s1.0"), does(said(3), "look", "s2.0"), said(5)])
     }),
-    kind("puts", 10, &[3, 4], || {
-        Script::new([does(does(said(3), "put", "s1.0"), "put", "s1.1"), said(4)])
-    }),
+    kind("puts", 10, &[3, 4], || Script::new([does(does(said(3), "put", "s1.0"), "put", "s1.1"), said(4)])),
     kind("charges", 14, &[2, 4], || Script::new([does(said(2), "charge", "s1.0"), said(4)])),
     kind("mixes", 10, &[2, 2, 4], || {
         let all = does(does(does(said(2), "look", "s1.0"), "put", "s1.1"), "charge", "s1.2");

@@ -17,7 +17,7 @@ use serde_json::Value;
 use tokio::time::{Instant, sleep, sleep_until, timeout};
 
 use super::load::Load;
-use super::now_ms;
+use crate::clock::now_ms;
 use crate::percentiles::Sampled;
 
 /// One in three cannot sit still.
@@ -112,7 +112,8 @@ impl Watched {
                 None => {
                     if self.end.is_none() {
                         let seen = self.digests.len();
-                        self.complaints.push(format!("ended cleanly behind event {seen}, before the run's end"));
+                        self.complaints
+                            .push(format!("ended cleanly behind event {seen}, before the run's end"));
                     }
                     return;
                 }
@@ -132,9 +133,8 @@ impl Watched {
 
     fn take(&mut self, block: &[u8], connected: i64) -> Result<(), String> {
         let block = std::str::from_utf8(block).map_err(|_| "sent bytes that are not UTF-8".to_owned())?;
-        let field = |name: &str| {
-            block.lines().rev().find_map(|line| line.strip_prefix(name)?.strip_prefix(": "))
-        };
+        let field =
+            |name: &str| block.lines().rev().find_map(|line| line.strip_prefix(name)?.strip_prefix(": "));
         let Some(data) = field("data") else {
             let is_silent = block.lines().all(|line| line.starts_with(':') || line.starts_with("retry"));
             return if is_silent { Ok(()) } else { Err(format!("a block without data: {block:?}")) };

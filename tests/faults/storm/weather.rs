@@ -13,8 +13,8 @@ use tokio::sync::MutexGuard;
 use tokio::time::{Instant, sleep, sleep_until, timeout};
 
 use super::install::{Installation, Slot};
-use super::now_ms;
 use super::plan::{Fault, Planned, Weather};
+use crate::clock::now_ms;
 
 /// How long a thawed worker is left alone, so that what it still has to say comes out.
 const AWAKE: Duration = Duration::from_millis(1_500);
@@ -77,7 +77,13 @@ pub(crate) async fn supervise(world: &Installation, journal: &Journal) -> ! {
             if process.has_ended() {
                 let at = now_ms();
                 let (slot_name, link) = (Some(slot.name.clone()), None);
-                journal.add(Incident { fault: "exits_of_their_own", from: at, until: at, slot: slot_name, link });
+                journal.add(Incident {
+                    fault: "exits_of_their_own",
+                    from: at,
+                    until: at,
+                    slot: slot_name,
+                    link,
+                });
                 slot.start_again(&mut process);
             }
         }
@@ -87,8 +93,7 @@ pub(crate) async fn supervise(world: &Installation, journal: &Journal) -> ! {
 
 async fn strike(world: &Installation, planned: Planned) -> Incident {
     let Planned { fault, pick, .. } = planned;
-    let mut incident =
-        Incident { fault: fault.name(), from: now_ms(), until: 0, slot: None, link: None };
+    let mut incident = Incident { fault: fault.name(), from: now_ms(), until: 0, slot: None, link: None };
     match fault {
         Fault::KillWorker { down } => {
             kill(world.workers(), pick, down, &mut incident).await;
@@ -118,7 +123,9 @@ async fn strike(world: &Installation, planned: Planned) -> Incident {
             cluster.crash().await.expect("Postgres starts again");
         }
         // A server that is down just now has no sessions to end.
-        Fault::EndSession => drop(timeout(Duration::from_secs(2), end_session(&world.database_url, pick)).await),
+        Fault::EndSession => {
+            let _ = timeout(Duration::from_secs(2), end_session(&world.database_url, pick)).await;
+        }
         Fault::KillRedis { down } => {
             let mut redis = world.redis.lock().await;
             incident.from = now_ms();
