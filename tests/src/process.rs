@@ -5,6 +5,7 @@ use std::ffi::{OsStr, OsString};
 use std::fs::{self, File};
 use std::io;
 use std::net::{Ipv4Addr, SocketAddr, TcpListener};
+use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, ExitStatus, Stdio};
 use std::sync::{Mutex, PoisonError};
@@ -17,14 +18,15 @@ use crate::http::get_status;
 
 const LOOK_EVERY: Duration = Duration::from_millis(10);
 
-/// The product's binary: `LONGHAUL_TEST_BINARY`, or the one that was built beside this test.
+/// The product's binary: `LONGHAUL_TEST_BINARY`, or the one that was built beside this program or test.
 ///
 /// # Panics
 /// When there is none.
 pub fn longhaul_binary() -> PathBuf {
     let beside = || {
-        let test = std::env::current_exe().expect("a running test has a path");
-        test.ancestors().nth(2).expect("a test lies in target/PROFILE/deps").join("longhaul")
+        let ours = std::env::current_exe().expect("a running program has a path");
+        let built = ours.ancestors().skip(1).find(|folder| !folder.ends_with("deps"));
+        built.expect("it lies in target/PROFILE or in its deps").join("longhaul")
     };
     let binary = std::env::var_os("LONGHAUL_TEST_BINARY").map_or_else(beside, PathBuf::from);
     assert!(
@@ -58,6 +60,7 @@ pub struct Program {
     args: Vec<OsString>,
     env: Vec<(OsString, OsString)>,
     port: Option<u16>,
+    run_as: Option<(u32, u32)>,
 }
 
 impl Program {
@@ -68,13 +71,27 @@ impl Program {
 
     pub fn other(executable: impl Into<PathBuf>, name: &str, dir: &Path) -> Self {
         let (executable, dir) = (executable.into(), dir.to_owned());
-        Self { executable, name: name.to_owned(), dir, args: Vec::new(), env: Vec::new(), port: None }
+        Self {
+            executable,
+            name: name.to_owned(),
+            dir,
+            args: Vec::new(),
+            env: Vec::new(),
+            port: None,
+            run_as: None,
+        }
     }
 
     #[must_use]
     pub fn args<A: AsRef<OsStr>>(mut self, args: impl IntoIterator<Item = A>) -> Self {
         self.args.extend(args.into_iter().map(|arg| arg.as_ref().to_owned()));
         self
+    }
+
+    /// An option and its value.
+    #[must_use]
+    pub fn arg_pair(self, name: &str, value: impl AsRef<OsStr>) -> Self {
+        self.args([name.as_ref(), value.as_ref()])
     }
 
     #[must_use]
@@ -94,6 +111,13 @@ impl Program {
     #[must_use]
     pub fn port(mut self, port: u16) -> Self {
         self.port = Some(port);
+        self
+    }
+
+    /// The user and the group that it runs as.
+    #[must_use]
+    pub fn run_as(mut self, user: u32, group: u32) -> Self {
+        self.run_as = Some((user, group));
         self
     }
 
@@ -130,6 +154,9 @@ impl Program {
         }
         let env = self.env.iter().map(|(name, value)| (name, value));
         command.args(&self.args).envs(env).current_dir(&self.dir).stdin(Stdio::null());
+        if let Some((user, group)) = self.run_as {
+            command.uid(user).gid(group);
+        }
         command
     }
 
@@ -170,6 +197,8 @@ pub enum Signal {
     Kill,
     /// A polite request to end.
     Term,
+    /// To Postgres: end at once, without a checkpoint, as after a power cut.
+    Quit,
     /// Frozen, as by a paused virtual machine.
     Stop,
     /// Goes on, as if no time had passed.
@@ -248,6 +277,11 @@ impl Process {
         }
     }
 
+    /// Whether it ended, by itself or as it was told.
+    pub fn has_ended(&mut self) -> bool {
+        matches!(self.child.try_wait(), Ok(Some(_)))
+    }
+
     /// Sends a signal. A process that has ended gets none, because its number may be somebody else's by now.
     pub fn signal(&mut self, signal: Signal) {
         if let Ok(None) = self.child.try_wait() {
@@ -259,6 +293,12 @@ impl Process {
     pub fn kill(&mut self) {
         // Fails only for a process that has been waited for, which is as dead as it can be.
         let _ = self.child.kill();
+        let _ = self.child.wait();
+    }
+
+    /// Waits, without a limit, for a process that is about to end.
+    pub fn wait(&mut self) {
+        // Fails only for a process that has been waited for.
         let _ = self.child.wait();
     }
 
@@ -302,6 +342,7 @@ fn send(child: &Child, signal: Signal) {
     let signal = match signal {
         Signal::Kill => libc::SIGKILL,
         Signal::Term => libc::SIGTERM,
+        Signal::Quit => libc::SIGQUIT,
         Signal::Stop => libc::SIGSTOP,
         Signal::Cont => libc::SIGCONT,
     };

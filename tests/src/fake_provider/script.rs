@@ -170,7 +170,7 @@ impl Turn {
         self
     }
 
-    /// A tool call; several make parallel calls.
+    /// A tool call; several make parallel calls. `{run}` in its arguments becomes the conversation's key.
     #[must_use]
     pub fn and_call(self, name: &str, arguments: &Value) -> Self {
         self.and_raw_call(name, &arguments.to_string(), 1)
@@ -240,7 +240,8 @@ impl Turn {
     }
 
     /// The pieces of one attempt, as the JSON of their `delta` objects.
-    pub(super) fn deltas(&self, attempt: u32, number: usize, id_prefix: &str) -> Vec<String> {
+    pub(super) fn deltas(&self, attempt: u32, number: usize, key: &str) -> Vec<String> {
+        let id_prefix: String = key.chars().filter(char::is_ascii_alphanumeric).take(8).collect();
         let mut deltas = Vec::new();
         deltas.extend(self.reasoning.iter().map(|token| json!({"reasoning_content": token}).to_string()));
         deltas.extend(self.text.iter().map(|text| match text {
@@ -252,15 +253,15 @@ impl Turn {
         for (index, call) in self.calls.iter().enumerate() {
             let id = format!("call_{id_prefix}_s{number}_{index}_a{attempt}");
             let cut = truncated && index + 1 == self.calls.len();
-            deltas.extend(call.deltas(index, &id, cut));
+            deltas.extend(call.deltas(&call.arguments.replace("{run}", key), index, &id, cut));
         }
         deltas
     }
 }
 
 impl ToolCall {
-    fn deltas(&self, index: usize, id: &str, cut: bool) -> Vec<String> {
-        let mut letters: Vec<char> = self.arguments.chars().collect();
+    fn deltas(&self, arguments: &str, index: usize, id: &str, cut: bool) -> Vec<String> {
+        let mut letters: Vec<char> = arguments.chars().collect();
         if cut {
             letters.truncate(letters.len() / 2);
         }
