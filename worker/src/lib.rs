@@ -87,8 +87,13 @@ pub enum Error {
 
 /// Works until the soft stop, then hands back what does not come to a saved point within the drain time.
 pub async fn run(parts: Parts, shutdown: Shutdown) -> Result<(), Error> {
+    let agents = Agents::from_config(&parts.config)?;
+    run_as(agents, parts, shutdown).await
+}
+
+/// [`run`] with agents that the caller made.
+pub async fn run_as(agents: Agents, parts: Parts, shutdown: Shutdown) -> Result<(), Error> {
     let Parts { store, leases, processes, bus, config } = parts;
-    let agents = Agents::from_config(&config)?;
     // Held here, so that it is open longer than the lease is held, whatever ends that.
     let listener = match processes {
         Processes::One => None,

@@ -314,7 +314,8 @@ pub struct Released {
 #[async_trait]
 pub trait Jobs: Send + Sync {
     /// Takes up to `limit` due jobs for a worker whose lease is alive: job to worker, epoch + 1, run to running,
-    /// `run.claimed` appended. Highest priority first, then oldest.
+    /// `run.claimed` appended. Highest priority first, then oldest. Of runs whose last attempts all crashed a worker
+    /// holds one at a time, until it has saved a step.
     async fn claim(&self, worker: WorkerId, queues: &[String], limit: u32) -> Result<Vec<(Claim, Segment)>>;
     /// The holder gives a run back: it is pending again, due after `delay_ms`. Not counted as a crash unless
     /// `reason` is `broken`; too many of those end the run. `last_seq` is the last event that the holder appended. A run whose stop is requested ends
@@ -338,7 +339,8 @@ pub trait Jobs: Send + Sync {
     /// Gives back a run that the worker holds without knowing it: the answer to its claim was lost. A run whose stop is
     /// requested ends instead.
     async fn disown(&self, worker: WorkerId, workspace: WorkspaceId, run: RunId) -> Result<Option<Released>>;
-    /// Repairs what no path should produce: active runs without a job, streaming messages of finished runs. The
+    /// Repairs what no path should produce: active runs without a job or held by nobody, waiting ones that are held,
+    /// streaming messages of finished runs. The
     /// count is that of repaired rows; above zero is a bug.
     async fn reconcile(&self) -> Result<u64>;
     /// Forgets what nobody can ask for any more: idempotency keys that have expired, and workers that ended a day ago

@@ -81,7 +81,8 @@ impl Attempt<'_> {
                 Err(Failure::Exit(exit)) => return Err(exit),
                 Err(Failure::Model(error)) => error,
             };
-            if !error.is_torn() || restarts == RESTARTS {
+            let may_restart = error.is_torn() && restarts < RESTARTS;
+            if !may_restart || !self.interrupts.race(self.agent.model.may_repeat()).await? {
                 return Err(Exit::Finish(Ending::failed(reason_of(&error), (&error).into())));
             }
             restarts += 1;
@@ -90,7 +91,8 @@ impl Attempt<'_> {
             metrics::step_retried(StepRetry::Torn);
             let position = self.log.position().await?;
             self.restart(step, attempt, position.step_started, &error.to_string()).await;
-            self.interrupts.race(sleep(RESTART_WAIT.wait(restarts, rand::random()))).await?;
+            let wait = RESTART_WAIT.wait(restarts, rand::random()) + error.retry_after().unwrap_or_default();
+            self.interrupts.race(sleep(wait)).await?;
         }
     }
 

@@ -33,7 +33,9 @@ upheld! {
     a_crash_is_charged_once_to_each_run_of_the_worker_and_delays_them_more_and_more,
     reconcile_finds_nothing_in_a_healthy_database,
     reconcile_gives_active_runs_their_jobs_back,
+    reconcile_frees_runs_whose_holder_is_contradictory,
     reconcile_closes_what_the_end_of_a_run_left_open,
+    a_worker_holds_one_suspect_at_a_time,
 }
 
 async fn lose(db: &Database, claim: &Claim, max_crashes: i32) -> Released {
@@ -333,6 +335,73 @@ async fn reconcile_gives_active_runs_their_jobs_back(db: Database) {
     assert_eq!((released.len(), released[0].run_id), (1, running.run.id));
     let next = db.claim(db.worker(1).await).await;
     assert_eq!((next.run.id, next.epoch, next.run.attempts), (running.run.id, running.epoch + 1, 2));
+}
+
+async fn reconcile_frees_runs_whose_holder_is_contradictory(db: Database) {
+    let acme = db.workspace("acme").await;
+    let nobody = db.id(WorkerId::generate().0);
+    for _ in 0..3 {
+        db.store.admit(new_run(acme, None)).await.unwrap();
+    }
+    db.execute(&format!("update jobs set worker_id = {nobody}")).await.unwrap();
+    let orphan = db.held_run(acme).await;
+    db.expire(orphan.worker_id).await;
+    let released = db.store.reap(3, 2).await.unwrap();
+    assert_eq!(released.len(), 1, "what cannot be reaped takes nobody's place");
+    assert_eq!(released[0].run_id, orphan.run.id);
+
+    let held = db.claim(db.worker(1).await).await;
+    assert_eq!(held.run.id, orphan.run.id, "the others are not to be had yet");
+    let id = db.id(held.run.id.0);
+    db.execute(&format!("update jobs set worker_id = null where run_id = {id}")).await.unwrap();
+    assert_eq!(db.store.reconcile().await.unwrap(), 4);
+    assert_eq!(db.store.reconcile().await.unwrap(), 0);
+    let released = db.store.reap(3, 9).await.unwrap();
+    assert_eq!((released.len(), released[0].run_id), (1, held.run.id));
+    db.execute("update jobs set run_at = 0, crashes = 0").await.unwrap();
+    let claims = db.store.claim(db.worker(9).await, &["default".to_owned()], 9).await.unwrap();
+    assert_eq!(claims.len(), 4);
+}
+
+async fn a_worker_holds_one_suspect_at_a_time(db: Database) {
+    let acme = db.workspace("acme").await;
+    let queues = ["default".to_owned()];
+    for _ in 0..3 {
+        db.store.admit(new_run(acme, None)).await.unwrap();
+    }
+    for _ in 0..2 {
+        let claims = db.store.claim(db.worker(9).await, &queues, 9).await.unwrap();
+        assert_eq!(claims.len(), 3, "one crash says nothing yet");
+        db.store.retire_all_workers().await.unwrap();
+        assert_eq!(db.store.reap(3, 9).await.unwrap().len(), 3);
+        db.execute("update jobs set run_at = 0").await.unwrap();
+    }
+    // Another run is in nobody's way, and nobody in its.
+    let fresh = db.store.admit(new_run(acme, None)).await.unwrap().run;
+    let (one, two) = (db.worker(9).await, db.worker(9).await);
+    let claims = db.store.claim(one, &queues, 9).await.unwrap();
+    let (suspects, others): (Vec<_>, Vec<_>) =
+        claims.into_iter().map(|(claim, _)| claim).partition(|claim| claim.run.id != fresh.id);
+    assert_eq!((suspects.len(), others.len()), (1, 1));
+    assert!(db.store.claim(one, &queues, 9).await.unwrap().is_empty());
+    let claims = db.store.claim(two, &queues, 9).await.unwrap();
+    assert_eq!(claims.len(), 1, "each worker has one");
+
+    // With a step saved it is no suspect any more, neither in these hands nor in the next.
+    let suspect = &suspects[0];
+    let last = db.commit(saving(suspect, suspect.last_seq + 1, 1)).await.last;
+    let third = db.store.claim(one, &queues, 9).await.unwrap();
+    assert_eq!(third.len(), 1);
+    db.store.hand_back(suspect, last, ReleaseReason::HandBack, 0).await.unwrap();
+    let again = db.store.claim(one, &queues, 9).await.unwrap();
+    assert_eq!(again.len(), 1);
+    assert_eq!(again[0].0.run.id, suspect.run.id);
+
+    // A planned restart keeps the suspicion, and the first that comes may have it.
+    let (third, _) = &third[0];
+    db.store.hand_back(third, third.last_seq, ReleaseReason::HandBack, 0).await.unwrap();
+    assert!(db.store.claim(two, &queues, 9).await.unwrap().is_empty(), "it has one already");
+    assert_eq!(db.store.claim(one, &queues, 9).await.unwrap().len(), 1);
 }
 
 async fn reconcile_closes_what_the_end_of_a_run_left_open(db: Database) {

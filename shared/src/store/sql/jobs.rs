@@ -42,6 +42,7 @@ impl Jobs for SqlStore {
     async fn reap(&self, max_crashes: i32, limit: u32) -> Result<Vec<Released>> {
         let orphans = sqlx::query(concat!(
             "select j.workspace_id, j.run_id from jobs j where j.worker_id is not null and j.kind = 'run' \
+             and (select r.status from runs r where r.workspace_id = j.workspace_id and r.id = j.run_id) = 'running' \
              and not exists (select 1 from workers w where w.id = j.worker_id and w.expires_at > ",
             now!(),
             ") order by j.run_id limit $1"
@@ -151,6 +152,12 @@ const RECONCILE: &[&str] = &[
          and not exists (select 1 from jobs j where j.run_id = r.id and j.kind = 'run') \
          on conflict do nothing"
     ),
+    // A run whose holder is nowhere written down: the same.
+    "update jobs set worker_id = run_id where kind = 'run' and worker_id is null and (select r.status from runs r \
+         where r.workspace_id = jobs.workspace_id and r.id = jobs.run_id) = 'running'",
+    // A run that waits for a worker and has one: whoever it is, the next claim fences it off.
+    "update jobs set worker_id = null where kind = 'run' and worker_id is not null and (select r.status from runs r \
+         where r.workspace_id = jobs.workspace_id and r.id = jobs.run_id) = 'pending'",
     "delete from jobs where kind = 'run' and (select r.status from runs r \
          where r.workspace_id = jobs.workspace_id and r.id = jobs.run_id) not in ('pending', 'running', 'waiting')",
     "update messages set status = (select case r.status when 'succeeded' then 'completed' \

@@ -40,8 +40,8 @@ pub(super) async fn hand_back(
     if !is_holder || run.last_seq != last_seq {
         return Err(StoreError::LeaseLost);
     }
-    let crashes = (reason == ReleaseReason::Broken).then(|| job.crashes_with_this(&run));
-    let given_up = crashes.filter(|crashes| *crashes > MAX_CRASHES).map(crash_limit);
+    let crashes = job.crashes_so_far(&run) + i32::from(reason == ReleaseReason::Broken);
+    let given_up = (crashes > MAX_CRASHES).then(|| crash_limit(crashes));
     let released = match stopped(&run).or(given_up) {
         Some(ending) => end(&mut tx, &run, &job, &ending).await?,
         None => make_pending(&mut tx, &run, &job, reason, crashes, delay_ms).await?,
@@ -68,16 +68,17 @@ pub(super) async fn disown(
     };
     let run = read_facts(&mut tx, workspace, run_id).await?;
     // Heard of or not, a row that cannot be read is why nobody works on it: that counts.
-    let crashes = match read_run(&mut tx, workspace, run_id).await {
-        Ok(_) => None,
-        Err(StoreError::Corrupt { .. }) => Some(job.crashes_with_this(&run)),
+    let is_unreadable = match read_run(&mut tx, workspace, run_id).await {
+        Ok(_) => false,
+        Err(StoreError::Corrupt { .. }) => true,
         Err(error) => return Err(error),
     };
-    let given_up = crashes.filter(|crashes| *crashes > MAX_CRASHES).map(crash_limit);
+    let crashes = job.crashes_so_far(&run) + i32::from(is_unreadable);
+    let given_up = (is_unreadable && crashes > MAX_CRASHES).then(|| crash_limit(crashes));
     let released = match stopped(&run).or(given_up) {
         Some(ending) => end(&mut tx, &run, &job, &ending).await?,
         None => {
-            let delay_ms = crashes.map_or(0, crash_delay_ms);
+            let delay_ms = if is_unreadable { crash_delay_ms(crashes) } else { 0 };
             make_pending(&mut tx, &run, &job, ReleaseReason::Broken, crashes, delay_ms).await?
         }
     };
@@ -133,13 +134,13 @@ pub(super) async fn reap(
         return Ok(None);
     };
     let run = read_facts(&mut tx, workspace, run_id).await?;
-    let crashes = job.crashes_with_this(&run);
+    let crashes = job.crashes_so_far(&run) + 1;
     let ending = stopped(&run).or_else(|| (crashes > max_crashes).then(|| crash_limit(crashes)));
     let released = if let Some(ending) = ending {
         end(&mut tx, &run, &job, &ending).await?
     } else {
         let delay_ms = crash_delay_ms(crashes);
-        make_pending(&mut tx, &run, &job, ReleaseReason::Expired, Some(crashes), delay_ms).await?
+        make_pending(&mut tx, &run, &job, ReleaseReason::Expired, crashes, delay_ms).await?
     };
     tx.commit().await?;
     Ok(Some(released))
@@ -175,13 +176,13 @@ async fn end(
     })
 }
 
-/// It waits for a worker again, and a crash is counted if there was one.
+/// It waits for a worker again, with the crashes since its last saved step.
 async fn make_pending(
     tx: &mut Transaction<'static, Db>,
     run: &RunFacts,
     job: &HeldJob,
     reason: ReleaseReason,
-    crashes: Option<i32>,
+    crashes: i32,
     delay_ms: i64,
 ) -> Result<Released> {
     let event = EventData::RunReleased { reason, epoch: job.epoch };
@@ -191,8 +192,7 @@ async fn make_pending(
         return Err(StoreError::LeaseLost);
     }
     sqlx::query(concat!(
-        "update jobs set worker_id = null, crashes = coalesce($2, crashes), \
-         crash_step = case when $2 is null then crash_step else $3 end, run_at = ",
+        "update jobs set worker_id = null, crashes = $2, crash_step = $3, run_at = ",
         now!(),
         " + $4 where id = $1"
     ))

@@ -44,9 +44,9 @@ pub(crate) struct HeldJob {
 }
 
 impl HeldJob {
-    /// The crashes of a run without a saved step between them, with the one that has just been found.
-    pub(crate) fn crashes_with_this(&self, run: &RunFacts) -> i32 {
-        if i64::from(run.step_count) > i64::from(self.crash_step) { 1 } else { self.crashes + 1 }
+    /// The crashes of a run since its last saved step.
+    pub(crate) fn crashes_so_far(&self, run: &RunFacts) -> i32 {
+        if i64::from(run.step_count) > i64::from(self.crash_step) { 0 } else { self.crashes }
     }
 }
 
