@@ -5,6 +5,7 @@ use std::ffi::{OsStr, OsString};
 use std::fs::{self, File};
 use std::io;
 use std::net::{Ipv4Addr, SocketAddr, TcpListener};
+use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, ExitStatus, Stdio};
 use std::sync::{Mutex, PoisonError};
@@ -58,6 +59,7 @@ pub struct Program {
     args: Vec<OsString>,
     env: Vec<(OsString, OsString)>,
     port: Option<u16>,
+    run_as: Option<(u32, u32)>,
 }
 
 impl Program {
@@ -68,13 +70,19 @@ impl Program {
 
     pub fn other(executable: impl Into<PathBuf>, name: &str, dir: &Path) -> Self {
         let (executable, dir) = (executable.into(), dir.to_owned());
-        Self { executable, name: name.to_owned(), dir, args: Vec::new(), env: Vec::new(), port: None }
+        Self { executable, name: name.to_owned(), dir, args: Vec::new(), env: Vec::new(), port: None, run_as: None }
     }
 
     #[must_use]
     pub fn args<A: AsRef<OsStr>>(mut self, args: impl IntoIterator<Item = A>) -> Self {
         self.args.extend(args.into_iter().map(|arg| arg.as_ref().to_owned()));
         self
+    }
+
+    /// An option and its value.
+    #[must_use]
+    pub fn arg_pair(self, name: &str, value: impl AsRef<OsStr>) -> Self {
+        self.args([name.as_ref(), value.as_ref()])
     }
 
     #[must_use]
@@ -87,6 +95,13 @@ impl Program {
     #[must_use]
     pub fn port(mut self, port: u16) -> Self {
         self.port = Some(port);
+        self
+    }
+
+    /// The user and the group that it runs as.
+    #[must_use]
+    pub fn run_as(mut self, user: u32, group: u32) -> Self {
+        self.run_as = Some((user, group));
         self
     }
 
@@ -123,6 +138,9 @@ impl Program {
         }
         let env = self.env.iter().map(|(name, value)| (name, value));
         command.args(&self.args).envs(env).current_dir(&self.dir).stdin(Stdio::null());
+        if let Some((user, group)) = self.run_as {
+            command.uid(user).gid(group);
+        }
         command
     }
 
@@ -163,6 +181,8 @@ pub enum Signal {
     Kill,
     /// A polite request to end.
     Term,
+    /// To Postgres: end at once, without a checkpoint, as after a power cut.
+    Quit,
     /// Frozen, as by a paused virtual machine.
     Stop,
     /// Goes on, as if no time had passed.
@@ -225,6 +245,11 @@ impl Process {
         }
     }
 
+    /// Whether it ended, by itself or as it was told.
+    pub fn has_ended(&mut self) -> bool {
+        matches!(self.child.try_wait(), Ok(Some(_)))
+    }
+
     /// Sends a signal. A process that has ended gets none, because its number may be somebody else's by now.
     pub fn signal(&mut self, signal: Signal) {
         if let Ok(None) = self.child.try_wait() {
@@ -236,6 +261,12 @@ impl Process {
     pub fn kill(&mut self) {
         // Fails only for a process that has been waited for, which is as dead as it can be.
         let _ = self.child.kill();
+        let _ = self.child.wait();
+    }
+
+    /// Waits, without a limit, for a process that is about to end.
+    pub fn wait(&mut self) {
+        // Fails only for a process that has been waited for.
         let _ = self.child.wait();
     }
 
@@ -279,6 +310,7 @@ fn send(child: &Child, signal: Signal) {
     let signal = match signal {
         Signal::Kill => libc::SIGKILL,
         Signal::Term => libc::SIGTERM,
+        Signal::Quit => libc::SIGQUIT,
         Signal::Stop => libc::SIGSTOP,
         Signal::Cont => libc::SIGCONT,
     };

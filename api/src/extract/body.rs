@@ -18,7 +18,7 @@ use crate::{
 };
 
 /// How long a body may take to arrive.
-const BODY_TIMEOUT: Duration = Duration::from_secs(30);
+pub(crate) const BODY_TIMEOUT: Duration = Duration::from_secs(30);
 
 /// A decoded body.
 #[derive(Debug)]

@@ -207,6 +207,10 @@ pub trait Runs: Send + Sync {
     async fn records(&self, workspace: WorkspaceId, runs: &[RunId]) -> Result<Vec<RunRecord>>;
     /// Records the wish to stop, and ends the run at once if no live worker holds it.
     async fn stop_run(&self, workspace: WorkspaceId, run: RunId) -> Result<StopOutcome>;
+    /// Makes way in the run's chat, if it is still the one that holds the slot: in one transaction every run that waits
+    /// there ends with the reason `superseded`, and this one is stopped for it like by [`stop_run`](Self::stop_run).
+    /// Empty when another run holds the slot by now, or none.
+    async fn supersede(&self, workspace: WorkspaceId, run: RunId) -> Result<Vec<StopOutcome>>;
 }
 
 /// The one way in for a run.

@@ -15,6 +15,9 @@ type Db = sqlx::Postgres;
 
 const KIND: &str = "postgres";
 
+/// How long a migration may keep others waiting behind it before it has begun, as Postgres writes it.
+const MIGRATION_LOCK_TIMEOUT: &str = "1s";
+
 /// The database's clock, as SQL.
 macro_rules! now {
     () => {
@@ -111,12 +114,18 @@ impl SqlStore {
         Ok(Self { pool: pool(options.max_connections), reserved: pool(3) })
     }
 
-    /// Applies the migrations on a connection of its own without time limits: changing a large table takes as long
-    /// as it takes. An advisory lock lets one process at a time do it.
+    /// Applies the migrations on a connection of its own. Changing a large table takes as long as it takes; waiting for
+    /// it does not, because everybody who needs the table waits behind us. An advisory lock lets one process at a time
+    /// do it.
     async fn apply_migrations(&self) -> std::result::Result<(), MigrateError> {
         let mut connection = self.pool.acquire().await?.detach();
-        for setting in ["statement_timeout", "lock_timeout", "idle_in_transaction_session_timeout"] {
-            sqlx::query("select set_config($1, '0', false)").bind(setting).execute(&mut connection).await?;
+        for (setting, value) in [
+            ("statement_timeout", "0"),
+            ("idle_in_transaction_session_timeout", "0"),
+            ("lock_timeout", MIGRATION_LOCK_TIMEOUT),
+        ] {
+            let set = sqlx::query("select set_config($1, $2, false)").bind(setting).bind(value);
+            set.execute(&mut connection).await?;
         }
         MIGRATIONS.run_direct(None, &mut connection, false).await?;
         connection.close().await?;

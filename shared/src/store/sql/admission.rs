@@ -10,6 +10,7 @@ use uuid::Uuid;
 use super::{
     super::insert_run::insert_run,
     Db, SqlStore,
+    again::{again, lost_admission},
     idempotency::{claim_key, keep_answer, repeated_message},
     rows::{self, get, run_columns, run_place},
     to_its_end,
@@ -48,21 +49,21 @@ pub(crate) struct Inserted {
 impl crate::store::Admission for SqlStore {
     async fn admit(&self, new: NewRun) -> std::result::Result<Admitted, AdmitError> {
         let store = self.clone();
-        to_its_end(async move { store.admit_new(new).await }).await
+        to_its_end(async move { again(|| store.admit_new(&new), lost_admission).await }).await
     }
 }
 
 impl SqlStore {
-    async fn admit_new(&self, new: NewRun) -> std::result::Result<Admitted, AdmitError> {
+    async fn admit_new(&self, new: &NewRun) -> std::result::Result<Admitted, AdmitError> {
         let mut tx = self.begin().await?;
         if let Some(key) = &new.idempotency
-            && let Some(admitted) = claim_key(&mut tx, &new, key).await?
+            && let Some(admitted) = claim_key(&mut tx, new, key).await?
         {
             return Ok(admitted);
         }
-        let (chat_id, turn, now) = take_turn(&mut tx, &new).await?;
+        let (chat_id, turn, now) = take_turn(&mut tx, new).await?;
         if let (Some(_), Some(client_id)) = (new.chat_id, &new.client_message_id)
-            && let Some(admitted) = repeated_message(&mut tx, &new, chat_id, client_id).await?
+            && let Some(admitted) = repeated_message(&mut tx, new, chat_id, client_id).await?
         {
             return Ok(admitted);
         }
@@ -74,7 +75,7 @@ impl SqlStore {
         }
         .filter(|at| *at > now);
         let mut row = RunRow {
-            new: &new,
+            new,
             id: RunId::generate(),
             chat_id,
             turn,
@@ -89,7 +90,7 @@ impl SqlStore {
         row.events = encode(&event);
         let mut inserted = insert_run(&mut tx, &row).await?;
         if inserted.is_none() {
-            if new.if_busy == IfBusy::Reject {
+            if new.if_busy != IfBusy::Enqueue {
                 let active_run_id = slot_holder(&mut tx, new.workspace_id, chat_id).await?;
                 // At once: others wait for the chat.
                 tx.rollback().await.map_err(StoreError::from)?;
@@ -104,9 +105,11 @@ impl SqlStore {
         // A queued run is not in that index, so nothing but a bug gets here without a row.
         let inserted = inserted.ok_or_else(|| StoreError::Conflict("runs_one_active_per_chat".to_owned()))?;
         if let Some(key) = &new.idempotency {
-            keep_answer(&mut tx, &new, key, &row, position).await?;
+            keep_answer(&mut tx, new, key, &row, position).await?;
         }
-        tx.commit().await.map_err(StoreError::from)?;
+        if let Err(error) = tx.commit().await.map_err(StoreError::from) {
+            self.is_stored(new.workspace_id, row.id, error).await?;
+        }
         let run = row.as_run(&inserted);
         let segment = Segment {
             run_id: run.id,
@@ -116,15 +119,33 @@ impl SqlStore {
             events: vec![event.of_run()],
         };
         Ok(Admitted {
-            message_id: new.client_message_id.unwrap_or_else(|| run.user_message_id.to_string()),
+            message_id: new.client_message_id.clone().unwrap_or_else(|| run.user_message_id.to_string()),
             assistant_message_id: run.assistant_message_id,
             status: run.status,
-            wake: (run.status == RunStatus::Pending).then_some(new.queue),
+            wake: (run.status == RunStatus::Pending).then(|| new.queue.clone()),
             run,
             position,
             replayed: false,
             segments: vec![segment],
         })
+    }
+
+    /// The commit of the run was not answered, so that it is looked for before anything is said about it. `TimedOut`
+    /// when it is not there, because it may still come: the server may be about to read the commit.
+    async fn is_stored(&self, workspace: WorkspaceId, run_id: RunId, error: StoreError) -> Result<()> {
+        if !error.is_transient() || error.is_rolled_back() {
+            return Err(error);
+        }
+        const SQL: &str = "select 1 from runs where workspace_id = $1 and id = $2";
+        let found =
+            sqlx::query::<Db>(SQL).bind(workspace.0).bind(run_id.0).fetch_optional(self.reader()).await;
+        match found {
+            Ok(Some(_)) => Ok(()),
+            Ok(None) | Err(_) => {
+                tracing::warn!(%error, run.id = %run_id, "nobody knows whether a run was admitted");
+                Err(StoreError::TimedOut)
+            }
+        }
     }
 }
 

@@ -9,6 +9,7 @@ use tracing::Instrument as _;
 use super::{Db, KIND, MIGRATIONS, SqlStore, lists};
 
 pub(super) mod admission;
+mod again;
 mod chats;
 mod idempotency;
 mod jobs;
@@ -18,6 +19,7 @@ mod release;
 pub(super) mod rows;
 mod runs;
 mod settle;
+mod supersede;
 mod workers;
 mod workspaces;
 
