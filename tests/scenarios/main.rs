@@ -4,12 +4,17 @@
 #![expect(clippy::unwrap_used, reason = "all of this is test code, helpers too")]
 
 mod crashing;
+mod database;
 mod demonstrating;
 mod draining;
+mod exhausting;
+mod interrupting;
 mod isolation;
+mod losing;
 mod provider;
 mod racing;
 mod redis;
+mod refusing;
 mod stopping;
 mod streaming;
 mod submitting;

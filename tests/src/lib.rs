@@ -1,7 +1,7 @@
 //! The harness of Longhaul's black-box tests: everything around the product that a test can hold, cut or kill.
 //!
 //! A scenario starts the real binary as processes ([`process`]), gives them a database of their own ([`postgres`], or
-//! a SQLite file) and, where it matters, a Redis of their own ([`redis`]). The outside world is played by two servers
+//! a SQLite file) and, where it matters, a Redis ([`redis`]) or a whole Postgres ([`cluster`]) of their own. The outside world is played by two servers
 //! that write down what they saw: [`fake_provider`], a model API with scripted answers and faults, and
 //! [`tool_server`], which counts side effects. Both have [`gate`]s, so that a test waits for "the stream stands at
 //! token 7" instead of for time to pass. [`relay`] is a cable to cut in front of any of them. [`http`] is the little
@@ -13,6 +13,7 @@
 //! it never leaves itself out, except under `cargo xtask test --quick`, which [`quick`] reports.
 
 pub mod client;
+pub mod cluster;
 pub mod fake_provider;
 pub mod gate;
 mod http;
@@ -30,6 +31,7 @@ pub mod world;
 use std::time::Duration;
 
 pub use client::Client;
+pub use cluster::Cluster;
 pub use fake_provider::{At, End, FakeProvider, Fault, Script, Turn};
 pub use gate::Gate;
 pub use process::{Process, Program, Signal};

@@ -93,6 +93,8 @@ pub trait Workspaces: Send + Sync {
     async fn migrations(&self) -> Result<Vec<(i64, String, bool)>>;
     /// The database's clock.
     async fn now(&self) -> Result<Millis>;
+    /// Whether the database takes writes; one that is read-only, as a replica is, cannot serve.
+    async fn is_writable(&self) -> Result<bool>;
     /// The version of the database itself, such as `17.2`.
     async fn server_version(&self) -> Result<String>;
     /// `postgres` or `sqlite`.

@@ -23,7 +23,7 @@ use crate::relay::Relay;
 use crate::rows::Rows;
 use crate::story::Event;
 use crate::tail::Tail;
-use crate::{FakeProvider, Program, ToolServer};
+use crate::{Cluster, FakeProvider, Program, ToolServer};
 
 /// The running installation.
 #[derive(Debug)]
@@ -41,6 +41,8 @@ pub struct World {
     pub key: Option<String>,
     tails: Mutex<Vec<(String, i64, Tail)>>,
     database: Data,
+    /// The server of that database, where it is the test's own. It outlives the database.
+    pub cluster: Option<Cluster>,
     env: Vec<(&'static str, String)>,
     config: PathBuf,
     setup: Setup,
@@ -82,9 +84,18 @@ impl World {
         let env = redis_url.map(|url| ("LONGHAUL_REDIS_URL", url)).into_iter().collect();
 
         let mut apis = Vec::new();
+        let cluster = if setup.own_server {
+            Some(Cluster::start().await.expect("a Postgres can be started"))
+        } else {
+            None
+        };
         let (database, rows) = match setup.store {
             Store::Postgres => {
-                let database = Database::create().await.expect("the test server makes databases");
+                let database = match &cluster {
+                    Some(cluster) => Database::create_on(cluster.url()).await,
+                    None => Database::create().await,
+                };
+                let database = database.expect("the test server makes databases");
                 let rows = Rows::Postgres(database.connect().await.expect("the database was just made"));
                 (Data::Postgres(database), rows)
             }
@@ -107,6 +118,7 @@ impl World {
             key: None,
             tails,
             database,
+            cluster,
             env,
             config,
             setup,
@@ -149,9 +161,25 @@ impl World {
 
     /// Starts one more API process.
     pub async fn start_api(&mut self) {
+        self.start_api_at(&self.database.url()).await;
+    }
+
+    /// The same for an API process that reaches the database by a cable of its own.
+    pub async fn start_api_on_a_cable(&mut self) -> Relay {
+        let (relay, url) = Relay::in_front_of(&self.database.url()).await.expect("a free port");
+        self.start_api_at(&url).await;
+        relay
+    }
+
+    async fn start_api_at(&mut self, database_url: &str) {
         let name = format!("api{}", self.apis.len() + 1);
-        let program = Program::api(&name, self.dir.path(), free_port(), &self.database.url());
+        let program = Program::api(&name, self.dir.path(), free_port(), database_url);
         self.apis.push(Server::start(self.configured(program), true).await);
+    }
+
+    /// The address of the database.
+    pub fn database_url(&self) -> String {
+        self.database.url()
     }
 
     /// Starts one more worker and waits until it holds a lease.

@@ -31,6 +31,7 @@ upheld! {
     a_run_that_is_held_unknowingly_is_given_back,
     reconcile_finds_nothing_in_a_healthy_database,
     reconcile_gives_active_runs_their_jobs_back,
+    reconcile_finds_a_holder_or_none_for_a_run_that_disagrees_with_its_job,
     reconcile_closes_what_the_end_of_a_run_left_open,
 }
 
@@ -279,6 +280,27 @@ async fn reconcile_gives_active_runs_their_jobs_back(db: Database) {
     assert_eq!((released.len(), released[0].run_id), (1, running.run.id));
     let next = db.claim(db.worker(1).await).await;
     assert_eq!((next.run.id, next.epoch, next.run.attempts), (running.run.id, running.epoch + 1, 2));
+}
+
+async fn reconcile_finds_a_holder_or_none_for_a_run_that_disagrees_with_its_job(db: Database) {
+    let acme = db.workspace("acme").await;
+    // A run that is said to be running and that nobody holds; a waiting one whose job a dead worker holds.
+    let running = db.held_run(acme).await;
+    db.execute("update jobs set worker_id = null").await.unwrap();
+    assert_eq!(db.store.reap(3, 9).await.unwrap().len(), 0, "no lease, no expiry: nobody looks for it");
+    let waiting = db.submit(acme, db.chat(acme, "one").await.id).await.run;
+    let (id, dead) = (db.id(waiting.id.0), db.worker(1).await);
+    let sql = format!("update jobs set worker_id = {} where run_id = {id}", db.id(dead.0));
+    db.execute(&sql).await.unwrap();
+    assert_eq!(db.store.reconcile().await.unwrap(), 1, "a live worker gives back by itself what it does not know");
+    db.expire(dead).await;
+    assert_eq!(db.store.reconcile().await.unwrap(), 1);
+    assert_eq!(db.store.reconcile().await.unwrap(), 0);
+
+    let released = db.store.reap(3, 9).await.unwrap();
+    assert_eq!((released.len(), released[0].run_id), (1, running.run.id));
+    let claims = db.store.claim(db.worker(2).await, &["default".to_owned()], 2).await.unwrap();
+    assert_eq!(claims.len(), 2, "both are worked on again");
 }
 
 async fn reconcile_closes_what_the_end_of_a_run_left_open(db: Database) {

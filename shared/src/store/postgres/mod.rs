@@ -15,6 +15,9 @@ type Db = sqlx::Postgres;
 
 const KIND: &str = "postgres";
 
+/// How long a commit of many runs waits for a lock before those that can be written are written without the others.
+const LONGEST_SHARED_WAIT: Duration = Duration::from_secs(1);
+
 /// How long a migration may keep others waiting behind it before it has begun, as Postgres writes it.
 const MIGRATION_LOCK_TIMEOUT: &str = "1s";
 
@@ -36,6 +39,13 @@ macro_rules! for_update {
 macro_rules! was_migrated {
     () => {
         "select to_regclass('_sqlx_migrations') is not null"
+    };
+}
+
+/// Whether a transaction that begins now may write, as SQL.
+macro_rules! is_writable {
+    () => {
+        "select current_setting('transaction_read_only') = 'off'"
     };
 }
 
@@ -104,14 +114,17 @@ impl SqlStore {
                 ("lock_timeout", millis(options.lock_timeout)),
                 ("idle_in_transaction_session_timeout", millis(options.idle_in_transaction_timeout)),
             ]);
-        let pool = |connections: u32| {
+        let pool = |connections: u32, connect: PgConnectOptions| {
             PgPoolOptions::new()
                 .max_connections(connections)
                 .acquire_timeout(options.acquire_timeout)
                 .idle_timeout(Duration::from_mins(1))
-                .connect_lazy_with(connect.clone())
+                .connect_lazy_with(connect)
         };
-        Ok(Self { pool: pool(options.max_connections), reserved: pool(3) })
+        // Whatever these do is tried again, and the runs that share a commit wait for one that somebody has locked.
+        let briefly = options.lock_timeout.min(LONGEST_SHARED_WAIT);
+        let reserved = connect.clone().options([("lock_timeout", millis(briefly))]);
+        Ok(Self { pool: pool(options.max_connections, connect), reserved: pool(3, reserved) })
     }
 
     /// Applies the migrations on a connection of its own. Changing a large table takes as long as it takes; waiting for

@@ -136,6 +136,17 @@ const RECONCILE: &[&str] = &[
          and not exists (select 1 from jobs j where j.run_id = r.id and j.kind = 'run') \
          on conflict do nothing"
     ),
+    // A run that is said to be running by nobody: the same reaper takes it.
+    "update jobs set worker_id = id where kind = 'run' and worker_id is null and (select r.status from runs r \
+         where r.workspace_id = jobs.workspace_id and r.id = jobs.run_id) = 'running'",
+    // One that waits although somebody holds its job: a dead holder lets go of it.
+    concat!(
+        "update jobs set worker_id = null where kind = 'run' and worker_id is not null \
+         and not exists (select 1 from workers w where w.id = jobs.worker_id and w.expires_at > ",
+        now!(),
+        ") and (select r.status from runs r \
+             where r.workspace_id = jobs.workspace_id and r.id = jobs.run_id) = 'pending'"
+    ),
     "delete from jobs where kind = 'run' and (select r.status from runs r \
          where r.workspace_id = jobs.workspace_id and r.id = jobs.run_id) not in ('pending', 'running', 'waiting')",
     "update messages set status = (select case r.status when 'succeeded' then 'completed' \

@@ -73,6 +73,10 @@ impl Workspaces for SqlStore {
         Ok(sqlx::query::<Db>(SQL).fetch_one(self.reader()).await?.try_get(0)?)
     }
 
+    async fn is_writable(&self) -> Result<bool> {
+        Ok(sqlx::query::<Db>(is_writable!()).fetch_one(self.reader()).await?.try_get(0)?)
+    }
+
     async fn server_version(&self) -> Result<String> {
         Ok(sqlx::query::<Db>(server_version!()).fetch_one(self.reader()).await?.try_get(0)?)
     }
