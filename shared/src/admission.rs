@@ -169,7 +169,9 @@ async fn interrupt(
         let active = match store.admit(new.clone()).await {
             Err(AdmitError::RunAlreadyActive { active_run_id: Some(active) }) => active,
             // It ended before its name could be read.
-            Err(AdmitError::RunAlreadyActive { active_run_id: None }) if Instant::now() < deadline => continue,
+            Err(AdmitError::RunAlreadyActive { active_run_id: None }) if Instant::now() < deadline => {
+                continue;
+            }
             answer => return Ok(answer?),
         };
         if expected.is_some_and(|expected| expected != active) {

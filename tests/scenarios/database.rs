@@ -240,7 +240,9 @@ async fn migrations_under_load_disturb_nobody(setup: Setup) {
     // What the next version would add, while this one runs on prepared statements.
     let mut later = PgConnection::connect(&world.database_url()).await.unwrap();
     later.execute("set lock_timeout = '1s'").await.unwrap();
-    for table in ["chats", "runs", "messages", "jobs", "workers", "run_events", "steps", "tool_calls", "idempotency"] {
+    for table in
+        ["chats", "runs", "messages", "jobs", "workers", "run_events", "steps", "tool_calls", "idempotency"]
+    {
         let expand = format!("alter table {table} add column of_a_later_version text");
         let added = async {
             while later.execute(AssertSqlSafe(expand.as_str())).await.is_err() {

@@ -13,10 +13,7 @@ use tokio::time::{sleep, timeout};
 
 use crate::{on_both, on_postgres};
 
-on_both!(
-    an_answer_that_is_lost_is_given_again,
-    a_body_that_breaks_off_makes_no_run_and_a_whole_one_does,
-);
+on_both!(an_answer_that_is_lost_is_given_again, a_body_that_breaks_off_makes_no_run_and_a_whole_one_does,);
 on_postgres!(
     an_end_whose_commit_is_not_answered_happens_once,
     a_submission_whose_commit_is_not_answered_makes_one_run,
@@ -132,7 +129,10 @@ async fn a_body_that_breaks_off_makes_no_run_and_a_whole_one_does(setup: Setup) 
     let mut socket = TcpStream::connect(world.apis[0].addr()).await.unwrap();
     socket.write_all(format!("{head}{body}").as_bytes()).await.unwrap();
     drop(socket);
-    world.rows.until("the whole one ran", "select count(*) from runs where status = 'succeeded'", |n| n == 1).await;
+    world
+        .rows
+        .until("the whole one ran", "select count(*) from runs where status = 'succeeded'", |n| n == 1)
+        .await;
     assert_eq!(world.rows.number("select count(*) from runs").await, 1);
     assert_eq!(world.rows.number("select count(*) from messages").await, 2);
     assert_eq!(world.provider.calls().len(), 1);
@@ -226,7 +226,12 @@ async fn calls_whose_clients_hang_up_leave_the_connections_whole(setup: Setup) {
     }
     let asked = join_all((0..60).map(|_| client.get("/v1/runs"))).await;
     let served = asked.iter().filter(|answer| answer.status == 200).count();
-    assert_eq!(served, asked.len(), "all connections serve: {:?}", asked.iter().find(|answer| answer.status != 200));
+    assert_eq!(
+        served,
+        asked.len(),
+        "all connections serve: {:?}",
+        asked.iter().find(|answer| answer.status != 200)
+    );
     let stored = world.rows.number("select count(*) from runs").await;
     assert!(stored > 100, "{stored} submissions arrived: too few to mean anything");
     for server in world.apis.iter().chain(&world.workers) {

@@ -15,6 +15,7 @@ mod provider;
 mod racing;
 mod redis;
 mod refusing;
+mod restarting;
 mod stopping;
 mod streaming;
 mod submitting;

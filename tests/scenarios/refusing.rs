@@ -43,7 +43,9 @@ async fn bodies_and_headers_beyond_all_bounds_are_refused_and_cost_little(setup:
     let address = world.apis[0].addr();
     let key = world.key.as_ref().map(|key| format!("authorization: Bearer {key}\r\n")).unwrap_or_default();
     let head = |extra: &str| {
-        format!("POST /v1/runs HTTP/1.1\r\nhost: {address}\r\n{key}content-type: application/json\r\n{extra}\r\n\r\n")
+        format!(
+            "POST /v1/runs HTTP/1.1\r\nhost: {address}\r\n{key}content-type: application/json\r\n{extra}\r\n\r\n"
+        )
     };
     for _ in 0..20 {
         client.get("/v1/runs").await.expect(200);

@@ -70,7 +70,15 @@ impl Program {
 
     pub fn other(executable: impl Into<PathBuf>, name: &str, dir: &Path) -> Self {
         let (executable, dir) = (executable.into(), dir.to_owned());
-        Self { executable, name: name.to_owned(), dir, args: Vec::new(), env: Vec::new(), port: None, run_as: None }
+        Self {
+            executable,
+            name: name.to_owned(),
+            dir,
+            args: Vec::new(),
+            env: Vec::new(),
+            port: None,
+            run_as: None,
+        }
     }
 
     #[must_use]
@@ -269,7 +277,8 @@ impl Process {
     /// Bytes of memory that it occupies.
     pub fn memory(&self) -> u64 {
         let status = fs::read_to_string(format!("/proc/{}/status", self.id())).unwrap_or_default();
-        let kilobytes = status.lines().find_map(|line| line.strip_prefix("VmRSS:")?.split_whitespace().next());
+        let kilobytes =
+            status.lines().find_map(|line| line.strip_prefix("VmRSS:")?.split_whitespace().next());
         kilobytes.and_then(|number| number.parse::<u64>().ok()).expect("a live process has memory") * 1024
     }
 

@@ -86,8 +86,7 @@ fn is_verbose(query: &str) -> Result<bool, ApiError> {
 async fn database_checks(state: &AppState) -> [Check; 2] {
     let store = state.store.clone();
     // In a task of its own: a query that takes too long is left to end, not dropped in the middle.
-    let asked =
-        state.tasks.spawn(async move { Ok((store.is_writable().await?, store.migrations().await?)) });
+    let asked = state.tasks.spawn(async move { Ok((store.is_writable().await?, store.migrations().await?)) });
     let (database, migrations) = match tokio::time::timeout(TIMEOUT, asked).await {
         Ok(Ok(Ok((is_writable, migrations)))) => {
             let missing = migrations.iter().filter(|(_, _, applied)| !applied).count();

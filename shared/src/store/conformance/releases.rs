@@ -292,7 +292,11 @@ async fn reconcile_finds_a_holder_or_none_for_a_run_that_disagrees_with_its_job(
     let (id, dead) = (db.id(waiting.id.0), db.worker(1).await);
     let sql = format!("update jobs set worker_id = {} where run_id = {id}", db.id(dead.0));
     db.execute(&sql).await.unwrap();
-    assert_eq!(db.store.reconcile().await.unwrap(), 1, "a live worker gives back by itself what it does not know");
+    assert_eq!(
+        db.store.reconcile().await.unwrap(),
+        1,
+        "a live worker gives back by itself what it does not know"
+    );
     db.expire(dead).await;
     assert_eq!(db.store.reconcile().await.unwrap(), 1);
     assert_eq!(db.store.reconcile().await.unwrap(), 0);

@@ -150,12 +150,12 @@ impl Storm {
         while self.blows() {
             let store = self.store(&mut random);
             let latest = store.latest_run(self.workspace, self.chat(&mut random)).await;
-            if let Some(run) = self.check("latest", latest).flatten()
-            {
+            if let Some(run) = self.check("latest", latest).flatten() {
                 let stopped = if random.random() {
                     self.check("stop", store.stop_run(self.workspace, run.id).await).map(|_| 1)
                 } else {
-                    self.check("supersede", store.supersede(self.workspace, run.id).await).map(|all| all.len())
+                    self.check("supersede", store.supersede(self.workspace, run.id).await)
+                        .map(|all| all.len())
                 };
                 self.count(STOPPED, stopped.unwrap_or(0));
             }

@@ -25,6 +25,7 @@ conformance! {
     a_submission_that_is_a_deadlocks_victim_is_done_again,
     prepared_statements_outlive_what_a_later_version_adds,
     a_migration_keeps_trying_for_a_table_that_somebody_keeps,
+    a_batch_of_which_everything_is_locked_is_given_up_in_time,
     renewed_leases_leave_no_bloat,
 }
 
@@ -50,7 +51,8 @@ async fn a_transaction_that_the_database_rolls_back_is_done_again(db: Database) 
     let acme = db.workspace("acme").await;
     for code in ["40001", "40P01"] {
         let claim = db.held_run(acme).await;
-        let (pending, other) = (db.submit(acme, db.chat(acme, "a").await.id).await.run, db.chat(acme, "b").await);
+        let (pending, other) =
+            (db.submit(acme, db.chat(acme, "a").await.id).await.run, db.chat(acme, "b").await);
         let doomed = db.submit(acme, other.id).await.run;
         fail(&pool, code, 3).await;
         let admitted = store.admit(new_run(acme, None)).await.unwrap();
@@ -221,6 +223,25 @@ async fn a_migration_keeps_trying_for_a_table_that_somebody_keeps(db: Database) 
     store.close().await;
 }
 
+async fn a_batch_of_which_everything_is_locked_is_given_up_in_time(db: Database) {
+    let Some((pool, store)) = narrow(&db) else { return };
+    let acme = db.workspace("acme").await;
+    let mut batch = vec![];
+    for _ in 0..16 {
+        let claim = db.held_run(acme).await;
+        batch.push(append(&claim, claim.last_seq + 1, deltas(1, 1)));
+    }
+    let mut rogue = pool.begin().await.unwrap();
+    sqlx::query("lock table run_events in exclusive mode").execute(&mut *rogue).await.unwrap();
+    let begin = std::time::Instant::now();
+    let results = store.commit(&batch).await;
+    assert!(begin.elapsed() < Duration::from_secs(14), "it took {:?}", begin.elapsed());
+    assert!(results.iter().all(|result| result.as_ref().is_err_and(|error| error.is_transient())));
+    rogue.rollback().await.unwrap();
+    assert!(store.commit(&batch).await.iter().all(Result::is_ok));
+    store.close().await;
+}
+
 async fn renewed_leases_leave_no_bloat(db: Database) {
     const BEATS: i64 = 3_000;
     let Some((pool, store)) = narrow(&db) else { return };
@@ -239,6 +260,7 @@ async fn renewed_leases_leave_no_bloat(db: Database) {
         sleep(Duration::from_millis(100)).await;
     }
     assert!(updates >= BEATS && hot * 100 >= updates * 99, "{hot} of {updates} were made in place");
-    let pages: i64 = sqlx::query_scalar("select pg_relation_size('workers') / 8192").fetch_one(&pool).await.unwrap();
+    let pages: i64 =
+        sqlx::query_scalar("select pg_relation_size('workers') / 8192").fetch_one(&pool).await.unwrap();
     assert!(pages <= 4, "two rows lie on {pages} pages");
 }

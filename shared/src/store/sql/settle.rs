@@ -67,7 +67,8 @@ pub(super) async fn delete_chat(
     chat_id: ChatId,
 ) -> Result<Vec<StopOutcome>> {
     let store = store.clone();
-    to_its_end(async move { again(|| try_delete_chat(&store, workspace, chat_id), lost_to_another).await }).await
+    to_its_end(async move { again(|| try_delete_chat(&store, workspace, chat_id), lost_to_another).await })
+        .await
 }
 
 async fn try_delete_chat(
