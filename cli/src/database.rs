@@ -55,7 +55,9 @@ pub(crate) async fn wait_until_migrated(store: &SharedStore) -> Result<(), Failu
     loop {
         match store.migrations().await {
             Ok(known) => return refuse_missing(&known),
-            Err(StoreError::Unavailable(error)) if begin.elapsed() < PATIENCE => {
+            Err(error @ StoreError::Unavailable(_))
+                if !error.is_about_access() && begin.elapsed() < PATIENCE =>
+            {
                 tries += 1;
                 tracing::warn!(%error, "the database cannot be reached; trying again");
                 sleep(RETRY.wait(tries, 1.0)).await;

@@ -4,13 +4,19 @@
 #![expect(clippy::unwrap_used, reason = "all of this is test code, helpers too")]
 
 mod crashing;
+mod database;
 mod demonstrating;
 mod draining;
+mod exhausting;
+mod interrupting;
 mod isolation;
+mod losing;
 mod measuring;
 mod provider;
 mod racing;
 mod redis;
+mod refusing;
+mod restarting;
 mod stopping;
 mod streaming;
 mod submitting;

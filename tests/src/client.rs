@@ -211,6 +211,23 @@ impl Client {
         self.must(self.request(Method::POST, path).header("Idempotency-Key", key).json(body)).await
     }
 
+    /// Posts as a client does that wants to be sure: whatever happens to the answer, the same call goes again under the
+    /// same key, to the next of the servers, until one says yes. The first one is this client's own.
+    pub async fn insist(&self, others: &[Self], path: &str, key: &str, body: &Value) -> Submitted {
+        let begin = Instant::now();
+        for server in std::iter::once(self).chain(others).cycle() {
+            let request = server.request(Method::POST, path).header("Idempotency-Key", key).json(body);
+            match server.send(request.timeout(PATIENCE)).await {
+                Ok(answer) if answer.status == 202 => return answer.submitted(),
+                Ok(answer) => assert!(answer.body["retryable"] == true, "{answer:?}"),
+                Err(_) => {}
+            }
+            assert!(begin.elapsed() < PATIENCE, "nobody accepted {key} within {PATIENCE:?}");
+            sleep(LOOK_EVERY).await;
+        }
+        unreachable!("the cycle of at least one server has no end")
+    }
+
     pub async fn delete(&self, path: &str) -> Answer {
         self.must(self.request(Method::DELETE, path)).await
     }

@@ -66,7 +66,17 @@ impl Cluster {
     /// Ends it at once, every session with it, and starts it again: it recovers from its log. As by
     /// `pg_ctl restart -m immediate`.
     pub async fn crash(&mut self) -> io::Result<()> {
-        self.process.signal(Signal::Quit);
+        self.restart_by(Signal::Quit).await
+    }
+
+    /// Ends it in good order, but without waiting for its sessions, and starts it again. As by
+    /// `pg_ctl restart -m fast`.
+    pub async fn restart(&mut self) -> io::Result<()> {
+        self.restart_by(Signal::Int).await
+    }
+
+    async fn restart_by(&mut self, signal: Signal) -> io::Result<()> {
+        self.process.signal(signal);
         self.process.ended().await;
         self.process = self.program.start()?;
         self.answers().await;
@@ -119,8 +129,13 @@ mod tests {
         session.execute("insert into kept values (8)").await.unwrap();
 
         cluster.crash().await.unwrap();
-
         assert!(session.execute("commit").await.is_err(), "its sessions died with it");
+        let mut session = PgConnection::connect(&cluster.url()).await.unwrap();
+        session.execute("begin").await.unwrap();
+        session.execute("insert into kept values (9)").await.unwrap();
+        cluster.restart().await.unwrap();
+        assert!(session.execute("commit").await.is_err(), "no session is waited for");
+
         let mut session = PgConnection::connect(&cluster.url()).await.unwrap();
         let kept: Vec<i32> = sqlx::query_scalar("select n from kept").fetch_all(&mut session).await.unwrap();
         assert_eq!(kept, [7]);

@@ -197,6 +197,8 @@ pub enum Signal {
     Kill,
     /// A polite request to end.
     Term,
+    /// To Postgres: end every session and then yourself, in good order.
+    Int,
     /// To Postgres: end at once, without a checkpoint, as after a power cut.
     Quit,
     /// Frozen, as by a paused virtual machine.
@@ -296,6 +298,19 @@ impl Process {
         let _ = self.child.wait();
     }
 
+    /// Bytes of memory that it occupies.
+    pub fn memory(&self) -> u64 {
+        let status = fs::read_to_string(format!("/proc/{}/status", self.id())).unwrap_or_default();
+        let kilobytes =
+            status.lines().find_map(|line| line.strip_prefix("VmRSS:")?.split_whitespace().next());
+        kilobytes.and_then(|number| number.parse::<u64>().ok()).expect("a live process has memory") * 1024
+    }
+
+    /// From now on it gets no file or socket whose number is not below this; those that are open stay open.
+    pub fn limit_files(&self, count: usize) {
+        limit_files(&self.child, count as u64);
+    }
+
     /// Waits, without a limit, for a process that is about to end.
     pub fn wait(&mut self) {
         // Fails only for a process that has been waited for.
@@ -342,12 +357,24 @@ fn send(child: &Child, signal: Signal) {
     let signal = match signal {
         Signal::Kill => libc::SIGKILL,
         Signal::Term => libc::SIGTERM,
+        Signal::Int => libc::SIGINT,
         Signal::Quit => libc::SIGQUIT,
         Signal::Stop => libc::SIGSTOP,
         Signal::Cont => libc::SIGCONT,
     };
     // SAFETY: kill() takes two numbers and touches no memory of ours.
     unsafe { libc::kill(child.id().cast_signed(), signal) };
+}
+
+#[expect(unsafe_code, reason = "the standard library knows no limits")]
+fn limit_files(child: &Child, count: u64) {
+    let (id, mut limit) = (child.id().cast_signed(), libc::rlimit { rlim_cur: 0, rlim_max: 0 });
+    // SAFETY: prlimit() reads and writes the one structure that each call is given.
+    unsafe {
+        assert_eq!(libc::prlimit(id, libc::RLIMIT_NOFILE, std::ptr::null(), &raw mut limit), 0);
+        limit.rlim_cur = count.min(limit.rlim_max);
+        assert_eq!(libc::prlimit(id, libc::RLIMIT_NOFILE, &raw const limit, std::ptr::null_mut()), 0);
+    }
 }
 
 #[cfg(test)]

@@ -99,6 +99,7 @@ impl World {
             agent: Some(agent.into()),
             input: Input::Text(text.into()),
             if_busy: IfBusy::Reject,
+            expect_run_id: None,
             start: None,
             trigger: Trigger::Api,
             created_by: None,

@@ -6,7 +6,7 @@ use axum::{
     response::{IntoResponse, Response},
 };
 use longhaul_shared::{
-    admission::{LimitOverrides, Submission, submit},
+    admission::{LimitOverrides, Submission, SubmitError, submit},
     domain::{
         ids::{ChatId, MessageId, RunId},
         run::Trigger,
@@ -51,9 +51,13 @@ pub(crate) struct SubmissionBody {
     pub(crate) chat_id: Option<String>,
     /// A name for the message, unique in its chat. A repeat gets the first one's run.
     pub(crate) message_id: Option<String>,
-    /// What to do while another run holds the chat: `reject` (default) or `enqueue`.
+    /// What to do while another run holds the chat: `reject` (default), `enqueue`, or `interrupt`, which ends it and
+    /// what waits behind it.
     #[schema(schema_with = if_busy)]
     pub(crate) if_busy: Option<IfBusy>,
+    /// With `interrupt`: the only run that may be ended for this one.
+    #[schema(value_type = Option<uuid::Uuid>)]
+    pub(crate) expect_run_id: Option<String>,
     /// Start at this time (RFC 3339). Not together with `delay`.
     #[schema(format = DateTime)]
     pub(crate) run_at: Option<String>,
@@ -79,7 +83,7 @@ pub(crate) struct LimitsBody {
 }
 
 pub(crate) fn if_busy() -> utoipa::openapi::schema::Object {
-    words::one_of(["reject", "enqueue"])
+    words::one_of(["reject", "enqueue", "interrupt"])
 }
 
 /// An admitted run: it will reach exactly one end.
@@ -127,6 +131,7 @@ pub(crate) async fn accept(
         agent: body.agent,
         input: input::read(body.input)?,
         if_busy: body.if_busy.unwrap_or_default(),
+        expect_run_id: body.expect_run_id.as_deref().map(read_run_id).transpose()?,
         start: read_start(body.run_at.as_deref(), body.delay.as_deref())?,
         trigger: Trigger::Api,
         created_by: Some(origin.caller.name),
@@ -159,6 +164,11 @@ fn answer(admitted: &Admitted) -> Response {
             .insert(HeaderName::from_static("idempotent-replayed"), HeaderValue::from_static("true"));
     }
     response
+}
+
+/// What is no id at all names no run either.
+fn read_run_id(text: &str) -> Result<RunId, ApiError> {
+    text.parse::<uuid::Uuid>().map(RunId).map_err(|_| SubmitError::SupersedeInvalid.into())
 }
 
 fn read_start(run_at: Option<&str>, delay: Option<&str>) -> Result<Option<StartAt>, ApiError> {

@@ -264,6 +264,41 @@ fn a_lease_shorter_than_three_heartbeats_is_refused() {
 }
 
 #[test]
+fn time_limits_nest_and_those_that_do_not_are_refused() {
+    let times = |lease: &str, heartbeat: &str, poll: &str, statement: &str, drain: &str| {
+        let statement =
+            if statement.is_empty() { String::new() } else { format!("statement_timeout = \"{statement}\"") };
+        let file = format!(
+            "[worker]\nlease = \"{lease}\"\nheartbeat = \"{heartbeat}\"\npoll = \"{poll}\"\n\
+             drain_timeout = \"{drain}\"\n[database]\n{statement}"
+        );
+        given(&file).load().map_err(|error| error.to_string())
+    };
+    for (lease, heartbeat, poll, statement, drain) in [
+        ("15s", "5s", "1s", "", "30s"),
+        ("15s", "5s", "15s", "14999ms", "0s"),
+        ("3s", "1s", "1s", "2s", "59m"),
+        ("1h", "1s", "1s", "", "30s"),
+    ] {
+        let config = times(lease, heartbeat, poll, statement, drain).unwrap();
+        let WorkerConfig { lease, heartbeat, .. } = config.worker;
+        assert!(config.statement_timeout() < lease && heartbeat * 3 <= lease);
+    }
+    for (lease, heartbeat, poll, statement, drain, key) in [
+        ("14999ms", "5s", "1s", "", "30s", "worker.lease"),
+        ("15s", "5001ms", "1s", "", "30s", "worker.lease"),
+        ("15s", "5s", "15001ms", "", "30s", "worker.poll"),
+        ("15s", "5s", "1s", "15s", "30s", "database.statement_timeout"),
+        ("15s", "5s", "1s", "0s", "30s", "database.statement_timeout"),
+        ("0s", "0s", "0s", "", "30s", "worker.heartbeat"),
+        ("15s", "5s", "1s", "", "1h", "worker.drain_timeout"),
+    ] {
+        let refused = times(lease, heartbeat, poll, statement, drain).expect_err(key);
+        assert!(refused.contains(key), "{refused}");
+    }
+}
+
+#[test]
 fn values_that_contradict_each_other_are_refused() {
     let agent = "[providers.p]\nkind = \"scripted\"\n[agents.a]\nprovider = \"p\"\nmodel = \"m\"\n";
     let tool = "[tools.t]\nkind = \"http\"\ndescription = \"d\"\nurl = \"http://localhost/\"\n";

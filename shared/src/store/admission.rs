@@ -19,6 +19,8 @@ pub enum IfBusy {
     #[default]
     Reject,
     Enqueue,
+    /// Admitted like `Reject`; whoever asks makes way by [`Runs::supersede`](super::Runs::supersede).
+    Interrupt,
 }
 
 /// When a run is to start, if not at once.

@@ -93,6 +93,8 @@ pub trait Workspaces: Send + Sync {
     async fn migrations(&self) -> Result<Vec<(i64, String, bool)>>;
     /// The database's clock.
     async fn now(&self) -> Result<Millis>;
+    /// Whether the database takes writes; one that is read-only, as a replica is, cannot serve.
+    async fn is_writable(&self) -> Result<bool>;
     /// The version of the database itself, such as `17.2`.
     async fn server_version(&self) -> Result<String>;
     /// `postgres` or `sqlite`.
@@ -220,6 +222,10 @@ pub trait Runs: Send + Sync {
     async fn stop_run(&self, workspace: WorkspaceId, run: RunId) -> Result<StopOutcome>;
     /// The same for the run that was submitted with this key, or that will be.
     async fn stop_by_key(&self, workspace: WorkspaceId, key: KeyName<'_>) -> Result<KeyStop>;
+    /// Makes way in the run's chat, if it is still the one that holds the slot: in one transaction every run that waits
+    /// there ends with the reason `superseded`, and this one is stopped for it like by [`stop_run`](Self::stop_run).
+    /// Empty when another run holds the slot by now, or none.
+    async fn supersede(&self, workspace: WorkspaceId, run: RunId) -> Result<Vec<StopOutcome>>;
 }
 
 /// The one way in for a run.

@@ -39,6 +39,10 @@ pub struct Setup {
     /// Lease and heartbeat; three seconds and one where a test waits for a lease to run out.
     pub lease: Duration,
     pub slots: u32,
+    /// Whether the Postgres server is the test's own, to be restarted and spoilt.
+    pub own_server: bool,
+    /// Connections of each process to the database, beside those for leases and commits.
+    pub connections: u32,
     /// Whether `dev` asks for a key, as the others always do.
     pub asks_for_keys: bool,
     /// Names of agents and their models.
@@ -56,6 +60,8 @@ impl Setup {
             workers: 1,
             lease: Duration::from_secs(15),
             slots: 64,
+            own_server: false,
+            connections: 6,
             asks_for_keys: false,
             agents: vec![
                 ("helper".to_owned(), "helper".to_owned()),
@@ -92,6 +98,16 @@ impl Setup {
     }
 
     #[must_use]
+    pub fn own_server(self) -> Self {
+        Self { own_server: true, ..self }
+    }
+
+    #[must_use]
+    pub fn connections(self, connections: u32) -> Self {
+        Self { connections, ..self }
+    }
+
+    #[must_use]
     pub fn slots(self, slots: u32) -> Self {
         Self { slots, ..self }
     }
@@ -122,7 +138,7 @@ impl Setup {
         let mut toml = format!(
             r#"
 [database]
-max_connections = 6
+max_connections = {connections}
 [redis]
 prefix = "{redis_prefix}"
 [worker]
@@ -143,6 +159,7 @@ api_key = "{PROVIDER_KEY}"
 max_retry_delay = "2s"
 "#,
             slots = self.slots,
+            connections = self.connections,
             provider_at = provider.addr(),
             tools_at = tools.addr(),
             provider_url = provider.url(),

@@ -24,7 +24,7 @@ use crate::relay::Relay;
 use crate::rows::Rows;
 use crate::story::Event;
 use crate::tail::Tail;
-use crate::{FakeProvider, Program, ToolServer};
+use crate::{Cluster, FakeProvider, Program, ToolServer};
 
 /// The running installation.
 #[derive(Debug)]
@@ -42,6 +42,8 @@ pub struct World {
     pub key: Option<String>,
     tails: Mutex<Vec<(String, i64, Tail)>>,
     database: Data,
+    /// The server of that database, where it is the test's own. It outlives the database.
+    pub cluster: Option<Cluster>,
     env: Vec<(&'static str, String)>,
     config: PathBuf,
     setup: Setup,
@@ -84,9 +86,18 @@ impl World {
         env.extend(redis_url.map(|url| ("LONGHAUL_REDIS_URL", url)));
 
         let mut apis = Vec::new();
+        let cluster = if setup.own_server {
+            Some(Cluster::start().await.expect("a Postgres can be started"))
+        } else {
+            None
+        };
         let (database, rows) = match setup.store {
             Store::Postgres => {
-                let database = Database::create().await.expect("the test server makes databases");
+                let database = match &cluster {
+                    Some(cluster) => Database::create_on(cluster.url()).await,
+                    None => Database::create().await,
+                };
+                let database = database.expect("the test server makes databases");
                 let rows = Rows::Postgres(database.connect().await.expect("the database was just made"));
                 (Data::Postgres(database), rows)
             }
@@ -111,6 +122,7 @@ impl World {
             key: None,
             tails,
             database,
+            cluster,
             env,
             config,
             setup,
@@ -159,10 +171,25 @@ impl World {
 
     /// The same for one that fails at these points.
     pub async fn start_api_that(&mut self, failpoints: &str) {
+        self.start_api_at(&self.database.url(), |program| program.env(FAILPOINTS, failpoints)).await;
+    }
+
+    /// The same for an API process that reaches the database by a cable of its own.
+    pub async fn start_api_on_a_cable(&mut self) -> Relay {
+        let (relay, url) = Relay::in_front_of(&self.database.url()).await.expect("a free port");
+        self.start_api_at(&url, |program| program).await;
+        relay
+    }
+
+    async fn start_api_at(&mut self, database_url: &str, change: impl FnOnce(Program) -> Program) {
         let name = format!("api{}", self.apis.len() + 1);
-        let program = Program::api(&name, self.dir.path(), free_port(), &self.database.url());
-        let program = self.configured(program).env(FAILPOINTS, failpoints);
-        self.apis.push(Server::start(program, true).await);
+        let program = Program::api(&name, self.dir.path(), free_port(), database_url);
+        self.apis.push(Server::start(change(self.configured(program)), true).await);
+    }
+
+    /// The address of the database.
+    pub fn database_url(&self) -> String {
+        self.database.url()
     }
 
     /// Starts one more worker and waits until it holds a lease.

@@ -76,6 +76,10 @@ impl Server {
         self.process.kill();
     }
 
+    pub fn process(&self) -> &Process {
+        &self.process
+    }
+
     pub fn freeze(&mut self) {
         self.process.signal(Signal::Stop);
     }

@@ -27,6 +27,7 @@ use crate::{
 };
 
 const MAX_WAIT_SECONDS: u64 = 60;
+pub(crate) const MAX_WAIT: Duration = Duration::from_secs(MAX_WAIT_SECONDS);
 
 #[derive(Debug, Deserialize, IntoParams)]
 #[serde(rename_all = "camelCase", deny_unknown_fields)]

@@ -22,7 +22,9 @@ mod runs;
 mod schema;
 mod stops;
 mod storm;
+mod supersede;
 mod tenants;
+mod trouble;
 mod workspaces;
 
 /// Makes `async fn name(db: Database)` a test on either back-end.

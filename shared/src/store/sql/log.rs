@@ -16,6 +16,9 @@ use crate::{
     store::{Append, Committed, Log, Result, StoreError},
 };
 
+/// How many shares of a batch are tried in vain before the rest is left for later. Each may have waited for a lock.
+const MOST_LOCKED: u32 = 8;
+
 /// What one append of a batch led to.
 pub(crate) struct Outcome {
     pub(crate) run_id: Uuid,
@@ -35,16 +38,7 @@ impl Log for SqlStore {
                 vec![Err(error); batch.len()]
             }
             // One bad share, or one chat that somebody has locked, must not fail the others.
-            Err(_) => {
-                let mut results = Vec::with_capacity(batch.len());
-                for append in batch {
-                    match commit_together(self, &[append]).await {
-                        Ok(outcomes) => results.extend(spread(&[append], outcomes)),
-                        Err(error) => results.push(Err(error)),
-                    }
-                }
-                results
-            }
+            Err(_) => one_by_one(self, batch).await,
         };
         if mutant::is(Mutant::FinalizeAndJobApart) {
             delete_jobs_of_ended(self, appends).await;
@@ -75,6 +69,26 @@ async fn delete_jobs_of_ended(store: &SqlStore, appends: &[Append]) {
             tracing::warn!(%error, "a job is left behind");
         }
     }
+}
+
+async fn one_by_one(store: &SqlStore, batch: Vec<&Append>) -> Vec<Result<Committed>> {
+    let mut results: Vec<Result<Committed>> = Vec::with_capacity(batch.len());
+    let mut locked = 0;
+    for append in batch {
+        // Where everything is locked, nothing is gained by finding that out for each, and the caller waits.
+        if locked == MOST_LOCKED {
+            results.push(results[results.len() - 1].clone());
+            continue;
+        }
+        match commit_together(store, &[append]).await {
+            Ok(outcomes) => results.extend(spread(&[append], outcomes)),
+            Err(error) => {
+                locked += u32::from(error.is_about_locks());
+                results.push(Err(error));
+            }
+        }
+    }
+    results
 }
 
 /// The position is taken: by this very append, if the answer to its first commit was lost. Nobody else writes with its

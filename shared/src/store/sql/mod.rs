@@ -9,6 +9,7 @@ use tracing::Instrument as _;
 use super::{Db, KIND, MIGRATIONS, SqlStore, lists};
 
 pub(super) mod admission;
+mod again;
 mod chats;
 mod facts;
 mod idempotency;
@@ -21,6 +22,7 @@ pub(super) mod rows;
 mod runs;
 mod settle;
 mod stop_by_key;
+mod supersede;
 mod workers;
 mod workspaces;
 

@@ -10,9 +10,10 @@ use super::{
     super::commit::write,
     Db, SqlStore,
     admission::read_run,
+    again::{again, lost_to_another},
     facts::RunFacts,
     log::spread,
-    rows::{get, segment, step, tool_call},
+    rows::{get, segment, step, step_columns, tool_call, tool_call_columns},
     to_its_end,
 };
 use crate::{
@@ -26,9 +27,6 @@ use crate::{
     },
     store::{Append, Committed, Result, StopOutcome, StoreError},
 };
-
-/// How often a transaction is tried that lost a position to a concurrent append.
-const TRIES: u32 = 5;
 
 /// A run's job under its lock.
 pub(crate) struct HeldJob {
@@ -52,17 +50,7 @@ impl HeldJob {
 
 pub(super) async fn stop_run(store: &SqlStore, workspace: WorkspaceId, run_id: RunId) -> Result<StopOutcome> {
     let store = store.clone();
-    to_its_end(async move {
-        let mut tries = 0;
-        loop {
-            tries += 1;
-            match try_stop(&store, workspace, run_id).await {
-                Err(StoreError::LeaseLost) if tries < TRIES => {}
-                result => return result,
-            }
-        }
-    })
-    .await
+    to_its_end(async move { again(|| try_stop(&store, workspace, run_id), lost_to_another).await }).await
 }
 
 async fn try_stop(store: &SqlStore, workspace: WorkspaceId, run_id: RunId) -> Result<StopOutcome> {
@@ -80,17 +68,8 @@ pub(super) async fn delete_chat(
     chat_id: ChatId,
 ) -> Result<Vec<StopOutcome>> {
     let store = store.clone();
-    to_its_end(async move {
-        let mut tries = 0;
-        loop {
-            tries += 1;
-            match try_delete_chat(&store, workspace, chat_id).await {
-                Err(StoreError::LeaseLost) if tries < TRIES => {}
-                result => return result,
-            }
-        }
-    })
-    .await
+    to_its_end(async move { again(|| try_delete_chat(&store, workspace, chat_id), lost_to_another).await })
+        .await
 }
 
 async fn try_delete_chat(
@@ -131,7 +110,7 @@ async fn try_delete_chat(
 }
 
 /// Stops a run whose chat is locked.
-async fn stop_in(
+pub(super) async fn stop_in(
     tx: &mut Transaction<'static, Db>,
     workspace: WorkspaceId,
     run_id: RunId,
@@ -279,18 +258,25 @@ async fn is_alive(tx: &mut Transaction<'static, Db>, worker: WorkerId) -> Result
 
 /// The run's answer up to the last event of its log.
 async fn replay(tx: &mut Transaction<'static, Db>, run: &RunFacts) -> Result<Replay> {
-    let steps = sqlx::query("select * from steps where workspace_id = $1 and run_id = $2 order by step")
-        .bind(run.workspace_id.0)
-        .bind(run.id.0)
-        .fetch_all(&mut **tx)
-        .await?;
+    let steps = sqlx::query(concat!(
+        "select ",
+        step_columns!(),
+        " from steps where workspace_id = $1 and run_id = $2 order by step"
+    ))
+    .bind(run.workspace_id.0)
+    .bind(run.id.0)
+    .fetch_all(&mut **tx)
+    .await?;
     let steps = steps.iter().map(step).collect::<Result<Vec<_>>>()?;
-    let calls =
-        sqlx::query("select * from tool_calls where workspace_id = $1 and run_id = $2 order by step, call")
-            .bind(run.workspace_id.0)
-            .bind(run.id.0)
-            .fetch_all(&mut **tx)
-            .await?;
+    let calls = sqlx::query(concat!(
+        "select ",
+        tool_call_columns!(),
+        " from tool_calls where workspace_id = $1 and run_id = $2 order by step, call"
+    ))
+    .bind(run.workspace_id.0)
+    .bind(run.id.0)
+    .fetch_all(&mut **tx)
+    .await?;
     let calls = calls.iter().map(tool_call).collect::<Result<Vec<_>>>()?;
     let mut replay = Replay::from_rows(run.id, steps, calls);
     let segments = sqlx::query(
