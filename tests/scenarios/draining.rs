@@ -84,11 +84,11 @@ async fn every_process_is_replaced_under_load_and_nothing_is_done_twice(setup: S
     let mut runs = Vec::new();
     for number in 0..RUNS {
         let (model, op) = (format!("m{number}"), format!("order {number}"));
-        let turn = || Turn::marked(12).delay(Duration::from_millis(25));
+        let turn = || Turn::marked(12).delay(Duration::from_millis(100));
         let charge = |step: usize| turn().and_call("charge", &json!({"op": format!("{op}.{step}")}));
         // Every third one only talks, in one long step.
         let turns: Vec<Turn> = match number % 3 {
-            0 => vec![Turn::marked(60).delay(Duration::from_millis(25))],
+            0 => vec![Turn::marked(60).delay(Duration::from_millis(100))],
             _ => (1..=7).map(charge).chain([turn()]).collect(),
         };
         let steps = turns.len();

@@ -256,6 +256,22 @@ fn a_file_that_was_named_must_exist() {
 }
 
 #[test]
+fn a_presence_that_nobody_could_find_is_refused() {
+    for (file, key) in [
+        ("presence = \"0.0.0.0:4690\"", "worker.presence_advertise"),
+        ("presence = \"0.0.0.0:4690\"\npresence_advertise = \"0.0.0.0:4690\"", "worker.presence_advertise"),
+        ("presence = \"0.0.0.0:4690\"\npresence_advertise = \"10.0.0.7:0\"", "worker.presence_advertise"),
+        ("presence = \"0.0.0.0:0\"\npresence_advertise = \"10.0.0.7:4690\"", "worker.presence"),
+        ("presence = \"somewhere:4690\"", "worker.presence"),
+    ] {
+        let text = given(&format!("[worker]\n{file}")).refused();
+        assert!(text.contains(key), "{text}");
+    }
+    let config = given("[worker]\npresence = \"[::]:4690\"\npresence_advertise = \"10.0.0.7:4690\"").load();
+    assert_eq!(config.unwrap().worker.presence_advertise, Some("10.0.0.7:4690".parse().unwrap()));
+}
+
+#[test]
 fn a_lease_shorter_than_three_heartbeats_is_refused() {
     let text = given("").env("LONGHAUL_WORKER_LEASE", "4s").refused();
     assert!(text.contains("worker.lease (the environment variable LONGHAUL_WORKER_LEASE)"), "{text}");

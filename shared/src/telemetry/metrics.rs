@@ -257,7 +257,7 @@ mod tests {
         recorder.handle().render()
     }
 
-    fn segment(events: Vec<EventData>) -> Segment {
+    fn segment(events: &[EventData]) -> Segment {
         let events: Vec<_> = events.iter().map(EventData::of_run).collect();
         Segment { run_id: RunId::generate(), first: 1, last: events.len() as i64, at: 0, events }
     }
@@ -280,7 +280,7 @@ mod tests {
         };
         let delta = EventData::TextDelta { text: "x".into() };
         let text = scraped(|| {
-            committed(&segment(vec![tool(CallState::Unknown), delta, tool(CallState::Unknown), finished]));
+            committed(&segment(&[tool(CallState::Unknown), delta, tool(CallState::Unknown), finished]));
         });
         assert!(text.contains("longhaul_tool_calls_total{state=\"unknown\"} 2"), "{text}");
         let line = "longhaul_runs_finished_total{status=\"failed\",reason=\"deadline\"} 1";
@@ -306,7 +306,7 @@ mod tests {
             let (status, reason) = (RunStatus::Succeeded, Reason::Done);
             let usage = Usage::default();
             let finished = EventData::RunFinished { status, reason, error: None, usage, step_count: 1 };
-            committed(&segment(vec![tool, finished]));
+            committed(&segment(&[tool, finished]));
         });
         let mut seen = std::collections::BTreeSet::new();
         for line in text.lines().filter(|line| !line.is_empty() && !line.starts_with('#')) {
