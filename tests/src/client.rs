@@ -103,6 +103,7 @@ pub struct ToolCall {
     pub idempotency_key: String,
     pub output: Option<String>,
     pub error: Option<String>,
+    pub late: Option<Value>,
 }
 
 #[derive(Clone, Debug, PartialEq, Deserialize)]

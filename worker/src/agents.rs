@@ -110,6 +110,13 @@ impl Agents {
     }
 }
 
+#[cfg(test)]
+impl Agents {
+    pub(crate) fn of(agents: impl IntoIterator<Item = Agent>) -> Self {
+        Self(Arc::new(agents.into_iter().map(|agent| (agent.name.clone(), Arc::new(agent))).collect()))
+    }
+}
+
 /// The model of an agent that is not configured here.
 struct Missing;
 

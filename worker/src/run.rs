@@ -11,4 +11,6 @@ pub mod late;
 mod model_call;
 mod prompt;
 mod repetition;
+#[cfg(test)]
+mod tests;
 mod tool_calls;

@@ -102,7 +102,7 @@ pub fn settle(
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::domain::step::OutputPart;
+    use crate::domain::{replay::ModelMessage, step::OutputPart, transition::Reason};
 
     fn replay_of(events: &[Event]) -> Replay {
         let mut replay = Replay::new(RunId::generate());
@@ -155,5 +155,60 @@ mod tests {
         let states: Vec<_> = settlement.calls.iter().map(|call| call.state).collect();
         assert_eq!(states, [CallState::Unknown, CallState::Cancelled, CallState::Cancelled]);
         assert_eq!(events.len(), 4);
+    }
+
+    #[test]
+    fn whatever_a_run_ended_in_each_of_its_calls_has_exactly_one_result_for_the_model() {
+        let states =
+            CallState::ALL.iter().flat_map(|state| Effect::ALL.iter().map(move |effect| (*state, *effect)));
+        let calls: Vec<_> = (1..).zip(states).collect();
+        for torn in [false, true] {
+            let mut events: Vec<_> =
+                calls.iter().map(|(call, (_, effect))| planned(*call, *effect)).collect();
+            let (finish_reason, usage) = (FinishReason::ToolCalls, Usage::default());
+            events.push(EventData::StepFinished { finish_reason, usage, tool_calls: 0 }.of_step(1, 1));
+            if torn {
+                events.push(EventData::StepStarted { model: "m".into() }.of_step(2, 1));
+                events.push(EventData::TextDelta { text: "half".into() }.of_step(2, 1));
+            }
+            let mut replay = replay_of(&events);
+            for (call, (state, _)) in &calls {
+                let finished = EventData::ToolFinished {
+                    call: *call,
+                    call_id: format!("c{call}"),
+                    state: *state,
+                    output: None,
+                    error: None,
+                };
+                replay.apply(replay.position() + 1, 0, &finished.of_step(1, 1));
+            }
+            for ending in Reason::ALL.iter().map(|reason| Ending { reason: *reason, error: None }) {
+                let stop = Stop { requested_at: 1, is_delivered: true };
+                let stop = ending.reason.is_ordered().then_some(stop);
+                let (events, _) = settle(RunId::generate(), &replay, Usage::default(), &ending, stop, 2);
+                assert_eq!(events.last().unwrap().kind, "run.finished");
+                let mut after = replay.clone();
+                for event in &events {
+                    after.apply(after.position() + 1, 0, event);
+                }
+                assert_eq!(after.unsettled().count(), 0);
+                let messages = after.for_model();
+                let [ModelMessage::Assistant { calls: told, .. }, rest @ ..] = &messages[..] else {
+                    panic!("{messages:?}")
+                };
+                let told: Vec<_> = told.iter().map(|call| call.call_id.as_str()).collect();
+                let results: Vec<_> = rest.iter().take(told.len()).filter_map(|message| match message {
+                    ModelMessage::ToolResult { call_id, content } => {
+                        assert!(!content.contains("no result yet"), "{content}");
+                        Some(call_id.as_str())
+                    }
+                    _ => None,
+                });
+                assert_eq!(
+                    (results.collect::<Vec<_>>(), rest.len()),
+                    (told.clone(), told.len() + usize::from(torn))
+                );
+            }
+        }
     }
 }

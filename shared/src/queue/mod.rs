@@ -153,7 +153,7 @@ impl Holdings {
     }
 
     /// Takes a claim into the books. If the lease it was made by is gone already, it begins as lost.
-    fn add(self: &Arc<Self>, claim: Claim, slot: OwnedSemaphorePermit) -> Leased {
+    pub fn add(self: &Arc<Self>, claim: Claim, slot: OwnedSemaphorePermit) -> Leased {
         let orders = Arc::new(Orders::default());
         if let Some(requested_at) = claim.run.stop_requested_at {
             let reason = claim.run.stop_reason.unwrap_or(Reason::Stop);

@@ -218,7 +218,8 @@ pub trait Runs: Send + Sync {
     async fn blocked_by(&self, run: &Run) -> Result<Option<BlockedBy>>;
     /// Steps, ledger and the log behind the steps, for several runs at once, in the order asked for.
     async fn records(&self, workspace: WorkspaceId, runs: &[RunId]) -> Result<Vec<RunRecord>>;
-    /// Records the wish to stop, and ends the run at once if no live worker holds it.
+    /// Records the wish to stop, and ends the run at once if no live worker holds it, or if its holder has not followed
+    /// an earlier wish within [`STOP_GRACE_MS`].
     async fn stop_run(&self, workspace: WorkspaceId, run: RunId) -> Result<StopOutcome>;
     /// The same for the run that was submitted with this key, or that will be.
     async fn stop_by_key(&self, workspace: WorkspaceId, key: KeyName<'_>) -> Result<KeyStop>;

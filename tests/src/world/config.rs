@@ -131,7 +131,8 @@ impl Setup {
         self
     }
 
-    /// The file. Tools: `clock`, `look` reads, `put` is idempotent, `charge` must happen once.
+    /// The file. Tools: `clock`, `look` reads, `put` is idempotent, `charge` must happen once; so must `pay`, which can be
+    /// asked what became of a call.
     pub(super) fn toml(&self, provider: &FakeProvider, tools: &ToolServer, redis_prefix: &str) -> String {
         let (lease, heartbeat) = (self.lease.as_millis(), self.lease.as_millis() / 3);
         let auth = if self.asks_for_keys { "required" } else { "loopback" };
@@ -171,13 +172,14 @@ max_retry_delay = "2s"
             let _ = write!(
                 toml,
                 "[agents.{name}]\nprovider = \"fake\"\nmodel = \"{model}\"\ninstructions = \"{INSTRUCTIONS}\"\n\
-                 tools = [\"clock\", \"look\", \"put\", \"charge\"]\n"
+                 tools = [\"clock\", \"look\", \"put\", \"charge\", \"pay\"]\n"
             );
         }
         for (name, url, effect) in [
             ("look", tools.tool_url("look"), "read"),
             ("put", tools.idem_url("put"), "idempotent"),
             ("charge", tools.tool_url("charge"), "once"),
+            ("pay", tools.tool_url("pay"), "once"),
         ] {
             let _ = write!(
                 toml,
@@ -186,6 +188,8 @@ max_retry_delay = "2s"
                  properties = {{ op = {{ type = \"string\" }} }}, required = [\"op\"] }}\n"
             );
         }
+        // The tool that was declared last.
+        let _ = writeln!(toml, "reconcile_url = \"{}\"", tools.reconcile_url("pay"));
         toml
     }
 }

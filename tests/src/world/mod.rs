@@ -303,7 +303,8 @@ impl World {
         let mut broken = invariants::broken(&self.rows).await;
         broken.extend(audit::found(&self.rows).await);
         broken.extend(self.provider.violations());
-        let doubled = self.tools.ledger().into_iter().filter(|entry| entry.tool == "charge");
+        let doubled =
+            self.tools.ledger().into_iter().filter(|entry| ["charge", "pay"].contains(&entry.tool.as_str()));
         let doubled = doubled.filter(|entry| entry.nth.is_some_and(|nth| nth > 1));
         broken.extend(doubled.map(|entry| format!("charged {} more than once", entry.op)));
         for server in self.apis.iter().chain(&self.workers) {

@@ -161,7 +161,7 @@ mod tests {
         State {
             replay,
             max_steps: 3,
-            max_same_calls: 2,
+            max_same_calls: 0,
             stop: None,
             is_past_deadline: false,
             is_draining: false,
@@ -199,5 +199,63 @@ mod tests {
         let late = State { is_past_deadline: true, ..state(&calling) };
         assert_eq!(next(late), Next::Finish(past_deadline()));
         assert_eq!(next(State { is_draining: true, ..state(&calling) }), Next::HandBack);
+    }
+
+    /// Steps with one call each, by name, arguments and output.
+    fn called(steps: &[(&str, &str, &str)]) -> Replay {
+        let mut events = vec![];
+        for (step, (name, arguments, output)) in (1..).zip(steps) {
+            let (call, call_id) = (1, "c".to_owned());
+            let planned = EventData::ToolPlanned {
+                call,
+                call_id: call_id.clone(),
+                name: (*name).into(),
+                arguments: (*arguments).into(),
+                effect: Effect::Read,
+            };
+            let (finish_reason, usage) = (FinishReason::ToolCalls, Usage::default());
+            let (state, output) = (CallState::Succeeded, Some((*output).into()));
+            let finished = EventData::ToolFinished { call, call_id, state, output, error: None };
+            events.push(planned.of_step(step, 1));
+            events.push(EventData::StepFinished { finish_reason, usage, tool_calls: 1 }.of_step(step, 1));
+            events.push(finished.of_step(step, 1));
+        }
+        let mut replay = Replay::new(RunId::generate());
+        for (seq, event) in (1..).zip(&events) {
+            replay.apply(seq, 0, event);
+        }
+        replay
+    }
+
+    #[test]
+    fn the_same_call_with_the_same_result_so_often_in_a_row_is_a_loop() {
+        let one = ("look", r#"{"a": 1, "b": 2}"#, "nothing");
+        let reordered = ("look", r#"{"b":2,"a":1}"#, "nothing");
+        for (steps, is_loop) in [
+            (&[one, one, reordered][..], true),
+            (&[("other", "{}", ""), one, one, one], true),
+            (&[one, one], false),
+            (&[one, one, ("look", r#"{"a": 2, "b": 2}"#, "nothing")], false),
+            (&[one, one, ("look", one.1, "something")], false),
+            (&[one, ("other", one.1, one.2), one], false),
+            (&[one, one, one, ("other", one.1, one.2)], false),
+        ] {
+            let replay = called(steps);
+            let state = State { max_steps: 9, max_same_calls: 3, ..state(&replay) };
+            let reason = match next(state) {
+                Next::Finish(ending) => Some(ending.reason),
+                _ => None,
+            };
+            assert_eq!(reason, is_loop.then_some(Reason::Loop), "{steps:?}");
+            assert!(matches!(next(State { max_same_calls: 0, ..state }), Next::CallModel { .. }), "off");
+        }
+    }
+
+    #[test]
+    fn several_calls_in_a_step_are_no_loop() {
+        let both: &[CallState] = &[CallState::Succeeded, CallState::Succeeded];
+        let replay = replay(&[(FinishReason::ToolCalls, both); 3]);
+        let state = State { max_steps: 9, max_same_calls: 3, ..state(&replay) };
+        assert!(matches!(next(state), Next::CallModel { step: 4 }));
     }
 }

@@ -88,6 +88,13 @@ async fn a_submission_behind_the_stop_of_its_key_is_over_when_it_is_admitted(db:
     assert_eq!((again.replayed, again.status, again.run.id), (true, RunStatus::Aborted, run.id));
     assert_eq!(db.everything().await, before);
     db.submit(acme, run.chat_id).await;
+
+    note(&db, acme, KeyName { key: "named", ..KEY }).await;
+    let id = Some("m".to_owned());
+    let named = NewRun { client_message_id: id, ..keyed(acme, Some(run.chat_id), "named") };
+    db.store.admit(named.clone()).await.unwrap();
+    let again = db.store.admit(NewRun { idempotency: None, ..named }).await.unwrap();
+    assert_eq!((again.replayed, again.status, again.position), (true, RunStatus::Aborted, None));
 }
 
 async fn a_stopped_submission_takes_no_slot_and_leaves_the_queue_alone(db: Database) {

@@ -25,6 +25,7 @@ upheld! {
     an_unknown_or_foreign_run_is_not_stopped,
     the_store_tells_that_a_stop_was_requested_and_not_that_it_was_delivered,
     a_stop_that_a_live_holder_does_not_follow_is_carried_out_after_the_grace,
+    a_stop_that_is_repeated_after_the_grace_needs_no_reaper,
     a_holder_that_ends_the_run_while_its_grace_runs_out_makes_one_end_with_the_reaper,
 }
 
@@ -208,6 +209,19 @@ async fn a_stop_that_a_live_holder_does_not_follow_is_carried_out_after_the_grac
     let workers = db.store.list_workers().await.unwrap();
     assert!(workers.iter().any(|worker| worker.id == claim.worker_id && worker.is_alive));
     assert_eq!(db.now(&free.run).await.status, RunStatus::Running);
+}
+
+async fn a_stop_that_is_repeated_after_the_grace_needs_no_reaper(db: Database) {
+    let acme = db.workspace("acme").await;
+    let claim = db.held_run(acme).await;
+    db.store.stop_run(acme, claim.run.id).await.unwrap();
+    let again = db.store.stop_run(acme, claim.run.id).await.unwrap();
+    assert!(matches!(again, StopOutcome::Requested(_)), "{again:?}");
+    let_the_grace_run_out(&db, &claim.run).await;
+    let last = db.store.stop_run(acme, claim.run.id).await.unwrap();
+    assert!(matches!(last, StopOutcome::Ended { .. }), "{last:?}");
+    assert_stopped(&db, &claim.run).await;
+    db.refused(finishing(&claim, claim.last_seq + 1, Ending::done())).await;
 }
 
 async fn a_holder_that_ends_the_run_while_its_grace_runs_out_makes_one_end_with_the_reaper(db: Database) {

@@ -175,7 +175,12 @@ pub(super) async fn repeated_message(
         return Err(AdmitError::MessageIdReused);
     };
     let answer = first_answer(tx, new.workspace_id, run_id.into()).await?;
-    replayed(tx, new.workspace_id, run_id.into(), answer).await.map(Some)
+    let mut admitted = replayed(tx, new.workspace_id, run_id.into(), answer).await?;
+    if admitted.run.stop_requested_at.is_some_and(|requested_at| requested_at <= admitted.run.created_at) {
+        // Its stop was there before it: it was over when the first call was answered.
+        (admitted.status, admitted.position) = (admitted.run.status, None);
+    }
+    Ok(Some(admitted))
 }
 
 /// What the first call was told is also what the run's first event says.

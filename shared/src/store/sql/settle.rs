@@ -25,7 +25,7 @@ use crate::{
         settle::{Stop, settle},
         transition::Reason,
     },
-    store::{Append, Committed, Result, StopOutcome, StoreError},
+    store::{Append, Committed, Result, STOP_GRACE_MS, StopOutcome, StoreError},
 };
 
 /// A run's job under its lock.
@@ -121,7 +121,9 @@ pub(super) async fn stop_in(
     if run.status.is_terminal() {
         return Ok(StopOutcome::AlreadyOver(run));
     }
-    if job.as_ref().is_some_and(|job| job.is_held) {
+    let now = now(tx).await?;
+    let is_overdue = run.stop_requested_at.is_some_and(|at| at <= now - STOP_GRACE_MS);
+    if job.as_ref().is_some_and(|job| job.is_held) && !is_overdue {
         sqlx::query(concat!(
             "update runs set stop_requested_at = ",
             now!(),
@@ -137,11 +139,7 @@ pub(super) async fn stop_in(
     let epoch = job.map_or(0, |job| job.epoch + 1);
     // The first wish gave the reason, even if its addressee died before it could follow.
     let reason = run.stop_reason.unwrap_or(reason);
-    let requested_at = match run.stop_requested_at {
-        Some(at) => at,
-        None => now(tx).await?,
-    };
-    let stop = Stop { requested_at, is_delivered: false };
+    let stop = Stop { requested_at: run.stop_requested_at.unwrap_or(now), is_delivered: false };
     let ended = end_run(tx, &(&run).into(), &Ending { reason, error: None }, Some(stop), epoch).await?;
     let mut segments = vec![ended.segment];
     segments.extend(ended.caused);
