@@ -18,7 +18,8 @@ pub(crate) fn full(filter: &[String], interrupt: &Interrupt) -> Result<()> {
     let servers = Servers::start(interrupt)?;
     run(tests.envs(servers.env()), interrupt)?;
     if filter.is_empty() {
-        let mut sweep = faults_command("dev", interrupt)?;
+        // The test runner has built it with the scenarios, which lie in the same package.
+        let mut sweep = faults_command("dev")?;
         run(sweep.args(["sweep", "--quick"]).envs(servers.env()), interrupt)?;
     }
     Ok(())
@@ -26,7 +27,11 @@ pub(crate) fn full(filter: &[String], interrupt: &Interrupt) -> Result<()> {
 
 /// Faults at each place and all at once; see `tests/faults`.
 pub(crate) fn faults(profile: &str, args: &[String], interrupt: &Interrupt) -> Result<()> {
-    let mut faults = faults_command(profile, interrupt)?;
+    // A debug build can fail on purpose by itself.
+    let features = if profile == "dev" { "" } else { "longhaul/faults" };
+    let build = ["build", "--profile", profile, "-p", "longhaul", "-p", "longhaul-tests", "--bins"];
+    run(Command::new("cargo").args(build).args(["--features", features]), interrupt)?;
+    let mut faults = faults_command(profile)?;
     let servers = Servers::start(interrupt)?;
     run(faults.args(args).envs(servers.env()), interrupt)
 }
@@ -44,12 +49,8 @@ pub(crate) fn bench(args: &[String], interrupt: &Interrupt) -> Result<()> {
     run(bench.envs(servers.env()), interrupt)
 }
 
-/// The command of the fault tests, with the product built for them.
-fn faults_command(profile: &str, interrupt: &Interrupt) -> Result<Command> {
-    // A debug build can fail on purpose by itself.
-    let features = if profile == "dev" { "" } else { "faults" };
-    cargo(["build", "--profile", profile, "--package", "longhaul", "--features", features], interrupt)?;
-    cargo(["build", "--profile", profile, "--package", "longhaul-tests", "--bin", "faults"], interrupt)?;
+/// The command of the fault tests, on what was built.
+fn faults_command(profile: &str) -> Result<Command> {
     let ours = std::env::current_exe().context("we do not know where we are")?;
     let target = ours.ancestors().nth(2).context("we lie in target/PROFILE")?;
     let built = target.join(if profile == "dev" { "debug" } else { "release" });

@@ -81,7 +81,9 @@ impl Script {
         if run.outcome() != "succeeded done" {
             flaws.push(format!("the run ended {}: {:?}", run.outcome(), run.error));
         }
-        if run.attempts > 2 {
+        // A machine that is too busy for the short lease is a fault too, and not the case's.
+        let attempts = 2 + lost_by_successor(world);
+        if run.attempts as usize > attempts {
             flaws.push(format!("one fault cost {} attempts", run.attempts));
         }
         let steps = client.steps(&submitted.run_id).await;
@@ -99,7 +101,7 @@ impl Script {
         let calls = world.provider.calls_to("helper");
         for turn in 1..=self.turns() {
             let asked = calls.iter().filter(|call| call.key == submitted.run_id && call.turn == turn).count();
-            if !(1..=2).contains(&asked) {
+            if !(1..=attempts).contains(&asked) {
                 flaws.push(format!("the model was asked {asked} times for answer {turn}"));
             }
         }
@@ -136,6 +138,12 @@ impl Script {
         }
         flaws
     }
+}
+
+/// The leases that whoever took over has lost.
+fn lost_by_successor(world: &World) -> usize {
+    let successor = world.workers.last().unwrap_or(&world.apis[0]);
+    successor.output().matches("the lease is lost").count()
 }
 
 fn op(id: usize, turn: usize, call: usize) -> String {

@@ -41,7 +41,7 @@ impl Log for SqlStore {
             Err(_) => one_by_one(self, batch).await,
         };
         if mutant::is(Mutant::FinalizeAndJobApart) {
-            delete_jobs_of_ended(self, appends).await;
+            delete_jobs_of_ended(self, appends.iter().zip(&results)).await;
         }
         for (append, result) in appends.iter().zip(&mut results) {
             if matches!(result, Err(StoreError::LeaseLost)) {
@@ -61,8 +61,11 @@ impl Log for SqlStore {
 }
 
 /// What is part of the commit itself, in all but one mutant.
-async fn delete_jobs_of_ended(store: &SqlStore, appends: &[Append]) {
-    for append in appends.iter().filter(|append| append.ending.is_some()) {
+async fn delete_jobs_of_ended<'a>(
+    store: &SqlStore,
+    written: impl Iterator<Item = (&'a Append, &'a Result<Committed>)>,
+) {
+    for (append, _) in written.filter(|(append, result)| append.ending.is_some() && result.is_ok()) {
         hit(Point::BetweenEndAndJob);
         let delete = sqlx::query("delete from jobs where run_id = $1").bind(append.run_id.0);
         if let Err(error) = delete.execute(store.writer()).await {
