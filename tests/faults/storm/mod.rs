@@ -66,7 +66,6 @@ pub(crate) struct Options {
 pub(crate) async fn run(options: &Options) -> Result<Report> {
     let length = Duration::from_secs_f64(options.minutes * 60.0);
     let world = Installation::start().await?;
-    audit::install(&PgPool::connect(&world.database_url).await?).await?;
     let files = open_files(&world).await;
     let load = Arc::new(Load::new(world.api_urls(), world.key.clone())?);
     let incidents = Journal::default();
