@@ -99,6 +99,9 @@ pub(crate) async fn run(options: &Options) -> Result<Report> {
         }
     }
     let incidents_done = incidents.all();
+    for exit in incidents_done.iter().filter(|incident| incident.fault == weather::EXIT) {
+        flaws.push(format!("{:?} ended by itself at {}", exit.slot, exit.from));
+    }
     let mut outputs = Vec::new();
     for slot in &world.slots {
         outputs.push((slot.name.clone(), slot.output().await));
@@ -174,6 +177,10 @@ async fn at_rest(rows: &Rows) -> Vec<String> {
             "select count(*) from runs where status not in ('succeeded', 'failed', 'aborted')",
         ),
         ("jobs in the queue", "select count(*) from jobs where kind = 'run'"),
+        (
+            "sessions more than five processes may have",
+            "select greatest(count(*) - 60, 0) from pg_stat_activity where backend_type = 'client backend'",
+        ),
         (
             "sessions idle in a transaction",
             "select count(*) from pg_stat_activity where state like 'idle in transaction%'",

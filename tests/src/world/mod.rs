@@ -161,12 +161,18 @@ impl World {
 
     /// The same for a worker that reaches the database by a cable of its own.
     pub async fn start_worker_on_a_cable(&mut self) -> Relay {
-        let (relay, url) = Relay::in_front_of(&self.database.url()).await.expect("a free port");
+        let (relay, url) = self.cable().await;
         self.start_worker_at(&url).await;
         relay
     }
 
-    async fn start_worker_at(&mut self, database_url: &str) {
+    /// A cable to the database, and the URL that leads through it.
+    pub async fn cable(&self) -> (Relay, String) {
+        Relay::in_front_of(&self.database.url()).await.expect("a free port")
+    }
+
+    /// The same for a worker that reaches the database by this URL.
+    pub async fn start_worker_at(&mut self, database_url: &str) {
         let before = self.live_workers().await;
         let name = format!("worker{}", self.workers.len() + 1);
         let program = Program::worker(&name, self.dir.path(), database_url);
