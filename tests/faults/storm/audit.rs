@@ -128,3 +128,59 @@ pub(crate) async fn broken(rows: &Rows) -> Vec<String> {
     }
     broken
 }
+
+#[cfg(test)]
+mod tests {
+    use longhaul_tests::rows::Rows;
+    use longhaul_tests::{Setup, World, quick};
+    use sqlx::Executor;
+
+    use super::{RULES, broken, install};
+
+    /// What nobody may do, each as somebody would do it; together they break every rule.
+    const CRIMES: &[&str] = &[
+        "update runs set status = 'failed' where status = 'succeeded'",
+        "update messages set parts = '[1]' where role = 'assistant' and status = 'completed'",
+        "update messages set parts = '[1]' where role = 'user'",
+        "update steps set finish_reason = 'length'",
+        "update tool_calls set state = 'failed'",
+        "update tool_calls set idempotency_key = 'another'",
+        "insert into workers (id, host, version, slots, expires_at)
+         values ('00000000-0000-0000-0000-000000000001', '', '', 1, now_ms() + 60000)",
+        "insert into jobs (workspace_id, id, kind, run_id, queue, priority, run_at, epoch, worker_id)
+         select workspace_id, '00000000-0000-0000-0000-000000000002', 'run', id, '', 0, now_ms() + 60000, 7,
+         '00000000-0000-0000-0000-000000000001' from runs",
+        "update jobs set worker_id = '00000000-0000-0000-0000-000000000003'",
+        "update jobs set worker_id = '00000000-0000-0000-0000-000000000001', epoch = 8",
+        "insert into run_events (workspace_id, run_id, first_seq, last_seq, epoch, events)
+         select workspace_id, id, 1000, 1000, 8, '[{\"type\":\"run.released\",\"data\":{\"reason\":\"expired\"}}]'
+         from runs",
+        "update jobs set worker_id = null",
+        "insert into fault_audit (tab, op, new) select 'runs', 'UPDATE',
+         jsonb_build_object('id', n, 'chat_id', 'c', 'status', status)
+         from (values (1, 'running'), (2, 'running'), (1, 'succeeded'), (2, 'succeeded')) as v (n, status)",
+    ];
+
+    #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+    async fn each_rule_is_silent_about_an_honest_run_and_sees_what_it_forbids() {
+        if quick() {
+            return;
+        }
+        let world = World::start(Setup::postgres().agent("charges", "charges")).await;
+        let Rows::Postgres(pool) = &world.rows else { unreachable!("it is a world on Postgres") };
+        install(pool).await.unwrap();
+        super::super::scripts::teach(&world.provider);
+        let client = world.client();
+        let run = client.submit("charges", "Charge it.").await;
+        assert_eq!(client.ended(&run.run_id).await.outcome(), "succeeded done");
+        assert_eq!(broken(&world.rows).await, Vec::<String>::new());
+
+        for crime in CRIMES {
+            pool.execute(*crime).await.unwrap_or_else(|error| panic!("{error}: {crime}"));
+        }
+        let found = broken(&world.rows).await;
+        for (rule, _) in RULES {
+            assert!(found.iter().any(|text| text.starts_with(rule)), "{rule} was not seen in {found:#?}");
+        }
+    }
+}

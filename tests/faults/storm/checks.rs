@@ -259,3 +259,6 @@ pub(crate) fn output(name: &str, output: &str, key: &str) -> Vec<String> {
     let bad = output.lines().filter(|line| unheard_of.iter().any(|word| line.contains(word)));
     bad.map(|line| format!("{name} says: {line}")).collect()
 }
+
+#[cfg(test)]
+mod tests;

@@ -15,6 +15,7 @@ use crate::workers::identities;
 
 /// In milliseconds.
 #[derive(Debug, Serialize)]
+#[serde(rename_all = "camelCase")]
 pub(crate) struct Figures {
     /// From the SIGKILL of a run's worker to the run's next claim, where the database was up all the time.
     pub(crate) recovery: Percentiles,

@@ -10,10 +10,12 @@ use anyhow::{Context, Result};
 use longhaul_tests::process::free_port;
 use longhaul_tests::redis::Redis;
 use longhaul_tests::{Cluster, FakeProvider, Process, Program, Relay, Signal, ToolServer};
+use sqlx::PgPool;
 use tempfile::TempDir;
 use tokio::sync::Mutex;
 use tokio::time::{Instant, sleep};
 
+use super::audit;
 use super::scripts::{self, KINDS};
 
 /// Short, so that a storm sees many of them run out.
@@ -76,6 +78,8 @@ impl Installation {
             program.env("LONGHAUL_DATABASE_URL", &database_url)
         };
         admin("migrate").args(["migrate", "up"]).run().await?;
+        // Before anybody is there: triggers on several tables at once would lock somebody out.
+        audit::install(&PgPool::connect(&database_url).await?).await?;
         let printed = admin("keys").args(["keys", "create", "storm", "--role", "admin"]).run().await?;
         let key = printed.split_whitespace().find(|word| word.starts_with("lh_"));
         let key = key.context("the binary printed no key")?.to_owned();

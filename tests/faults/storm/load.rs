@@ -194,7 +194,8 @@ impl Load {
             let random = StdRng::seed_from_u64(random.random());
             watching.spawn(watch(Arc::clone(self), run.clone(), random));
         }
-        if random.random_bool(0.12) {
+        // There is most to stop in what takes longest.
+        if random.random_bool(if kind.name.starts_with("long") { 0.4 } else { 0.1 }) {
             sleep(Duration::from_millis(random.random_range(0..6_000))).await;
             let first = random.random_range(0..self.apis.len());
             if random.random_bool(0.3) {

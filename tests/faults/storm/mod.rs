@@ -66,7 +66,6 @@ pub(crate) struct Options {
 pub(crate) async fn run(options: &Options) -> Result<Report> {
     let length = Duration::from_secs_f64(options.minutes * 60.0);
     let world = Installation::start().await?;
-    audit::install(&PgPool::connect(&world.database_url).await?).await?;
     let files = open_files(&world).await;
     let load = Arc::new(Load::new(world.api_urls(), world.key.clone())?);
     let incidents = Journal::default();
@@ -100,6 +99,9 @@ pub(crate) async fn run(options: &Options) -> Result<Report> {
         }
     }
     let incidents_done = incidents.all();
+    for exit in incidents_done.iter().filter(|incident| incident.fault == weather::EXIT) {
+        flaws.push(format!("{:?} ended by itself at {}", exit.slot, exit.from));
+    }
     let mut outputs = Vec::new();
     for slot in &world.slots {
         outputs.push((slot.name.clone(), slot.output().await));
@@ -175,6 +177,10 @@ async fn at_rest(rows: &Rows) -> Vec<String> {
             "select count(*) from runs where status not in ('succeeded', 'failed', 'aborted')",
         ),
         ("jobs in the queue", "select count(*) from jobs where kind = 'run'"),
+        (
+            "sessions more than five processes may have",
+            "select greatest(count(*) - 60, 0) from pg_stat_activity where backend_type = 'client backend'",
+        ),
         (
             "sessions idle in a transaction",
             "select count(*) from pg_stat_activity where state like 'idle in transaction%'",

@@ -22,6 +22,9 @@ const AWAKE: Duration = Duration::from_millis(1_500);
 /// How long a fuse has to burn before it is taken out again.
 const FUSE: Duration = Duration::from_secs(5);
 
+/// The fault that nobody did.
+pub(crate) const EXIT: &str = "exits_of_their_own";
+
 /// A fault that was done. Times are Unix milliseconds.
 #[derive(Clone, Debug)]
 pub(crate) struct Incident {
@@ -77,13 +80,7 @@ pub(crate) async fn supervise(world: &Installation, journal: &Journal) -> ! {
             if process.has_ended() {
                 let at = now_ms();
                 let (slot_name, link) = (Some(slot.name.clone()), None);
-                journal.add(Incident {
-                    fault: "exits_of_their_own",
-                    from: at,
-                    until: at,
-                    slot: slot_name,
-                    link,
-                });
+                journal.add(Incident { fault: EXIT, from: at, until: at, slot: slot_name, link });
                 slot.start_again(&mut process);
             }
         }

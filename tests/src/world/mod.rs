@@ -214,12 +214,18 @@ impl World {
 
     /// The same for one that fails at these points.
     pub async fn start_victim(&mut self, failpoints: &str) -> Relay {
-        let (relay, url) = Relay::in_front_of(&self.database.url()).await.expect("a free port");
+        let (relay, url) = self.cable().await;
         self.start_worker_at(&url, |program| program.env(FAILPOINTS, failpoints)).await;
         relay
     }
 
-    async fn start_worker_at(&mut self, database_url: &str, change: impl FnOnce(Program) -> Program) {
+    /// A cable to the database, and the URL that leads through it.
+    pub async fn cable(&self) -> (Relay, String) {
+        Relay::in_front_of(&self.database.url()).await.expect("a free port")
+    }
+
+    /// Starts a worker, changed like this, that reaches the database by this URL.
+    pub async fn start_worker_at(&mut self, database_url: &str, change: impl FnOnce(Program) -> Program) {
         let before = self.live_workers().await;
         let name = format!("worker{}", self.workers.len() + 1);
         let program = Program::worker(&name, self.dir.path(), database_url);
