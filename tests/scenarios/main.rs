@@ -7,12 +7,16 @@ mod crashing;
 mod demonstrating;
 mod draining;
 mod isolation;
+mod oddities;
+mod poisoning;
 mod provider;
 mod racing;
 mod redis;
+mod stalling;
 mod stopping;
 mod streaming;
 mod submitting;
+mod tools;
 
 /// Each scenario once on SQLite (`longhaul dev`) and once on Postgres and Redis, with separate processes.
 macro_rules! on_both {

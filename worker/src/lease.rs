@@ -49,6 +49,7 @@ impl Lease {
     pub async fn keep(self) {
         loop {
             let Some((worker_id, since)) = self.register().await else { return };
+            self.holdings.confirm(self.valid_until(since));
             self.holdings.begin(worker_id);
             let end = self.hold(worker_id, since).await;
             self.holdings.lose_all();
@@ -101,9 +102,13 @@ impl Lease {
         }
     }
 
+    /// How long the lease surely holds by a heartbeat that was sent at `confirmed`.
+    fn valid_until(&self, confirmed: Instant) -> Instant {
+        confirmed + self.lease - Duration::from_secs(3).min(self.lease / 5)
+    }
+
     /// Renews the lease until it is done or lost. `confirmed` is when the last answered heartbeat was sent.
     async fn hold(&self, worker_id: WorkerId, mut confirmed: Instant) -> End {
-        let margin = Duration::from_secs(3).min(self.lease / 5);
         let mut failures = 0;
         let mut next = confirmed + self.heartbeat;
         loop {
@@ -113,7 +118,7 @@ impl Lease {
                 () = sleep_until(next) => {}
             }
             let sent = Instant::now();
-            let fence = confirmed + self.lease - margin;
+            let fence = self.valid_until(confirmed);
             // In a task of its own: a heartbeat that hangs must not be dropped in mid-flight, nor waited for.
             let (store, lease_ms, draining) =
                 (Arc::clone(&self.store), self.lease.as_millis() as i64, self.drain.is_cancelled());
@@ -126,6 +131,7 @@ impl Lease {
             match answer {
                 Ok(stops) => {
                     confirmed = sent;
+                    self.holdings.confirm(self.valid_until(confirmed));
                     failures = 0;
                     next = sent + self.heartbeat;
                     self.holdings.deliver_stops(&stops);
