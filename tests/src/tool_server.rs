@@ -60,6 +60,8 @@ pub enum Answer {
     Huge(usize),
     /// 200 and no JSON.
     NotJson,
+    /// 200 with these headers and bytes.
+    Raw(Vec<(&'static str, &'static str)>, Vec<u8>),
 }
 
 #[derive(Clone, Debug, Default)]
@@ -310,6 +312,7 @@ async fn serve(
         Answer::Huge(bytes) => {
             connection.answer_json(200, &json!({"ok": true, "text": "x".repeat(bytes)})).await
         }
+        Answer::Raw(headers, body) => connection.answer(200, &headers, &body).await,
         Answer::NotJson => connection.answer(200, &[("content-type", "text/html")], b"<p>done</p>").await,
     }
 }

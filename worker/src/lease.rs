@@ -64,6 +64,7 @@ impl Lease {
     pub async fn keep(self) {
         loop {
             let Some((worker_id, since)) = self.register().await else { return };
+            self.holdings.confirm(self.valid_until(since));
             self.holdings.begin(worker_id);
             let end = self.hold(worker_id, since).await;
             self.holdings.lose_all();
@@ -124,6 +125,11 @@ impl Lease {
         }
     }
 
+    /// How long the lease surely holds by a heartbeat that was sent at `confirmed`.
+    fn valid_until(&self, confirmed: Instant) -> Instant {
+        confirmed + self.lease - Duration::from_secs(3).min(self.lease / 5)
+    }
+
     /// Renews the lease until it is done or lost. `confirmed` is when the last answered heartbeat was sent.
     async fn hold(&self, worker_id: WorkerId, confirmed: Instant) -> End {
         let mut beats = JoinSet::new();
@@ -134,11 +140,10 @@ impl Lease {
     }
 
     async fn beat(&self, worker_id: WorkerId, mut confirmed: Instant, beats: &mut JoinSet<Beat>) -> End {
-        let margin = Duration::from_secs(3).min(self.lease / 5);
         let mut failures = 0;
         let mut next = confirmed + self.heartbeat;
         loop {
-            let fence = confirmed + self.lease - margin;
+            let fence = self.valid_until(confirmed);
             tokio::select! {
                 biased;
                 () = self.done.cancelled() => return End::Done,
@@ -146,6 +151,7 @@ impl Lease {
                     Ok((sent, Ok(stops))) => {
                         // An earlier one may be answered later.
                         confirmed = confirmed.max(sent);
+                        self.holdings.confirm(self.valid_until(confirmed));
                         failures = 0;
                         next = confirmed + self.heartbeat;
                         self.holdings.deliver_stops(&stops);

@@ -1,19 +1,25 @@
 //! Who works next: claim, hold, hand back.
 //!
-//! [`Holdings`] is what one worker holds; the [`claim`] loop adds to it and never claims more than there are free
+//! [`Holdings`] is what one worker holds, and [`Validity`] until when it may be sure of that; the [`claim`] loop adds to it and never claims more than there are free
 //! slots; the [`backend`] hands each claim to the worker framework. A claim's tokens tell its attempt that the run is
 //! to stop or that it was lost; both are hints, the log is the fence.
 
 pub mod backend;
 pub mod claim;
+mod validity;
 
 use std::{
     collections::HashMap,
     sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError},
 };
 
-use tokio::sync::{Notify, OwnedSemaphorePermit};
+use tokio::{
+    sync::{Notify, OwnedSemaphorePermit},
+    time::Instant,
+};
 use tokio_util::sync::CancellationToken;
+
+pub use validity::Validity;
 
 use crate::{
     domain::{
@@ -32,6 +38,8 @@ pub struct Orders {
     pub lost: CancellationToken,
     /// The run is to end.
     pub stop: CancellationToken,
+    /// Until when the run is surely held.
+    pub validity: Validity,
     wish: OnceLock<StopRequest>,
 }
 
@@ -72,6 +80,7 @@ impl Drop for Leased {
 #[derive(Debug, Default)]
 pub struct Holdings {
     inner: Mutex<Inner>,
+    validity: Validity,
     begun: Notify,
 }
 
@@ -91,6 +100,11 @@ impl Holdings {
     pub fn begin(&self, worker_id: WorkerId) {
         self.lock().worker_id = Some(worker_id);
         self.begun.notify_waiters();
+    }
+
+    /// The lease is confirmed to hold until then, by this machine's monotonic clock.
+    pub fn confirm(&self, valid_until: Instant) {
+        self.validity.extend(valid_until);
     }
 
     /// Waits until there is a lease to claim by.
@@ -154,7 +168,7 @@ impl Holdings {
 
     /// Takes a claim into the books. If the lease it was made by is gone already, it begins as lost.
     pub fn add(self: &Arc<Self>, claim: Claim, slot: OwnedSemaphorePermit) -> Leased {
-        let orders = Arc::new(Orders::default());
+        let orders = Arc::new(Orders { validity: self.validity.clone(), ..Orders::default() });
         if let Some(requested_at) = claim.run.stop_requested_at {
             let reason = claim.run.stop_reason.unwrap_or(Reason::Stop);
             orders.request_stop(StopRequest { run_id: claim.run.id, reason, requested_at });

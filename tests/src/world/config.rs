@@ -45,6 +45,12 @@ pub struct Setup {
     pub connections: u32,
     /// Whether `dev` asks for a key, as the others always do.
     pub asks_for_keys: bool,
+    /// How often a worker looks for jobs that nobody told it of.
+    poll: Duration,
+    /// The longest `Retry-After` that is honoured.
+    max_retry_delay: Duration,
+    /// What stands in `[limits]`, as TOML.
+    limits: Vec<(String, String)>,
     /// Names of agents and their models.
     agents: Vec<(String, String)>,
     /// What each process of the product is told by its environment.
@@ -63,6 +69,9 @@ impl Setup {
             own_server: false,
             connections: 6,
             asks_for_keys: false,
+            poll: Duration::from_secs(1),
+            max_retry_delay: Duration::from_secs(2),
+            limits: Vec::new(),
             agents: vec![
                 ("helper".to_owned(), "helper".to_owned()),
                 ("quick".to_owned(), "tokens-2".to_owned()),
@@ -117,6 +126,24 @@ impl Setup {
         Self { asks_for_keys: true, ..self }
     }
 
+    #[must_use]
+    pub fn poll(self, poll: Duration) -> Self {
+        Self { poll, ..self }
+    }
+
+    #[must_use]
+    pub fn max_retry_delay(self, max_retry_delay: Duration) -> Self {
+        Self { max_retry_delay, ..self }
+    }
+
+    /// A setting of `[limits]`, such as `("tool_timeout", "1s")`.
+    #[must_use]
+    pub fn limit(mut self, name: &str, value: impl Into<serde_json::Value>) -> Self {
+        // A string or a number is written alike in both.
+        self.limits.push((name.to_owned(), value.into().to_string()));
+        self
+    }
+
     /// Another agent. `helper` (model `helper`) and `quick` (model `tokens-2`) are always there.
     #[must_use]
     pub fn agent(mut self, name: &str, model: &str) -> Self {
@@ -135,6 +162,7 @@ impl Setup {
     /// asked what became of a call.
     pub(super) fn toml(&self, provider: &FakeProvider, tools: &ToolServer, redis_prefix: &str) -> String {
         let (lease, heartbeat) = (self.lease.as_millis(), self.lease.as_millis() / 3);
+        let limits: Vec<_> = self.limits.iter().map(|(name, value)| format!("{name} = {value}")).collect();
         let auth = if self.asks_for_keys { "required" } else { "loopback" };
         let mut toml = format!(
             r#"
@@ -146,21 +174,26 @@ prefix = "{redis_prefix}"
 slots = {slots}
 lease = "{lease}ms"
 heartbeat = "{heartbeat}ms"
+poll = "{poll}ms"
 drain_timeout = "10s"
 [stream]
 heartbeat = "1s"
 [limits]
 requests_per_minute = 0
+{limits}
 [net]
 allow = ["{provider_at}", "{tools_at}"]
 [providers.fake]
 kind = "openai"
 base_url = "{provider_url}"
 api_key = "{PROVIDER_KEY}"
-max_retry_delay = "2s"
+max_retry_delay = "{max_retry_delay}ms"
 "#,
             slots = self.slots,
             connections = self.connections,
+            poll = self.poll.as_millis(),
+            limits = limits.join("\n"),
+            max_retry_delay = self.max_retry_delay.as_millis(),
             provider_at = provider.addr(),
             tools_at = tools.addr(),
             provider_url = provider.url(),

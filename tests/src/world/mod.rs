@@ -37,6 +37,8 @@ pub struct World {
     pub provider: FakeProvider,
     pub tools: ToolServer,
     pub redis: Option<Redis>,
+    /// In front of a Redis of this world's own.
+    pub redis_cable: Option<Relay>,
     pub rows: Rows,
     /// The secret of an admin of the workspace `default`, where keys are asked for.
     pub key: Option<String>,
@@ -77,10 +79,13 @@ impl World {
             Bus::Own => Some(Redis::start().await.expect("a Redis can be started")),
             Bus::Absent | Bus::Shared => None,
         };
-        let redis_url = match setup.bus {
-            Bus::Absent => None,
-            Bus::Shared => Some(redis::shared_url()),
-            Bus::Own => redis.as_ref().map(Redis::url),
+        let (redis_cable, redis_url) = match (setup.bus, &redis) {
+            (Bus::Shared, _) => (None, Some(redis::shared_url())),
+            (Bus::Own, Some(redis)) => {
+                let (cable, url) = Relay::in_front_of(&redis.url()).await.expect("a free port");
+                (Some(cable), Some(url))
+            }
+            _ => (None, None),
         };
         let mut env = setup.env.clone();
         env.extend(redis_url.map(|url| ("LONGHAUL_REDIS_URL", url)));
@@ -118,6 +123,7 @@ impl World {
             provider,
             tools,
             redis,
+            redis_cable,
             rows,
             key: None,
             tails,

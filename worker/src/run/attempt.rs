@@ -216,7 +216,7 @@ impl<'a> Attempt<'a> {
                 // Nobody has worked on it: there is nothing to read.
                 Replay::new(run.id)
             };
-            Ok((replay, prompt::conversation(&*cx.store, run, &agent.instructions).await?))
+            Ok((replay, prompt::conversation(&*cx.store, run, &agent).await?))
         })
         .await?;
         Ok(Self {

@@ -212,6 +212,7 @@ impl Attempt<'_> {
             idempotency_key: String::new(),
             traceparent: self.run.traceparent.clone(),
             timeout: Duration::from_millis(self.run.limits.tool_timeout_ms.max(1) as u64),
+            validity: self.interrupts.orders.validity.clone(),
         }
     }
 }

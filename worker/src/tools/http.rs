@@ -2,8 +2,9 @@
 //!
 //! Each request carries the call's idempotency key, which stays the same however often the call is repeated. What may
 //! be repeated without harm is repeated a few times when the connection fails or the endpoint is away; a call that
-//! must happen once is sent once, and if no answer was seen its outcome is unknown. An answer is read up to a limit,
-//! sanitised, and cleared of the secrets that were sent with the request. [`reconcile`] asks about calls without one.
+//! must happen once is sent once, and if no answer was seen its outcome is unknown. Nothing is sent once the run may be
+//! somebody else's. An answer is read up to a limit, sanitised, and cleared of the secrets that were sent with the request.
+//! [`reconcile`] asks about calls without one.
 
 mod reconcile;
 #[cfg(test)]
@@ -142,7 +143,10 @@ impl HttpTool {
             Ok(request) => request,
             Err(refused) => return Sent::Settled(self.failed(&refused.to_string())),
         };
-        match request.headers(self.headers(cx)).body(body.to_vec()).send().await {
+        let request = request.headers(self.headers(cx)).body(body.to_vec());
+        // The last thing before it leaves: a worker that was frozen until now has perhaps been replaced.
+        cx.validity.held().await;
+        match request.send().await {
             Ok(response) => self.read(response).await,
             Err(error) => {
                 if let Some(refused) = Refused::find(&error) {

@@ -12,10 +12,13 @@ use std::{collections::BTreeMap, sync::Arc, time::Duration};
 
 use async_trait::async_trait;
 use jsonschema::{Draft, PatternOptions, Validator};
-use longhaul_shared::domain::{
-    ids::{RunId, WorkspaceId},
-    text::one_line,
-    tool::ToolSpec,
+use longhaul_shared::{
+    domain::{
+        ids::{RunId, WorkspaceId},
+        text::one_line,
+        tool::ToolSpec,
+    },
+    queue::Validity,
 };
 use serde_json::Value;
 
@@ -30,6 +33,8 @@ pub struct ToolContext {
     pub idempotency_key: String,
     pub traceparent: Option<String>,
     pub timeout: Duration,
+    /// Nothing leaves while the run may be somebody else's.
+    pub validity: Validity,
 }
 
 /// What became of a call. The text is for the model.
@@ -125,6 +130,10 @@ impl Registry {
 
     pub fn get(&self, name: &str) -> Option<&Arc<dyn Tool>> {
         self.tools.get(name).map(|entry| &entry.tool)
+    }
+
+    pub fn is_empty(&self) -> bool {
+        self.tools.is_empty()
     }
 
     pub fn specs(&self) -> impl Iterator<Item = &ToolSpec> {

@@ -1,6 +1,7 @@
 use longhaul_shared::{
     domain::ids::{RunId, WorkspaceId},
     net_guard::{ClientOptions, NetGuard},
+    queue::Validity,
 };
 
 use super::*;
@@ -34,7 +35,14 @@ fn context() -> ToolContext {
         idempotency_key: format!("{run_id}:2:1"),
         traceparent: Some("00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01".into()),
         timeout: Duration::from_mins(2),
+        validity: valid_for(Duration::from_mins(10)),
     }
+}
+
+fn valid_for(time: Duration) -> Validity {
+    let validity = Validity::default();
+    validity.extend(Instant::now() + time);
+    validity
 }
 
 /// The outcome, and how many requests it took.
@@ -187,6 +195,30 @@ async fn odd_bytes_are_sanitised_and_secrets_are_cleared() {
     assert!(!format!("{outcome:?}").contains("tool-"), "{outcome:?}");
     let gzip = answer("200 OK", &[("content-encoding", "gzip")], "\u{1f}bomb");
     assert!(format!("{:?}", call(vec![gzip], Effect::Once).await.0).contains("compressed"));
+}
+
+#[tokio::test]
+async fn nothing_is_sent_or_repeated_once_the_lease_may_have_run_out() {
+    for effect in [Effect::Once, Effect::Read] {
+        let fixture = Fixture::start(vec![answer("200 OK", JSON, "done")]).await;
+        let cx = ToolContext { validity: valid_for(Duration::ZERO), ..context() };
+        let tool = tool(&fixture, effect, |_| {});
+        let arguments = json!({});
+        let mut call = Box::pin(tool.call(&arguments, &cx));
+        assert!(timeout(Duration::from_millis(200), &mut call).await.is_err());
+        assert_eq!(fixture.seen().len(), 0, "the attempt may be lost");
+        cx.validity.extend(Instant::now() + Duration::from_mins(1));
+        assert_eq!(call.await, succeeded("done"), "it was not");
+    }
+    // Held when it was sent, and no longer when it would be repeated.
+    let plays = vec![answer("503 Service Unavailable", &[], ""), answer("200 OK", JSON, "done")];
+    let fixture = Fixture::start(plays).await;
+    let cx = ToolContext { validity: valid_for(Duration::from_millis(300)), ..context() };
+    let tool = tool(&fixture, Effect::Read, |options| {
+        options.backoff = Backoff::new(Duration::from_millis(700), Duration::from_secs(1));
+    });
+    assert!(timeout(Duration::from_millis(1500), tool.call(&json!({}), &cx)).await.is_err());
+    assert_eq!(fixture.seen().len(), 1);
 }
 
 #[tokio::test]
