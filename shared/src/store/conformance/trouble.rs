@@ -3,7 +3,7 @@
 
 use std::time::Duration;
 
-use sqlx::PgPool;
+use sqlx::{ConnectOptions, PgPool};
 use tokio::time::sleep;
 
 use super::{
@@ -16,7 +16,7 @@ use crate::{
         ids::{RunId, WorkspaceId},
         transition::RunStatus,
     },
-    store::{AdmitError, SharedStore, StopOutcome},
+    store::{AdmitError, SharedStore, StopOutcome, Workspaces, postgres},
 };
 
 on_postgres! {
@@ -27,6 +27,7 @@ on_postgres! {
     a_migration_keeps_trying_for_a_table_that_somebody_keeps,
     a_batch_of_which_everything_is_locked_is_given_up_in_time,
     renewed_leases_leave_no_bloat,
+    a_database_that_lets_nobody_in_may_do_so_later,
 }
 
 /// A store with one connection for requests, so that each call meets the statements that the last one prepared.
@@ -264,4 +265,14 @@ async fn renewed_leases_leave_no_bloat(db: Database) {
         sqlx::query_scalar("select pg_relation_size('workers') / 8192").fetch_one(&pool).await.unwrap();
     // Without pruning they would lie on more than forty.
     assert!(pages <= 16, "two rows lie on {pages} pages");
+}
+
+async fn a_database_that_lets_nobody_in_may_do_so_later(db: Database) {
+    let (pool, store) = narrow(&db);
+    store.close().await;
+    let nowhere = (*pool.connect_options()).clone().database("not_there").to_url_lossy().to_string();
+    let store = postgres::SqlStore::open(&postgres::Options::new(nowhere)).unwrap();
+    let error = store.now().await.unwrap_err();
+    assert!(error.is_transient() && error.is_about_access() && !error.is_about_locks(), "{error:?}");
+    store.close().await;
 }
