@@ -46,6 +46,19 @@ macro_rules! conformance {
 }
 use conformance;
 
+/// Makes `async fn name(db: Database)` a test on Postgres, of what SQLite does not have.
+macro_rules! on_postgres {
+    ($($name:ident),+ $(,)?) => {
+        mod postgres {
+            $(#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+            async fn $name() {
+                crate::store::conformance::harness::on_postgres(super::$name).await;
+            })+
+        }
+    };
+}
+use on_postgres;
+
 /// Makes `async fn name(db: Database)` a test on either back-end that ends with the invariants.
 macro_rules! upheld {
     ($($name:ident),+ $(,)?) => {
