@@ -114,7 +114,14 @@ impl Bench {
         store.migrate().await.unwrap();
         let workspace = store.ensure_workspace("default").await.unwrap();
         let worker = WorkerId::generate();
-        let row = NewWorker { id: worker, host: "h".into(), version: "0".into(), slots: 9, lease_ms: 60_000 };
+        let row = NewWorker {
+            id: worker,
+            host: "h".into(),
+            version: "0".into(),
+            slots: 9,
+            lease_ms: 60_000,
+            presence: None,
+        };
         store.register_worker(&row).await.unwrap();
         let holdings = Arc::new(Holdings::default());
         holdings.begin(worker);
