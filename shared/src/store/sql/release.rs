@@ -73,12 +73,11 @@ pub(super) async fn disown(
         Err(error) => return Err(error),
     };
     let given_up = crashes.filter(|crashes| *crashes > MAX_CRASHES).map(crash_limit);
-    let released = match stopped(&run).or(given_up) {
-        Some(ending) => end(&mut tx, &run, &job, &ending).await?,
-        None => {
-            let delay_ms = crashes.map_or(0, crash_delay_ms);
-            make_pending(&mut tx, &run, &job, ReleaseReason::Broken, crashes, delay_ms).await?
-        }
+    let released = if let Some(ending) = stopped(&run).or(given_up) {
+        end(&mut tx, &run, &job, &ending).await?
+    } else {
+        let delay_ms = crashes.map_or(0, crash_delay_ms);
+        make_pending(&mut tx, &run, &job, ReleaseReason::Broken, crashes, delay_ms).await?
     };
     tx.commit().await?;
     Ok(Some(released))
