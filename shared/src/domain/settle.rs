@@ -197,7 +197,7 @@ mod tests {
                     panic!("{messages:?}")
                 };
                 let told: Vec<_> = told.iter().map(|call| call.call_id.as_str()).collect();
-                let results: Vec<_> = rest.iter().take(told.len()).filter_map(|message| match message {
+                let results = rest.iter().take(told.len()).filter_map(|message| match message {
                     ModelMessage::ToolResult { call_id, content } => {
                         assert!(!content.contains("no result yet"), "{content}");
                         Some(call_id.as_str())

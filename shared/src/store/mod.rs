@@ -193,6 +193,7 @@ impl StopOutcome {
 
 /// What became of a stop that names its run by the idempotency key of its submission.
 #[derive(Clone, Debug)]
+#[expect(clippy::large_enum_variant, reason = "one for each call, and it is moved once")]
 pub enum KeyStop {
     Known(StopOutcome),
     /// Nobody has submitted with this key. Whoever does so within the key's time gets a run that is over.

@@ -148,7 +148,7 @@ impl Attempt<'_> {
                     must_go_on(repetition)?;
                 }
                 ModelEvent::ToolCall(delta) => {
-                    answer.add(&delta, self.cx.limits.max_calls_per_step as usize)?
+                    answer.add(&delta, self.cx.limits.max_calls_per_step as usize)?;
                 }
                 ModelEvent::Usage(usage) => answer.usage = usage,
                 ModelEvent::Finish(finish_reason) => {

@@ -91,11 +91,22 @@ fn repeated_block(text: &[char], thresholds: Thresholds) -> Option<Repetition> {
             _ => thresholds.blocks,
         };
         let times = length / block;
-        (threshold > 0 && times >= threshold).then(|| {
-            let excerpt = letters.iter().rev().take(EXCERPT).collect();
-            Repetition { excerpt, times, length }
+        (threshold > 0 && times >= threshold).then(|| Repetition {
+            excerpt: excerpt_of(letters.iter().rev().copied().collect()),
+            times,
+            length,
         })
     })
+}
+
+/// The block from the beginning of a line or a word on: where it was met is chance.
+fn excerpt_of(mut block: Vec<char>) -> String {
+    let place = |wanted: char| block.iter().position(|letter| *letter == wanted);
+    if let Some(end) = place('\n').or_else(|| place(' ')) {
+        block.rotate_left(end + 1);
+    }
+    let block: String = block.into_iter().take(EXCERPT).collect();
+    if block.trim().is_empty() { block } else { block.trim().to_owned() }
 }
 
 /// For each place, how many characters from there on are those of the beginning (the Z function).
@@ -153,6 +164,10 @@ mod tests {
         letters.chunks(piece).any(|piece| detector.push(&piece.iter().collect::<String>()).is_some())
     }
 
+    fn joined(count: usize, piece: impl Fn(usize) -> String) -> String {
+        (0..count).map(piece).collect()
+    }
+
     #[test]
     fn each_threshold_counts_from_its_very_number_on() {
         for (unit, threshold) in [("-", 60), ("ha ", 20), (&"x y".repeat(50) as &str, 1)] {
@@ -163,12 +178,12 @@ mod tests {
             }
         }
         let block: String = (0..150).map(|n| char::from_u32(0x4e00 + n).unwrap()).collect();
+        assert_eq!(at_the_end(&"y. I tr".repeat(30)), Some(("I try.".to_owned(), 30)));
         assert_eq!(at_the_end(&block.repeat(19)), None);
         assert!(at_the_end(&block.repeat(20)).is_some());
         let too_long = format!("{block}!");
         assert_eq!(at_the_end(&too_long.repeat(25)), None, "151 characters are no block");
-        let lines =
-            |times| (0..times).map(|n| format!("{}I try again.\n\n", " ".repeat(n % 5))).collect::<String>();
+        let lines = |times| joined(times, |n| format!("{}I try again.\n\n", " ".repeat(n % 5)));
         assert_eq!(at_the_end(&lines(24)), None);
         assert_eq!(at_the_end(&lines(25)), Some(("I try again.".to_owned(), 25)));
     }
@@ -187,7 +202,7 @@ mod tests {
         for round in 0..200 {
             let length = random.random_range(1..=LONGEST_BLOCK);
             let block: String = (0..length).map(|_| random.random_range('a'..='z')).collect();
-            let before: String = (0..random.random_range(0..3_000)).map(|n| format!("{n} ")).collect();
+            let before = joined(random.random_range(0..3_000), |n| format!("{n} "));
             let text = before + &block.repeat(6_000 / length);
             for piece in [1, 7, 5_000] {
                 assert!(is_noticed(&text, piece), "round {round}: {block}");
@@ -199,11 +214,11 @@ mod tests {
     fn code_tables_lists_and_rules_are_left_alone() {
         let mut random = StdRng::seed_from_u64(11);
         let code = include_str!("repetition.rs").to_owned() + include_str!("attempt.rs");
-        let switch: String = (0..300).map(|n| format!("    case {n}:\n        break;\n")).collect();
-        let json: String = (0..300).map(|n| format!("  {{\"id\": {n}, \"on\": true}},\n")).collect();
-        let table: String = (0..200).map(|n| format!("| {n} | {}x | yes |\n", " ".repeat(59))).collect();
-        let list: String = (0..300).map(|n| format!("- item {n}\n")).collect();
-        let rules: String = (0..200).map(|n| format!("{}\nsection {n}\n", "-".repeat(59))).collect();
+        let switch = joined(300, |n| format!("    case {n}:\n        break;\n"));
+        let json = joined(300, |n| format!("  {{\"id\": {n}, \"on\": true}},\n"));
+        let table = joined(200, |n| format!("| {n} | {}x | yes |\n", " ".repeat(59)));
+        let list = joined(300, |n| format!("- item {n}\n"));
+        let rules = joined(200, |n| format!("{}\nsection {n}\n", "-".repeat(59)));
         for text in [code, switch, json, table, list, rules] {
             for _ in 0..200 {
                 let from = random.random_range(0..1_000);
@@ -214,14 +229,9 @@ mod tests {
 
     #[test]
     fn a_rule_that_is_longer_than_the_threshold_ends_and_is_left_alone() {
-        for shift in 0..2_000 {
-            let text = format!(
-                "{}{}\n{}",
-                "word ".repeat(3),
-                "-".repeat(120),
-                (0..shift).map(|n| n.to_string()).collect::<String>()
-            );
-            let text = (0..shift).map(|n| format!("{n},")).collect::<String>() + &text.repeat(1);
+        let after = joined(1_000, |n| format!("{n};"));
+        for shift in (0..1_000).step_by(3) {
+            let text = joined(shift, |n| format!("{n},")) + &"-".repeat(120) + &after;
             assert!(!is_noticed(&text, 100), "{shift}");
         }
     }

@@ -286,7 +286,7 @@ async fn each_limit_says_that_it_was_the_one() {
     let bench = Bench::new(agents, limits).await;
     for (agent, reason, words, steps) in [
         ("calls", Reason::CallLimit, "more than 3 tool calls", 0),
-        ("loops", Reason::Loop, "try again", 1),
+        ("loops", Reason::Loop, "again", 1),
         ("repeats", Reason::Loop, "`nobody` 10 times in a row", 10),
     ] {
         let run = bench.submit(agent).await;

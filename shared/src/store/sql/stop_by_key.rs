@@ -54,13 +54,11 @@ pub(super) async fn stop_by_key(
                 .await?;
             let Some(row) = row else { continue };
             let run: Option<Uuid> = row.try_get("run_id")?;
-            return match run {
-                Some(run) => stop_run(&store, workspace, run.into()).await.map(KeyStop::Known),
-                None => {
-                    let requested_at: Millis = get(&row, "stop_requested_at")?;
-                    Ok(KeyStop::Noted { requested_at, expires_at: get(&row, "expires_at")? })
-                }
-            };
+            if let Some(run) = run {
+                return stop_run(&store, workspace, run.into()).await.map(KeyStop::Known);
+            }
+            let requested_at: Millis = get(&row, "stop_requested_at")?;
+            return Ok(KeyStop::Noted { requested_at, expires_at: get(&row, "expires_at")? });
         }
         Err(StoreError::Conflict("idempotency".to_owned()))
     })
