@@ -15,7 +15,7 @@ use longhaul_shared::{
     bus::{Bus, Signal},
     domain::{ids::WorkerId, retry::Backoff},
     queue::Holdings,
-    store::{NewWorker, SharedStore, StopRequest, StoreError},
+    store::{NewWorker, SharedStore, StopRequest, StoreError, Workers},
     telemetry::metrics::{self, LeaseLoss},
 };
 use tokio::{
@@ -36,7 +36,7 @@ const BEATS: usize = 2;
 
 /// What keeps one worker's lease.
 pub struct Lease {
-    pub store: SharedStore,
+    pub store: Arc<dyn Workers>,
     pub holdings: Arc<Holdings>,
     /// Says who this process is, if there are others to ask.
     pub listener: Option<Arc<Listener>>,
@@ -251,3 +251,6 @@ fn host() -> String {
     std::fs::read_to_string("/proc/sys/kernel/hostname")
         .map_or_else(|_| "unknown".to_owned(), |name| name.trim().to_owned())
 }
+
+#[cfg(test)]
+mod tests;
