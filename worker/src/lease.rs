@@ -16,7 +16,7 @@ use longhaul_shared::{
     domain::{ids::WorkerId, retry::Backoff},
     failpoint::{Point, hit},
     queue::Holdings,
-    store::{NewWorker, SharedStore, StopRequest, StoreError},
+    store::{NewWorker, SharedStore, StopRequest, StoreError, Workers},
     telemetry::metrics::{self, LeaseLoss},
 };
 use tokio::{
@@ -37,7 +37,7 @@ const BEATS: usize = 2;
 
 /// What keeps one worker's lease.
 pub struct Lease {
-    pub store: SharedStore,
+    pub store: Arc<dyn Workers>,
     pub holdings: Arc<Holdings>,
     /// Says who this process is, if there are others to ask.
     pub listener: Option<Arc<Listener>>,
@@ -265,3 +265,6 @@ fn host() -> String {
     std::fs::read_to_string("/proc/sys/kernel/hostname")
         .map_or_else(|_| "unknown".to_owned(), |name| name.trim().to_owned())
 }
+
+#[cfg(test)]
+mod tests;
