@@ -10,7 +10,7 @@ use longhaul_tests::tool_server::Entry;
 
 use super::history::{History, Run};
 use super::install::{PROVIDER_RETRIES, SECRETS, TOOL_TIMEOUT};
-use super::load::{Journal, Outcome};
+use super::journal::{Journal, Outcome};
 use super::scripts::Kind;
 use super::weather::Incident;
 use crate::clock::Clock;

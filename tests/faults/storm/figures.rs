@@ -7,7 +7,7 @@ use longhaul_tests::fake_provider::Call;
 use serde::Serialize;
 
 use super::history::{Change, History};
-use super::load::Stop;
+use super::journal::Stop;
 use super::weather::Incident;
 use crate::clock::Clock;
 use crate::percentiles::{Percentiles, Sampled};

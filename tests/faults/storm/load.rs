@@ -1,7 +1,6 @@
-//! The clients: they submit, watch, stop and come back, repeat what was not answered, and keep a journal of everything
-//! that they were told.
+//! The clients: they submit, watch, stop and come back, and repeat what was not answered.
 
-use std::collections::{BTreeMap, BTreeSet, HashSet};
+use std::collections::BTreeSet;
 use std::sync::atomic::AtomicUsize;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
@@ -13,8 +12,9 @@ use tokio::sync::Semaphore;
 use tokio::task::JoinSet;
 use tokio::time::{Instant, MissedTickBehavior, interval, sleep, timeout};
 
+use super::journal::{Journal, Outcome, Stop, Submission};
 use super::scripts::{Kind, PROBE};
-use super::tails::{Watched, watch};
+use super::tails::watch;
 use crate::clock::now_ms;
 
 /// More than these are never under way at once, so that a slow machine is not asked for more and more.
@@ -25,40 +25,6 @@ const CONNECT_WITHIN: Duration = Duration::from_secs(2);
 /// How long a client repeats itself before it gives up.
 const PATIENCE: Duration = Duration::from_mins(1);
 
-/// One thing that somebody wanted to be done once.
-#[derive(Clone, Debug)]
-pub(crate) struct Submission {
-    /// Words that only its message has.
-    pub(crate) mark: String,
-    pub(crate) key: String,
-    pub(crate) kind: &'static str,
-    /// How often which answer came, over all repetitions.
-    pub(crate) answers: BTreeMap<String, usize>,
-    pub(crate) outcome: Outcome,
-    /// The runs that it was said to have become; more than one is wrong.
-    pub(crate) runs: BTreeSet<String>,
-}
-
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub(crate) enum Outcome {
-    Accepted {
-        run: String,
-        chat: String,
-    },
-    /// The chat was busy.
-    Refused,
-    /// No answer but errors: it may or may not have happened.
-    GivenUp,
-}
-
-/// A stop that was accepted.
-#[derive(Clone, Debug)]
-pub(crate) struct Stop {
-    pub(crate) run: String,
-    /// When it was sent: Unix milliseconds.
-    pub(crate) at: i64,
-}
-
 pub(crate) struct Load {
     pub(crate) http: reqwest::Client,
     pub(crate) apis: Vec<String>,
@@ -67,20 +33,6 @@ pub(crate) struct Load {
     journal: Mutex<Journal>,
     /// Chats in which nothing goes on.
     idle: Mutex<Vec<String>>,
-}
-
-/// What the clients know in the end.
-#[derive(Debug, Default)]
-pub(crate) struct Journal {
-    pub(crate) submissions: Vec<Submission>,
-    pub(crate) tails: Vec<Watched>,
-    pub(crate) stops: Vec<Stop>,
-    /// Runs that somebody tried to stop.
-    pub(crate) stops_asked: HashSet<String>,
-    /// Requests that had to be repeated.
-    pub(crate) retries: usize,
-    /// What the server must not do and did.
-    pub(crate) complaints: Vec<String>,
 }
 
 impl Load {
@@ -163,14 +115,7 @@ impl Load {
         is_doubled: bool,
         mut random: StdRng,
     ) -> Option<String> {
-        let mut submission = Submission {
-            mark: format!("mark-{:016x}", random.random::<u64>()),
-            key: format!("key-{:016x}", random.random::<u64>()),
-            kind: kind.name,
-            answers: BTreeMap::new(),
-            outcome: Outcome::GivenUp,
-            runs: BTreeSet::new(),
-        };
+        let mut submission = Submission::new("mark", kind, &mut random);
         let first = random.random_range(0..self.apis.len());
         if is_doubled {
             let mut twin = submission.clone();
@@ -313,14 +258,8 @@ impl Load {
     }
 
     async fn probe_one(self: &Arc<Self>, chat: String, mut random: StdRng) {
-        let mut submission = Submission {
-            mark: format!("probe-{:016x}", random.random::<u64>()),
-            key: format!("probe-{}", uuid::Uuid::now_v7()),
-            kind: PROBE,
-            answers: BTreeMap::new(),
-            outcome: Outcome::GivenUp,
-            runs: BTreeSet::new(),
-        };
+        let kind = Kind::named(PROBE).expect("it is one of them");
+        let mut submission = Submission::new("probe", kind, &mut random);
         self.submit(&mut submission, Some(&chat), 0, &mut random).await;
         let outcome = submission.outcome.clone();
         self.journal().submissions.push(submission);
@@ -341,19 +280,6 @@ impl Load {
     /// Every chat in which nothing goes on.
     pub(crate) fn idle_chats(&self) -> Vec<String> {
         self.idle().clone()
-    }
-}
-
-impl Submission {
-    /// The same thing, asked for twice.
-    fn merge(&mut self, twin: Self) {
-        for (answer, count) in twin.answers {
-            *self.answers.entry(answer).or_default() += count;
-        }
-        self.runs.extend(twin.runs);
-        if matches!(twin.outcome, Outcome::Accepted { .. }) {
-            self.outcome = twin.outcome;
-        }
     }
 }
 

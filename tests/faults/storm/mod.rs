@@ -3,7 +3,7 @@
 //! ledger of the tools and the output of the processes.
 //!
 //! - [`plan`] draws the faults from a seed, [`weather`] does them to what [`install`] started
-//! - [`load`] are the clients, [`tails`] their watchers; [`scripts`] is what the models say
+//! - [`load`] are the clients, [`journal`] is what they know, [`tails`] are their watchers; [`scripts`] is what the models say
 //! - [`audit`] is a history of the tables, [`history`] what became of each run
 //! - [`checks`] and [`figures`] judge, [`report`] says it, [`evidence`] is kept if something was found
 
@@ -13,6 +13,7 @@ mod evidence;
 mod figures;
 mod history;
 mod install;
+mod journal;
 mod load;
 mod plan;
 mod report;
@@ -39,9 +40,10 @@ use tokio::time::{Instant, sleep};
 use self::figures::{Figures, Identities};
 use self::history::History;
 use self::install::{Installation, LEASE};
-use self::load::{Load, Outcome};
+use self::journal::{Journal, Outcome};
+use self::load::Load;
 pub(crate) use self::report::Report;
-use self::weather::Journal;
+use self::weather::Incidents;
 use crate::clock::Clock;
 use crate::percentiles::Sampled;
 
@@ -68,7 +70,7 @@ pub(crate) async fn run(options: &Options) -> Result<Report> {
     let world = Installation::start().await?;
     let files = open_files(&world).await;
     let load = Arc::new(Load::new(world.api_urls(), world.key.clone())?);
-    let incidents = Journal::default();
+    let incidents = Incidents::default();
 
     let begin = Instant::now();
     let plan = plan::draw(options.seed, options.minutes, LEASE);
@@ -202,7 +204,7 @@ async fn at_rest(rows: &Rows) -> Vec<String> {
 }
 
 fn counted(
-    journal: &load::Journal,
+    journal: &Journal,
     history: &History,
     provider_calls: usize,
     tool_requests: usize,

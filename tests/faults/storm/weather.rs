@@ -37,9 +37,9 @@ pub(crate) struct Incident {
 }
 
 #[derive(Default)]
-pub(crate) struct Journal(Mutex<Vec<Incident>>);
+pub(crate) struct Incidents(Mutex<Vec<Incident>>);
 
-impl Journal {
+impl Incidents {
     pub(crate) fn all(&self) -> Vec<Incident> {
         self.0.lock().unwrap_or_else(PoisonError::into_inner).clone()
     }
@@ -58,11 +58,11 @@ impl Journal {
 }
 
 /// The whole storm. Returns when everything is whole again.
-pub(crate) async fn blow(world: &Installation, journal: &Journal, plan: Vec<Planned>, length: Duration) {
+pub(crate) async fn blow(world: &Installation, incidents: &Incidents, plan: Vec<Planned>, length: Duration) {
     let begin = Instant::now();
     let strikes = plan.into_iter().map(async |planned| {
         sleep_until(begin + planned.at).await;
-        journal.add(strike(world, planned).await);
+        incidents.add(strike(world, planned).await);
     });
     join_all(strikes).await;
     sleep_until(begin + length).await;
@@ -72,7 +72,7 @@ pub(crate) async fn blow(world: &Installation, journal: &Journal, plan: Vec<Plan
 }
 
 /// Starts again whatever ended by itself. Never returns.
-pub(crate) async fn supervise(world: &Installation, journal: &Journal) -> ! {
+pub(crate) async fn supervise(world: &Installation, incidents: &Incidents) -> ! {
     loop {
         for slot in &world.slots {
             // Whoever holds the lock ended it on purpose.
@@ -80,7 +80,7 @@ pub(crate) async fn supervise(world: &Installation, journal: &Journal) -> ! {
             if process.has_ended() {
                 let at = now_ms();
                 let (slot_name, link) = (Some(slot.name.clone()), None);
-                journal.add(Incident { fault: EXIT, from: at, until: at, slot: slot_name, link });
+                incidents.add(Incident { fault: EXIT, from: at, until: at, slot: slot_name, link });
                 slot.start_again(&mut process);
             }
         }

@@ -8,7 +8,7 @@ use longhaul_tests::tool_server::Entry;
 use serde_json::Value;
 
 use super::super::history::{Call, Change, History, Run, Step};
-use super::super::load::{Journal, Outcome, Submission};
+use super::super::journal::{Journal, Outcome, Submission};
 use super::super::tails::Watched;
 use super::{journal, ledger, output, provider, tails};
 use crate::clock::Clock;
