@@ -116,7 +116,7 @@ async fn a_flushed_full_and_slow_redis_costs_nothing_that_was_said(setup: Setup)
 }
 
 async fn an_api_process_that_redis_throws_out_for_being_slow_reads_what_it_missed(setup: Setup) {
-    const TOKENS: usize = 120;
+    const TOKENS: usize = 80;
     let setup = setup.apis(2).bus(Bus::Own).limit("max_output_bytes", "64MiB");
     let mut world = World::start(setup).await;
     let redis = world.redis.as_ref().unwrap();
@@ -129,12 +129,19 @@ async fn an_api_process_that_redis_throws_out_for_being_slow_reads_what_it_misse
     let end = world.provider.gate("helper", At::BeforeEnd);
     let submitted = world.client().submit("helper", "Talk.").await;
     let tail = world.tail_from(&submitted.run_id, 0, 1);
-    tail.hears("000001").await;
+    let has_come = |number: usize| {
+        let mark = format!("{number:06}");
+        move |events: &[longhaul_tests::story::Event]| {
+            let text = events.last().and_then(|event| event.data["text"].as_str());
+            text.is_some_and(|text| text.contains(&mark))
+        }
+    };
+    tail.until("the second piece", has_come(1)).await;
     world.apis[1].freeze();
     gate.open();
     end.reached().await;
     let other = world.tail_from(&submitted.run_id, 0, 0);
-    other.hears(&format!("{:06}", TOKENS - 1)).await;
+    other.until("the last piece", has_come(TOKENS - 1)).await;
     world.apis[1].thaw();
     world.apis[1].says("Redis is lost").await;
     end.open();

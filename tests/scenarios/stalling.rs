@@ -82,7 +82,8 @@ async fn a_run_is_kept_while_its_provider_asks_for_more_patience_than_a_lease_la
 
 async fn a_storm_of_faults_is_not_answered_with_a_storm_of_requests(setup: Setup) {
     const RUNS: usize = 100;
-    let world = World::start(setup.limit("provider_silence", "1s").limit("first_byte", "1s")).await;
+    let setup = setup.limit("provider_silence", "1s").limit("first_byte", "1s");
+    let world = World::start(setup.max_retry_delay(Duration::from_secs(1))).await;
     let turns = [Turn::marked(5).and_call("look", &json!({"op": "prices"})), Turn::marked(5)];
     world.provider.script(
         "helper",

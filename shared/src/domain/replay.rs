@@ -9,6 +9,7 @@ use std::collections::BTreeMap;
 use serde_json::Value;
 
 use super::{
+    arguments,
     event::{Event, EventData, Segment},
     ids::{Millis, RunId, Seq},
     message::Part,
@@ -298,7 +299,7 @@ fn tool_part(call: &ToolCall) -> Part {
     Part::Tool {
         call_id: call.call_id.clone(),
         name: call.name.clone(),
-        arguments: serde_json::from_str(&call.arguments)
+        arguments: arguments::parse(&call.arguments)
             .unwrap_or_else(|_| Value::String(call.arguments.clone())),
         state: call.state,
         output: call.output.clone(),

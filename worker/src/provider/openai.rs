@@ -53,6 +53,9 @@ const USAGE_GRACE: Duration = Duration::from_secs(2);
 /// How long the end of the body is waited for after that, to keep the connection.
 const LINGER: Duration = Duration::from_millis(50);
 
+/// So many of the longest waits a repeat is waited for, if there are too many of them already.
+const PATIENCE: u32 = 5;
+
 /// A JSON string can be six times as long as what it says, and each token has a chunk around it.
 const WIRE_FACTOR: usize = 128;
 
@@ -137,7 +140,9 @@ impl OpenAi {
 
     async fn open_with_retries(&self, caller: Caller, body: &Bytes) -> Result<Opened, ModelError> {
         let mut retry = 0;
-        self.budget.earn();
+        if caller.attempt == 1 {
+            self.budget.earn();
+        }
         loop {
             let error = match self.open(caller, body).await {
                 Ok(opened) => return Ok(opened),
@@ -301,6 +306,6 @@ impl Model for OpenAi {
     }
 
     async fn may_repeat(&self) -> bool {
-        self.budget.spend(self.options.retry_after_cap).await
+        self.budget.spend(self.options.retry_after_cap * PATIENCE).await
     }
 }

@@ -4,7 +4,6 @@
 //! heard back. What a model wrote is checked before anything is dispatched, by the one parser whose result is also
 //! what is executed.
 
-pub mod arguments;
 pub mod clock;
 pub mod http;
 
@@ -14,6 +13,7 @@ use async_trait::async_trait;
 use jsonschema::{Draft, PatternOptions, Validator};
 use longhaul_shared::{
     domain::{
+        arguments,
         ids::{RunId, WorkspaceId},
         text::one_line,
         tool::ToolSpec,

@@ -26,7 +26,7 @@ fn request() -> ModelRequest {
         max_output_tokens: None,
         run_id: RunId::generate(),
         step: 3,
-        attempt: 2,
+        attempt: 1,
     }
 }
 
@@ -130,7 +130,7 @@ async fn an_answer_streams_with_usage_and_finish_last_and_its_connection_is_used
     assert!(seen[0].head.starts_with("POST /v1/chat/completions HTTP/1.1"));
     assert_eq!(seen[0].header("authorization"), Some(format!("Bearer {KEY}").as_str()));
     assert_eq!(seen[0].header("x-longhaul-step"), Some("3"));
-    assert_eq!(seen[0].header("x-longhaul-attempt"), Some("2"));
+    assert_eq!(seen[0].header("x-longhaul-attempt"), Some("1"));
     assert!(seen[0].header("x-longhaul-run-id").unwrap().parse::<RunId>().is_ok());
     assert_eq!(serde_json::from_str::<Value>(&seen[0].body).unwrap()["stream"], json!(true));
 }
@@ -196,8 +196,8 @@ async fn a_provider_in_trouble_is_not_asked_twice_for_everything() {
     for _ in 0..50 {
         assert!(collect(&model).await.1.is_some());
     }
-    // Two more may have trickled in meanwhile.
-    assert!((80..=82).contains(&fixture.seen().len()), "{}", fixture.seen().len());
+    // Fifty, ten and two for each five; a few more may have trickled in meanwhile.
+    assert!((80..=83).contains(&fixture.seen().len()), "{}", fixture.seen().len());
 }
 
 #[tokio::test]

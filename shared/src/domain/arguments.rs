@@ -1,4 +1,4 @@
-//! The one parser of tool arguments: what is approved, logged and checked is what is executed.
+//! The one parser of tool arguments: what is shown, approved and checked is what is executed.
 //!
 //! Stricter than JSON where JSON leaves room for two readings: an object that has a key twice is refused, as is
 //! what no store could keep. Numbers are handed on as 64-bit integers or doubles; an integer that is neither is
@@ -6,12 +6,13 @@
 
 use std::fmt;
 
-use longhaul_shared::domain::text::{MAX_DEPTH, clean_json, one_line};
 use serde::{
     Deserialize, Deserializer,
     de::{DeserializeSeed, Error, MapAccess, SeqAccess, Visitor},
 };
 use serde_json::{Map, Number, Value};
+
+use super::text::{MAX_DEPTH, clean_json, one_line};
 
 /// The longest arguments that are looked at.
 pub const MAX_BYTES: usize = 256 * 1024;
