@@ -220,11 +220,7 @@ fn counted(
     for (answer, count) in submissions().flat_map(|made| &made.answers) {
         *answers.entry(answer.clone()).or_default() += count;
     }
-    let is_fenced = |line: &&str| {
-        ["fenced write", "the lease is lost", "lost to another worker"]
-            .iter()
-            .any(|words| line.contains(words))
-    };
+    let is_fenced = |line: &&str| line.contains("a write was fenced off");
     let calls = history.runs.values().flat_map(|run| &run.calls);
     report::Load {
         submitted: submissions().count(),

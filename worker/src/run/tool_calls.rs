@@ -12,12 +12,13 @@ use std::{
 };
 
 use futures::{FutureExt, StreamExt, future::BoxFuture, stream::FuturesUnordered};
-use longhaul_shared::domain::{
-    event::{Event, EventData},
-    step::FinishReason,
-    tool::{CallState, Effect, ToolCall},
-};
 use longhaul_shared::{
+    domain::{
+        arguments,
+        event::{Event, EventData},
+        step::FinishReason,
+        tool::{CallState, Effect, ToolCall},
+    },
     failpoint::{Point, hit},
     mutant::{self, Mutant},
 };
@@ -27,7 +28,7 @@ use tokio::time::timeout;
 use super::{attempt::Attempt, interrupt::Exit};
 use crate::{
     recorder::Write,
-    tools::{Tool, ToolContext, ToolOutcome, arguments},
+    tools::{Tool, ToolContext, ToolOutcome},
 };
 
 /// What a tool gets on top of its time limit to report that it has run out.

@@ -271,7 +271,8 @@ async fn a_database_that_lets_nobody_in_may_do_so_later(db: Database) {
     let (pool, store) = narrow(&db);
     store.close().await;
     let nowhere = (*pool.connect_options()).clone().database("not_there").to_url_lossy().to_string();
-    let store = crate::store::postgres::SqlStore::open(&crate::store::postgres::Options::new(nowhere)).unwrap();
+    let store =
+        crate::store::postgres::SqlStore::open(&crate::store::postgres::Options::new(nowhere)).unwrap();
     let error = store.now().await.unwrap_err();
     assert!(error.is_transient() && error.is_about_access() && !error.is_about_locks(), "{error:?}");
     store.close().await;
