@@ -96,6 +96,9 @@ fn calls(names: &[&str]) -> Vec<ModelEvent> {
     (0..).zip(names).map(call).chain([ModelEvent::Finish(FinishReason::ToolCalls)]).collect()
 }
 
+/// An agent's name, its model and its tools.
+type Parts = (&'static str, Arc<dyn Model>, Vec<Arc<dyn Tool>>);
+
 /// One worker's parts, without its tasks.
 struct Bench {
     store: SharedStore,
@@ -107,7 +110,7 @@ struct Bench {
 }
 
 impl Bench {
-    async fn new(agents: Vec<(&str, Arc<dyn Model>, Vec<Arc<dyn Tool>>)>, limits: LimitsConfig) -> Self {
+    async fn new(agents: Vec<Parts>, limits: LimitsConfig) -> Self {
         let dir = tempfile::tempdir().unwrap();
         let path = dir.path().join("test.db");
         let store: SharedStore = Arc::new(sqlite::SqlStore::open(&sqlite::Options::new(path)).unwrap());
@@ -131,7 +134,9 @@ impl Bench {
         tokio::spawn(recording);
         let agents = agents.into_iter().map(|(name, model, tools)| {
             let mut registry = Registry::new();
-            tools.into_iter().for_each(|tool| registry.add(tool).unwrap());
+            for tool in tools {
+                registry.add(tool).unwrap();
+            }
             Agent {
                 name: name.to_owned(),
                 model,
@@ -278,7 +283,7 @@ async fn each_limit_says_that_it_was_the_one() {
     let many = vec!["read"; 4];
     let endless = answer(&"I will try again. ".repeat(500));
     let limits = LimitsConfig { max_calls_per_step: 3, ..limits() };
-    let agents: Vec<(&str, Arc<dyn Model>, Vec<Arc<dyn Tool>>)> = vec![
+    let agents: Vec<Parts> = vec![
         ("calls", Arc::new(Says(calls(&many))), vec![Slow::new(Effect::Read)]),
         ("loops", Arc::new(Says(endless)), vec![]),
         ("repeats", Arc::new(Says(calls(&["nobody"]))), vec![]),

@@ -7,7 +7,7 @@ use super::{
 };
 use crate::{
     domain::{
-        event::{EventData, ReleaseReason, StopStage},
+        event::{Event, EventData, ReleaseReason, StopStage},
         run::{Ending, Run},
         transition::{MessageStatus, Reason, RunStatus},
     },
@@ -153,7 +153,7 @@ async fn an_unknown_or_foreign_run_is_not_stopped(db: Database) {
 /// The stages in the run's log.
 async fn stages(db: &Database, run: &Run) -> Vec<EventData> {
     let log = db.store.read_log(cursor(run, 0), 1_000).await.unwrap();
-    let events = log.iter().flat_map(|segment| &segment.events).filter_map(|event| event.data());
+    let events = log.iter().flat_map(|segment| &segment.events).filter_map(Event::data);
     events.filter(|data| matches!(data, EventData::RunStopping { .. })).collect()
 }
 
