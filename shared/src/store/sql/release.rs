@@ -64,12 +64,10 @@ pub(super) async fn disown(
         return Ok(None);
     };
     let run = read_run(&mut tx, workspace, run_id).await?;
+    let crashes = job.crashes_so_far(&run);
     let released = match stopped(&run) {
         Some(ending) => end(&mut tx, &run, &job, &ending).await?,
-        None => {
-            let crashes = job.crashes_so_far(&run);
-            make_pending(&mut tx, &run, &job, ReleaseReason::Broken, crashes, 0).await?
-        }
+        None => make_pending(&mut tx, &run, &job, ReleaseReason::Broken, crashes, 0).await?,
     };
     tx.commit().await?;
     Ok(Some(released))
