@@ -4,7 +4,9 @@ use sha2::{Digest, Sha256};
 
 /// By which a person finds out which key it was: the first eight digits of its SHA-256.
 pub fn fingerprint(secret: &str) -> String {
-    Sha256::digest(secret).iter().take(4).map(|byte| format!("{byte:02x}")).collect()
+    let digest = Sha256::digest(secret);
+    let first = digest.first_chunk().expect("SHA-256 has 32 bytes");
+    format!("{:08x}", u32::from_be_bytes(*first))
 }
 
 /// Finds known secrets in foreign text.

@@ -404,7 +404,7 @@ async fn the_calls_of_an_answer_that_was_cut_off_are_not_made() {
         0,
         "its arguments may be only the first half of what was meant"
     );
-    let asked = model.0.lock().unwrap();
+    let asked = model.0.lock().unwrap().clone();
     let results = asked[1].iter().filter_map(|message| match message {
         ModelMessage::ToolResult { content, .. } => Some(content.as_str()),
         _ => None,

@@ -99,20 +99,22 @@ async fn a_submission_whose_client_goes_away_is_finished() {
     assert_eq!(page["data"].as_array().unwrap().len(), 20);
 }
 
-/// How many files and sockets this process has open.
-fn open_files() -> usize {
-    std::fs::read_dir("/proc/self/fd").unwrap().count()
+/// How many sockets this process has open.
+fn sockets() -> usize {
+    let links =
+        std::fs::read_dir("/proc/self/fd").unwrap().filter_map(|entry| entry.ok()?.path().read_link().ok());
+    links.filter(|link| link.to_string_lossy().starts_with("socket:")).count()
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn readers_that_stop_reading_are_let_go_and_hold_nobody_up() {
-    const READERS: usize = 50;
+    const READERS: usize = 20;
     let api = Api::start().await;
     let (id, _) = api.submit("hi").await;
     let mut claim = api.claim().await;
     // More than the sockets on the way can hold.
     let text = "x".repeat(1 << 20);
-    for _ in 0..16 {
+    for _ in 0..8 {
         api.say(&mut claim, &[EventData::TextDelta { text: text.clone() }]).await;
     }
     let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
@@ -121,7 +123,7 @@ async fn readers_that_stop_reading_are_let_go_and_hold_nobody_up() {
     let task = tokio::spawn(serve_patiently(listener, api.state.clone(), stop.clone(), patience));
     let path = format!("/v1/runs/{id}/events");
     let ask = request(&api, "GET", &path, "accept: text/event-stream\r\n", "");
-    let base = open_files();
+    let base = sockets();
     let mut readers = vec![];
     for _ in 0..READERS {
         let socket = TcpSocket::new_v4().unwrap();
@@ -138,7 +140,7 @@ async fn readers_that_stop_reading_are_let_go_and_hold_nobody_up() {
     let mut tail = TcpStream::connect(address).await.unwrap();
     tail.write_all(ask.as_bytes()).await.unwrap();
     let (mut seen, mut buffer) = (0, vec![0; 1 << 16]);
-    while seen < 16 << 20 {
+    while seen < 8 << 20 {
         let read = tail.read(&mut buffer).await.unwrap();
         assert!(read > 0, "a reader was let go after {seen} bytes");
         seen += read;
@@ -146,11 +148,12 @@ async fn readers_that_stop_reading_are_let_go_and_hold_nobody_up() {
     drop(tail);
     let let_go = async {
         // Their own ends are still open.
-        while open_files() > base + READERS || api.state.tails.following() > 0 {
+        while sockets() > base + READERS || api.state.tails.following() > 0 {
             tokio::time::sleep(Duration::from_millis(20)).await;
         }
     };
-    tokio::time::timeout(Duration::from_secs(20), let_go).await.expect("they are let go");
+    let in_time = tokio::time::timeout(Duration::from_secs(20), let_go).await.is_ok();
+    assert!(in_time, "{} sockets more, {} tails", sockets() - base, api.state.tails.following());
     drop(readers);
     stop.cancel();
     task.await.unwrap().unwrap();

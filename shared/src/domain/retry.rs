@@ -45,7 +45,6 @@ mod tests {
     fn a_job_that_killed_its_workers_waits_longer_each_time() {
         let delays: Vec<_> = (1..=MAX_CRASHES).map(crash_delay_ms).collect();
         assert_eq!(delays, [0, 2_000, 10_000]);
-        assert!(SUSPECT_CRASHES < MAX_CRASHES, "alone at least once before it is given up");
     }
 
     #[test]
