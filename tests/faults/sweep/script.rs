@@ -67,11 +67,13 @@ impl Script {
         longhaul_tests::Script::new(turns)
     }
 
-    /// Everything that must hold of the run when it is over, after one fault; in words where it does not.
+    /// Everything that must hold of the run when it is over, after one fault and `lost` leases for which the case is not
+    /// to blame; in words where it does not.
     pub(crate) async fn flaws(
         self,
         world: &World,
         id: usize,
+        lost: usize,
         submitted: &Submitted,
         tail: &Tail,
     ) -> Vec<String> {
@@ -82,7 +84,7 @@ impl Script {
             flaws.push(format!("the run ended {}: {:?}", run.outcome(), run.error));
         }
         // A machine that is too busy for the short lease is a fault too, and not the case's.
-        let attempts = 2 + lost_by_successor(world);
+        let attempts = 2 + lost;
         if run.attempts as usize > attempts {
             flaws.push(format!("one fault cost {} attempts", run.attempts));
         }
@@ -138,12 +140,6 @@ impl Script {
         }
         flaws
     }
-}
-
-/// The leases that whoever took over has lost.
-fn lost_by_successor(world: &World) -> usize {
-    let successor = world.workers.last().unwrap_or(&world.apis[0]);
-    successor.output().matches("the lease is lost").count()
 }
 
 fn op(id: usize, turn: usize, call: usize) -> String {

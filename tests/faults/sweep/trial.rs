@@ -48,14 +48,14 @@ impl Trial {
     pub(crate) async fn run(&self, world: &mut World) -> Vec<String> {
         world.provider.script("helper", self.script.script(self.id));
         let gate = self.gate(world);
-        let (submitted, tail, late) = match world.store() {
+        let (submitted, tail, late, lost) = match world.store() {
             Store::Postgres => {
                 world.workers.iter_mut().for_each(longhaul_tests::world::Server::kill);
                 let cable = world.start_victim(&self.failpoints()).await;
                 let submitted = world.client().submit("helper", "Go.").await;
                 let tail = world.tail(&submitted.run_id);
-                let late = self.strike_worker(world, &cable, gate, &submitted).await;
-                (submitted, tail, late)
+                let (late, lost) = self.strike_worker(world, &cable, gate, &submitted).await;
+                (submitted, tail, late, lost)
             }
             Store::Sqlite => {
                 let submitted = world.client().submit("helper", "Go.").await;
@@ -67,12 +67,13 @@ impl Trial {
                 }
                 world.apis[0].restart_unharmed().await;
                 let late = world.tail(&submitted.run_id);
-                (submitted, tail, late)
+                (submitted, tail, late, 0)
             }
         };
         tail.ended().await;
         late.ended().await;
-        let mut flaws = self.script.flaws(world, self.id, &submitted, &tail).await;
+        let lost = lost + losses(world.workers.last().unwrap_or(&world.apis[0]));
+        let mut flaws = self.script.flaws(world, self.id, lost, &submitted, &tail).await;
         let next = world.client().say(&submitted.chat_id, "quick", "And now?").await.submitted();
         let next = world.client().ended(&next.run_id).await;
         if next.outcome() != "succeeded done" {
@@ -82,16 +83,17 @@ impl Trial {
         flaws
     }
 
-    /// The fault and its healing; a late joiner's tail.
+    /// The fault and its healing; a late joiner's tail, and how many leases were lost before it struck.
     async fn strike_worker(
         &self,
         world: &mut World,
         cable: &Relay,
         gate: Option<Gate>,
         submitted: &Submitted,
-    ) -> longhaul_tests::Tail {
+    ) -> (longhaul_tests::Tail, usize) {
         let victim = world.workers.len() - 1;
         self.reached(gate.as_ref(), &mut world.workers[victim]).await;
+        let lost = losses(&world.workers[victim]);
         let epoch = world.rows.epoch(&submitted.run_id).await;
         match self.fault {
             Fault::Kill => world.workers[victim].kill(),
@@ -116,7 +118,7 @@ impl Trial {
             // What it still had to say was refused by now.
             world.workers[victim].says("the lease is lost").await;
         }
-        late
+        (late, lost)
     }
 
     /// A gate where the run waits, for places that are reached by waiting.
@@ -141,6 +143,11 @@ impl Trial {
             (_, None) => unreachable!("each other place is a gate"),
         }
     }
+}
+
+/// The leases that a process has lost.
+fn losses(process: &longhaul_tests::world::Server) -> usize {
+    process.output().matches("the lease is lost").count()
 }
 
 /// Waits until the process has died or frozen at its failpoint.
