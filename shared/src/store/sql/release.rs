@@ -75,12 +75,11 @@ pub(super) async fn disown(
     };
     let crashes = job.crashes_so_far(&run) + i32::from(is_unreadable);
     let given_up = (is_unreadable && crashes > MAX_CRASHES).then(|| crash_limit(crashes));
-    let released = match stopped(&run).or(given_up) {
-        Some(ending) => end(&mut tx, &run, &job, &ending).await?,
-        None => {
-            let delay_ms = if is_unreadable { crash_delay_ms(crashes) } else { 0 };
-            make_pending(&mut tx, &run, &job, ReleaseReason::Broken, crashes, delay_ms).await?
-        }
+    let released = if let Some(ending) = stopped(&run).or(given_up) {
+        end(&mut tx, &run, &job, &ending).await?
+    } else {
+        let delay_ms = if is_unreadable { crash_delay_ms(crashes) } else { 0 };
+        make_pending(&mut tx, &run, &job, ReleaseReason::Broken, crashes, delay_ms).await?
     };
     tx.commit().await?;
     Ok(Some(released))
