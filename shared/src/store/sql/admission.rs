@@ -133,19 +133,17 @@ impl SqlStore {
     /// The commit of the run was not answered, so that it is looked for before anything is said about it. `TimedOut`
     /// when it is not there, because it may still come: the server may be about to read the commit.
     async fn is_stored(&self, workspace: WorkspaceId, run_id: RunId, error: StoreError) -> Result<()> {
+        const SQL: &str = "select 1 from runs where workspace_id = $1 and id = $2";
         if !error.is_transient() || error.is_rolled_back() {
             return Err(error);
         }
-        const SQL: &str = "select 1 from runs where workspace_id = $1 and id = $2";
         let found =
             sqlx::query::<Db>(SQL).bind(workspace.0).bind(run_id.0).fetch_optional(self.reader()).await;
-        match found {
-            Ok(Some(_)) => Ok(()),
-            Ok(None) | Err(_) => {
-                tracing::warn!(%error, run.id = %run_id, "nobody knows whether a run was admitted");
-                Err(StoreError::TimedOut)
-            }
+        if let Ok(Some(_)) = found {
+            return Ok(());
         }
+        tracing::warn!(%error, run.id = %run_id, "nobody knows whether a run was admitted");
+        Err(StoreError::TimedOut)
     }
 }
 
