@@ -141,7 +141,7 @@ async fn sessions_that_are_ended_at_random_cost_no_run_its_worker(setup: Setup) 
 async fn unavailable(client: &Client, method: reqwest::Method, path: &str, body: Option<&Value>, code: &str) {
     let begin = Instant::now();
     let request = client.request(method, path);
-    let request = body.into_iter().fold(request, |request, body| request.json(body));
+    let request = body.into_iter().fold(request, reqwest::RequestBuilder::json);
     let answer = client.send(request).await.unwrap();
     assert!(begin.elapsed() < BOUND, "{path} took {:?}", begin.elapsed());
     assert!(answer.header("retry-after").is_some(), "{answer:?}");

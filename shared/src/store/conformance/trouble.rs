@@ -17,7 +17,7 @@ use crate::{
         transition::RunStatus,
     },
     store::{
-        AdmitError, SharedStore, StopOutcome, Workspaces,
+        AdmitError, SharedStore, StopOutcome, StoreError, Workspaces,
         postgres::{Options, SqlStore},
     },
 };
@@ -240,7 +240,7 @@ async fn a_batch_of_which_everything_is_locked_is_given_up_in_time(db: Database)
     let begin = std::time::Instant::now();
     let results = store.commit(&batch).await;
     assert!(begin.elapsed() < Duration::from_secs(14), "it took {:?}", begin.elapsed());
-    assert!(results.iter().all(|result| result.as_ref().is_err_and(|error| error.is_transient())));
+    assert!(results.iter().all(|result| result.as_ref().is_err_and(StoreError::is_transient)));
     rogue.rollback().await.unwrap();
     assert!(store.commit(&batch).await.iter().all(Result::is_ok));
     store.close().await;
