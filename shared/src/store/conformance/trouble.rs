@@ -16,7 +16,10 @@ use crate::{
         ids::{RunId, WorkspaceId},
         transition::RunStatus,
     },
-    store::{AdmitError, SharedStore, StopOutcome, StoreError, Workspaces},
+    store::{
+        AdmitError, SharedStore, StopOutcome, StoreError, Workspaces,
+        postgres::{Options, SqlStore},
+    },
 };
 
 on_postgres! {
@@ -83,7 +86,7 @@ async fn a_transaction_that_the_database_rolls_back_is_done_again(db: Database) 
 }
 
 /// Holds `mine`, waits until somebody waits for it, then asks for `theirs` and lets go of everything. The other side is
-/// the one that the database gives up: it began to wait first.
+/// the one that the database gives up, perhaps twice: it has less patience.
 async fn cross(pool: &PgPool, mine: String, theirs: String) -> tokio::task::JoinHandle<()> {
     let mut rogue = pool.begin().await.unwrap();
     sqlx::query("set local deadlock_timeout = '1min'").execute(&mut *rogue).await.unwrap();
@@ -127,7 +130,7 @@ async fn a_stop_that_is_a_deadlocks_victim_is_done_again(db: Database) {
     assert!(matches!(outcome, StopOutcome::Ended { .. }), "{outcome:?}");
     rogue.await.unwrap();
     store.close().await;
-    assert_eq!(deadlocks(&db).await, "1");
+    assert_ne!(deadlocks(&db).await, "0", "there was none to survive");
 }
 
 async fn a_submission_that_is_a_deadlocks_victim_is_done_again(db: Database) {
@@ -152,7 +155,7 @@ async fn a_submission_that_is_a_deadlocks_victim_is_done_again(db: Database) {
     assert_eq!((admitted.run.turn, admitted.status), (2, RunStatus::Pending));
     rogue.await.unwrap();
     store.close().await;
-    assert_eq!(deadlocks(&db).await, "1");
+    assert_ne!(deadlocks(&db).await, "0", "there was none to survive");
 }
 
 /// Everything that reads or writes rows, once, with the run's steps and calls among them.
@@ -271,8 +274,7 @@ async fn a_database_that_lets_nobody_in_may_do_so_later(db: Database) {
     let (pool, store) = narrow(&db);
     store.close().await;
     let nowhere = (*pool.connect_options()).clone().database("not_there").to_url_lossy().to_string();
-    let store =
-        crate::store::postgres::SqlStore::open(&crate::store::postgres::Options::new(nowhere)).unwrap();
+    let store = SqlStore::open(&Options::new(nowhere)).unwrap();
     let error = store.now().await.unwrap_err();
     assert!(error.is_transient() && error.is_about_access() && !error.is_about_locks(), "{error:?}");
     store.close().await;

@@ -157,7 +157,7 @@ impl SqlStore {
         }
         let found =
             sqlx::query::<Db>(SQL).bind(workspace.0).bind(run_id.0).fetch_optional(self.reader()).await;
-        if matches!(found, Ok(Some(_))) {
+        if let Ok(Some(_)) = found {
             return Ok(());
         }
         tracing::warn!(%error, run.id = %run_id, "nobody knows whether a run was admitted");
