@@ -10,6 +10,7 @@
 //! - [`config`]: every setting, parsed and cross-checked once.
 //! - [`backends`]: a configuration in, its store and bus out.
 //! - [`api_key`]: keys as they are made, presented and compared.
+//! - [`faults`]: how a build for tests dies, freezes and forgets its guards on purpose: [`failpoint`], [`mutant`].
 //! - [`shutdown`] and [`telemetry`]: how a process ends, and what it tells.
 
 pub mod admission;
@@ -18,6 +19,9 @@ pub mod backends;
 pub mod bus;
 pub mod config;
 pub mod domain;
+pub mod failpoint;
+pub mod faults;
+pub mod mutant;
 pub mod net_guard;
 pub mod queue;
 pub mod shutdown;

@@ -22,6 +22,7 @@ on_postgres!(
     a_frozen_worker_that_wakes_up_changes_nothing,
     a_worker_without_its_database_shows_nothing_that_it_cannot_keep_and_lets_go_in_time,
     a_worker_whose_database_connections_break_off_goes_on_by_itself,
+    a_worker_whose_first_database_connection_breaks_off_anywhere_starts_all_the_same,
 );
 on_sqlite!(
     a_killed_dev_server_goes_on_where_it_was_and_the_tail_with_it,
@@ -327,5 +328,17 @@ async fn a_worker_without_its_database_shows_nothing_that_it_cannot_keep_and_let
     assert!(calls[1].end.unwrap().0 < calls[2].begin, "two workers were at it at once");
     world.workers[0].says("the lease is lost").await;
     cable.pass();
+    world.finish().await;
+}
+
+async fn a_worker_whose_first_database_connection_breaks_off_anywhere_starts_all_the_same(setup: Setup) {
+    let mut world = World::start(setup.workers(0)).await;
+    for bytes in (0..1_500).step_by(75) {
+        let (cable, url) = world.cable().await;
+        cable.cut_after_bytes(Way::Down, bytes);
+        world.start_worker_at(&url, |program| program).await;
+        assert_eq!(cable.cuts(), 1, "{bytes}");
+        world.workers.last_mut().unwrap().kill();
+    }
     world.finish().await;
 }

@@ -110,6 +110,13 @@ impl Agents {
     }
 }
 
+#[cfg(test)]
+impl Agents {
+    pub(crate) fn of(agents: impl IntoIterator<Item = Agent>) -> Self {
+        Self(Arc::new(agents.into_iter().map(|agent| (agent.name.clone(), Arc::new(agent))).collect()))
+    }
+}
+
 /// The model of an agent that is not configured here.
 struct Missing;
 
@@ -169,6 +176,7 @@ fn http_tool(name: &str, tool: &ToolConfig, client: &GuardedClient) -> Result<Ht
         headers,
         timeout: tool.timeout,
         max_bytes: tool.max_bytes.as_usize(),
+        reconcile_url: tool.reconcile_url.as_ref().map(|url| (**url).clone()),
         ..HttpToolOptions::new(spec, (*tool.url).clone(), client.clone())
     })
     .map_err(|source| BadAgent::Header { tool: name.to_owned(), source })

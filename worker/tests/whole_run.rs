@@ -16,6 +16,7 @@ use async_trait::async_trait;
 use futures::StreamExt;
 use longhaul_shared::{
     admission::{Agents, Input, LimitOverrides, Submission, stop, submit},
+    backends::Processes,
     bus::{Bus, in_process::InProcessBus},
     config::{Config, Overrides},
     domain::{
@@ -44,6 +45,7 @@ const PATIENCE: Duration = Duration::from_secs(20);
 
 struct World {
     store: SharedStore,
+    leases: SharedStore,
     bus: Arc<dyn Bus>,
     config: Arc<Config>,
     workspace: WorkspaceId,
@@ -57,13 +59,15 @@ impl World {
         let _ = rustls::crypto::ring::default_provider().install_default();
         let dir = tempfile::tempdir().unwrap();
         let config = config(dir.path(), script);
-        let store: SharedStore =
-            Arc::new(sqlite::SqlStore::open(&sqlite::Options::new(dir.path().join("test.db"))).unwrap());
+        let open = || -> SharedStore {
+            Arc::new(sqlite::SqlStore::open(&sqlite::Options::new(dir.path().join("test.db"))).unwrap())
+        };
+        let (store, leases) = (open(), open());
         store.migrate().await.unwrap();
         let workspace = store.ensure_workspace("default").await.unwrap();
         let bus: Arc<dyn Bus> = Arc::new(InProcessBus::new());
         let tails = Tails::new(Arc::clone(&store) as _, Arc::clone(&bus));
-        Self { store, bus, config: Arc::new(config), workspace, tails, _dir: dir }
+        Self { store, leases, bus, config: Arc::new(config), workspace, tails, _dir: dir }
     }
 
     fn work(&self) -> (Shutdown, JoinHandle<()>) {
@@ -74,6 +78,8 @@ impl World {
         let shutdown = Shutdown::new();
         let parts = longhaul_worker::Parts {
             store: Arc::clone(&self.store),
+            leases: Arc::clone(&self.leases),
+            processes: Processes::One,
             bus: Arc::clone(&self.bus),
             config: Arc::clone(&self.config),
         };
@@ -93,6 +99,7 @@ impl World {
             agent: Some(agent.into()),
             input: Input::Text(text.into()),
             if_busy: IfBusy::Reject,
+            expect_run_id: None,
             start: None,
             trigger: Trigger::Api,
             created_by: None,
@@ -271,6 +278,28 @@ async fn a_run_ends_at_its_step_limit_and_at_its_deadline() {
         assert_eq!((run.status, run.reason), (RunStatus::Failed, Some(reason)));
         assert!(run.error.is_some());
     }
+    shutdown.soft.cancel();
+    timeout(PATIENCE, worker).await.unwrap().unwrap();
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_worker_whose_threads_are_all_blocked_keeps_its_lease() {
+    const LEASE: Duration = Duration::from_millis(900);
+    let mut world = World::new(&json!({"steps": [{"text": "Late.", "first_token_ms": 2_500}]})).await;
+    let config = Arc::get_mut(&mut world.config).unwrap();
+    (config.worker.lease, config.worker.heartbeat) = (LEASE, LEASE / 3);
+    let (shutdown, worker) = world.work();
+    let run_id = world.submit("Take your time.", LimitOverrides::default()).await.run.id;
+    while world.store.run(world.workspace, run_id).await.unwrap().status != RunStatus::Running {
+        tokio::time::sleep(Duration::from_millis(10)).await;
+    }
+    for _ in 0..2 {
+        tokio::spawn(async { std::thread::sleep(2 * LEASE) });
+    }
+    world.watch(run_id).await;
+    let run = world.store.run(world.workspace, run_id).await.unwrap();
+    assert_eq!((run.status, run.attempts), (RunStatus::Succeeded, 1));
+    assert_eq!(world.store.list_workers().await.unwrap().len(), 1, "it never had to begin anew");
     shutdown.soft.cancel();
     timeout(PATIENCE, worker).await.unwrap().unwrap();
 }

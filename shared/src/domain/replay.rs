@@ -181,7 +181,7 @@ impl Replay {
                 EventData::RunQueued { .. }
                 | EventData::RunClaimed { .. }
                 | EventData::RunReleased { .. }
-                | EventData::RunStopping {},
+                | EventData::RunStopping { .. },
             )
             | None => {}
         }
@@ -220,6 +220,7 @@ impl Replay {
             planned_at: None,
             dispatched_at: None,
             settled_at: None,
+            late: None,
         });
     }
 
@@ -430,6 +431,7 @@ mod tests {
                 planned_at: None,
                 dispatched_at: None,
                 settled_at: None,
+                late: None,
             };
             let mut replay = Replay::from_rows(run_id, [step.clone()], [call]);
             for (seq, event) in (1..).zip(&events) {

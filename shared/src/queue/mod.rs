@@ -28,6 +28,7 @@ use crate::{
         transition::Reason,
     },
     store::StopRequest,
+    telemetry::metrics,
 };
 
 /// What the holder of a run is told from outside.
@@ -39,18 +40,23 @@ pub struct Orders {
     pub stop: CancellationToken,
     /// Until when the run is surely held.
     pub validity: Validity,
-    reason: OnceLock<Reason>,
+    wish: OnceLock<StopRequest>,
 }
 
 impl Orders {
-    pub fn request_stop(&self, reason: Reason) {
-        self.reason.get_or_init(|| reason);
+    pub fn request_stop(&self, wish: StopRequest) {
+        self.wish.get_or_init(|| wish);
         self.stop.cancel();
+    }
+
+    /// The wish that the run ends, once there is one.
+    pub fn stop_request(&self) -> Option<StopRequest> {
+        self.wish.get().copied()
     }
 
     /// Why the run is to end, once it is.
     pub fn stop_reason(&self) -> Option<Reason> {
-        self.stop.is_cancelled().then(|| *self.reason.get().unwrap_or(&Reason::Stop))
+        self.stop_request().map(|wish| wish.reason)
     }
 }
 
@@ -66,6 +72,7 @@ pub struct Leased {
 impl Drop for Leased {
     fn drop(&mut self) {
         self.holdings.remove(&self.claim);
+        metrics::slot_freed();
     }
 }
 
@@ -133,6 +140,18 @@ impl Holdings {
         self.len() == 0
     }
 
+    /// The runs that are held now, each with the claim it is held by.
+    pub fn held(&self) -> Vec<(RunId, Epoch)> {
+        self.lock().held.iter().map(|(run_id, (epoch, _))| (*run_id, *epoch)).collect()
+    }
+
+    /// Somebody has ended the run or taken it, which its attempt would only learn when it has something to write.
+    pub fn lose(&self, run_id: RunId, epoch: Epoch) {
+        if let Some((_, orders)) = self.lock().held.get(&run_id).filter(|(held, _)| *held == epoch) {
+            orders.lost.cancel();
+        }
+    }
+
     pub fn holds(&self, run_id: RunId) -> bool {
         self.lock().held.contains_key(&run_id)
     }
@@ -142,16 +161,17 @@ impl Holdings {
         let inner = self.lock();
         for request in requests {
             if let Some((_, orders)) = inner.held.get(&request.run_id) {
-                orders.request_stop(request.reason);
+                orders.request_stop(*request);
             }
         }
     }
 
     /// Takes a claim into the books. If the lease it was made by is gone already, it begins as lost.
-    fn add(self: &Arc<Self>, claim: Claim, slot: OwnedSemaphorePermit) -> Leased {
+    pub fn add(self: &Arc<Self>, claim: Claim, slot: OwnedSemaphorePermit) -> Leased {
         let orders = Arc::new(Orders { validity: self.validity.clone(), ..Orders::default() });
-        if claim.run.stop_requested_at.is_some() {
-            orders.request_stop(claim.run.stop_reason.unwrap_or(Reason::Stop));
+        if let Some(requested_at) = claim.run.stop_requested_at {
+            let reason = claim.run.stop_reason.unwrap_or(Reason::Stop);
+            orders.request_stop(StopRequest { run_id: claim.run.id, reason, requested_at });
         }
         let mut inner = self.lock();
         if inner.worker_id != Some(claim.worker_id) {
@@ -159,6 +179,7 @@ impl Holdings {
         }
         inner.held.insert(claim.run.id, (claim.epoch, Arc::clone(&orders)));
         drop(inner);
+        metrics::slot_taken();
         Leased { claim, orders, holdings: Arc::clone(self), _slot: slot }
     }
 

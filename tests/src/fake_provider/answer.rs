@@ -67,6 +67,9 @@ async fn complete(
     }
     let streamed = request["stream"] == true;
     let wants_usage = request["stream_options"]["include_usage"] == true;
+    let history = conversation::digests(messages);
+    let (headers, request) =
+        if state.is_lean { (Vec::new(), Value::Null) } else { (asked.headers.clone(), request) };
     let entry = state.log.begin(Call {
         model: model.clone(),
         key: key.clone(),
@@ -75,7 +78,8 @@ async fn complete(
         begin: Instant::now(),
         pieces: 0,
         end: None,
-        headers: asked.headers.clone(),
+        history,
+        headers,
         request: Arc::new(request),
     });
 
@@ -91,21 +95,20 @@ async fn complete(
         return connection.answer_json(500, &error(&text)).await;
     };
     let fault = script.fault_of(turn, &said, number, entry.attempt);
-    let id_prefix: String = key.chars().filter(char::is_ascii_alphanumeric).take(8).collect();
     let is_quirky = turn.is_quirky;
     let mut answering = Answering { state, connection, entry, model: &model, number, fault, is_quirky };
-    answering.whole(turn, &id_prefix, wants_usage).await
+    answering.whole(turn, &key, wants_usage).await
 }
 
 impl Answering<'_> {
-    async fn whole(&mut self, turn: &Turn, id_prefix: &str, wants_usage: bool) -> io::Result<()> {
+    async fn whole(&mut self, turn: &Turn, key: &str, wants_usage: bool) -> io::Result<()> {
         self.stand(At::BeforeHead).await?;
         if let Next::Over = self.answer_otherwise().await? {
             return Ok(());
         }
         self.connection.begin_chunks(EVENT_STREAM).await?;
 
-        let deltas = turn.deltas(self.entry.attempt, self.number, id_prefix);
+        let deltas = turn.deltas(self.entry.attempt, self.number, key);
         // An interval keeps the pace of the whole answer: the time that writing takes does not add up.
         let mut pace = (!turn.delay.is_zero()).then(|| {
             let mut pace = interval_at(tokio::time::Instant::now() + turn.delay, turn.delay);

@@ -208,7 +208,7 @@ impl Turn {
         self
     }
 
-    /// A tool call; several make parallel calls.
+    /// A tool call; several make parallel calls. `{run}` in its arguments becomes the conversation's key.
     #[must_use]
     pub fn and_call(self, name: &str, arguments: &Value) -> Self {
         self.and_raw_call(name, &arguments.to_string(), 1)
@@ -287,7 +287,8 @@ impl Turn {
     }
 
     /// The pieces of one attempt, as the JSON of their `delta` objects.
-    pub(super) fn deltas(&self, attempt: u32, number: usize, id_prefix: &str) -> Vec<String> {
+    pub(super) fn deltas(&self, attempt: u32, number: usize, key: &str) -> Vec<String> {
+        let id_prefix: String = key.chars().filter(char::is_ascii_alphanumeric).take(8).collect();
         let mut deltas = Vec::new();
         deltas.extend(self.reasoning.iter().map(|token| json!({"reasoning_content": token}).to_string()));
         deltas.extend(self.text.iter().map(|text| match text {
@@ -299,7 +300,7 @@ impl Turn {
         for (index, call) in self.calls.iter().enumerate() {
             let id = format!("call_{id_prefix}_s{number}_{index}_a{attempt}");
             let cut = truncated && index + 1 == self.calls.len();
-            let pieces = call.deltas(index, &id, cut);
+            let pieces = call.deltas(&call.arguments.replace("{run}", key), index, &id, cut);
             deltas.extend(pieces.into_iter().enumerate().map(|(piece, mut delta)| {
                 if self.is_quirky {
                     make_quirky(&mut delta["tool_calls"][0], index, piece);
@@ -312,8 +313,8 @@ impl Turn {
 }
 
 impl ToolCall {
-    fn deltas(&self, index: usize, id: &str, cut: bool) -> Vec<Value> {
-        let mut letters: Vec<char> = self.arguments.chars().collect();
+    fn deltas(&self, arguments: &str, index: usize, id: &str, cut: bool) -> Vec<Value> {
+        let mut letters: Vec<char> = arguments.chars().collect();
         if cut {
             letters.truncate(letters.len() / 2);
         }

@@ -39,6 +39,10 @@ pub struct Setup {
     /// Lease and heartbeat; three seconds and one where a test waits for a lease to run out.
     pub lease: Duration,
     pub slots: u32,
+    /// Whether the Postgres server is the test's own, to be restarted and spoilt.
+    pub own_server: bool,
+    /// Connections of each process to the database, beside those for leases and commits.
+    pub connections: u32,
     /// Whether `dev` asks for a key, as the others always do.
     pub asks_for_keys: bool,
     /// How often a worker looks for jobs that nobody told it of.
@@ -49,6 +53,8 @@ pub struct Setup {
     limits: Vec<(String, String)>,
     /// Names of agents and their models.
     agents: Vec<(String, String)>,
+    /// What each process of the product is told by its environment.
+    pub(super) env: Vec<(&'static str, String)>,
 }
 
 impl Setup {
@@ -60,6 +66,8 @@ impl Setup {
             workers: 1,
             lease: Duration::from_secs(15),
             slots: 64,
+            own_server: false,
+            connections: 6,
             asks_for_keys: false,
             poll: Duration::from_secs(1),
             max_retry_delay: Duration::from_secs(2),
@@ -68,6 +76,7 @@ impl Setup {
                 ("helper".to_owned(), "helper".to_owned()),
                 ("quick".to_owned(), "tokens-2".to_owned()),
             ],
+            env: Vec::new(),
         }
     }
 
@@ -95,6 +104,16 @@ impl Setup {
     #[must_use]
     pub fn short_lease(self) -> Self {
         Self { lease: Duration::from_secs(3), ..self }
+    }
+
+    #[must_use]
+    pub fn own_server(self) -> Self {
+        Self { own_server: true, ..self }
+    }
+
+    #[must_use]
+    pub fn connections(self, connections: u32) -> Self {
+        Self { connections, ..self }
     }
 
     #[must_use]
@@ -132,7 +151,15 @@ impl Setup {
         self
     }
 
-    /// The file. Tools: `clock`, `look` reads, `put` is idempotent, `charge` must happen once.
+    /// One more variable for each process of the product.
+    #[must_use]
+    pub fn env(mut self, name: &'static str, value: &str) -> Self {
+        self.env.push((name, value.to_owned()));
+        self
+    }
+
+    /// The file. Tools: `clock`, `look` reads, `put` is idempotent, `charge` must happen once; so must `pay`, which can be
+    /// asked what became of a call.
     pub(super) fn toml(&self, provider: &FakeProvider, tools: &ToolServer, redis_prefix: &str) -> String {
         let (lease, heartbeat) = (self.lease.as_millis(), self.lease.as_millis() / 3);
         let limits: Vec<_> = self.limits.iter().map(|(name, value)| format!("{name} = {value}")).collect();
@@ -140,7 +167,7 @@ impl Setup {
         let mut toml = format!(
             r#"
 [database]
-max_connections = 6
+max_connections = {connections}
 [redis]
 prefix = "{redis_prefix}"
 [worker]
@@ -163,6 +190,7 @@ api_key = "{PROVIDER_KEY}"
 max_retry_delay = "{max_retry_delay}ms"
 "#,
             slots = self.slots,
+            connections = self.connections,
             poll = self.poll.as_millis(),
             limits = limits.join("\n"),
             max_retry_delay = self.max_retry_delay.as_millis(),
@@ -177,13 +205,14 @@ max_retry_delay = "{max_retry_delay}ms"
             let _ = write!(
                 toml,
                 "[agents.{name}]\nprovider = \"fake\"\nmodel = \"{model}\"\ninstructions = \"{INSTRUCTIONS}\"\n\
-                 tools = [\"clock\", \"look\", \"put\", \"charge\"]\n"
+                 tools = [\"clock\", \"look\", \"put\", \"charge\", \"pay\"]\n"
             );
         }
         for (name, url, effect) in [
             ("look", tools.tool_url("look"), "read"),
             ("put", tools.idem_url("put"), "idempotent"),
             ("charge", tools.tool_url("charge"), "once"),
+            ("pay", tools.tool_url("pay"), "once"),
         ] {
             let _ = write!(
                 toml,
@@ -192,6 +221,8 @@ max_retry_delay = "{max_retry_delay}ms"
                  properties = {{ op = {{ type = \"string\" }} }}, required = [\"op\"] }}\n"
             );
         }
+        // The tool that was declared last.
+        let _ = writeln!(toml, "reconcile_url = \"{}\"", tools.reconcile_url("pay"));
         toml
     }
 }

@@ -103,6 +103,8 @@ pub enum ModelError {
     Malformed { sample: String },
     #[error("the model's output is larger than {limit} {of}")]
     OutputTooLarge { limit: usize, of: &'static str },
+    #[error("the model asked for more than {limit} tool calls in one step")]
+    TooManyCalls { limit: usize },
     #[error("the provider must not be called: {0}")]
     Refused(#[from] Refused),
     #[error("the model cannot be asked: {0}")]
@@ -157,6 +159,7 @@ impl ModelError {
             Self::Truncated | Self::Broken => "provider_truncated",
             Self::Malformed { .. } => "provider_malformed",
             Self::OutputTooLarge { .. } => "output_too_large",
+            Self::TooManyCalls { .. } => "too_many_calls",
             Self::Refused(_) => "provider_address_refused",
             Self::NotConfigured(_) => "provider_not_configured",
         }

@@ -30,6 +30,7 @@ use bytes::Bytes;
 use longhaul_shared::{
     domain::{ids::RunId, retry::Backoff},
     net_guard::GuardedClient,
+    telemetry::metrics::{self, StepRetry},
 };
 use reqwest::{
     Method, RequestBuilder,
@@ -153,6 +154,7 @@ impl OpenAi {
                 return Err(error);
             }
             retry += 1;
+            metrics::step_retried(StepRetry::Request);
             let wait = self.wait(retry, error.retry_after());
             tracing::warn!(
                 run.id = %caller.run_id,

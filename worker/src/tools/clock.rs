@@ -68,10 +68,7 @@ impl Tool for Clock {
 mod tests {
     use std::time::Duration;
 
-    use longhaul_shared::{
-        domain::ids::{RunId, WorkspaceId},
-        queue::Validity,
-    };
+    use longhaul_shared::domain::ids::{RunId, WorkspaceId};
 
     use super::*;
     use crate::tools::Registry;
@@ -90,7 +87,7 @@ mod tests {
             idempotency_key: "k".into(),
             traceparent: None,
             timeout: Duration::from_secs(1),
-            validity: Validity::default(),
+            validity: longhaul_shared::queue::Validity::default(),
         };
         for (arguments, time) in [
             ("{}", "2023-11-14T22:13:20.005Z"),

@@ -53,6 +53,16 @@ pub trait Tool: Send + Sync {
     fn spec(&self) -> &ToolSpec;
 
     async fn call(&self, arguments: &Value, cx: &ToolContext) -> ToolOutcome;
+
+    /// Whether the tool can tell what became of a call.
+    fn can_reconcile(&self) -> bool {
+        false
+    }
+
+    /// What became of a call that was sent and whose answer was not seen. Never sends the call.
+    async fn reconcile(&self, _arguments: &Value, _cx: &ToolContext) -> ToolOutcome {
+        ToolOutcome::Unknown("the tool cannot tell what became of this call".to_owned())
+    }
 }
 
 /// Why a tool cannot be offered.

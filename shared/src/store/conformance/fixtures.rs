@@ -59,8 +59,14 @@ impl Database {
     /// A worker with a lease of a minute.
     pub(super) async fn worker(&self, slots: u32) -> WorkerId {
         let id = WorkerId::generate();
-        let worker =
-            NewWorker { id, host: "test".to_owned(), version: "0".to_owned(), slots, lease_ms: 60_000 };
+        let worker = NewWorker {
+            id,
+            host: "test".to_owned(),
+            version: "0".to_owned(),
+            slots,
+            lease_ms: 60_000,
+            presence: None,
+        };
         self.store.register_worker(&worker).await.unwrap();
         id
     }
@@ -217,6 +223,7 @@ pub(super) fn planned(claim: &Claim, step: u32, call: u32) -> ToolCall {
         planned_at: None,
         dispatched_at: None,
         settled_at: None,
+        late: None,
     }
 }
 

@@ -4,7 +4,14 @@
 //! `LONGHAUL_TEST_POSTGRES_URL` names, dropped afterwards. A suite that cannot reach its server fails; only
 //! `LONGHAUL_TEST_QUICK=1` leaves the Postgres half out.
 
-use std::{env, future::Future, panic::AssertUnwindSafe, str::FromStr, sync::Arc, time::Duration};
+use std::{
+    env,
+    future::Future,
+    panic::AssertUnwindSafe,
+    str::FromStr,
+    sync::{Arc, Once},
+    time::Duration,
+};
 
 use futures::FutureExt;
 use sha2::{Digest, Sha256};
@@ -15,7 +22,10 @@ use sqlx::{
 };
 use uuid::Uuid;
 
-use crate::store::{SharedStore, Workspaces, postgres, sqlite};
+use crate::{
+    faults,
+    store::{SharedStore, Workspaces, postgres, sqlite},
+};
 
 /// No test here takes a tenth of this, even on a busy machine.
 const LONGEST: Duration = Duration::from_mins(1);
@@ -99,7 +109,14 @@ impl Database {
     }
 }
 
+/// Also these tests can be run with a mutant, which some of them must see.
+fn arm() {
+    static ARMED: Once = Once::new();
+    ARMED.call_once(|| faults::arm().expect("the environment names a fault that there is"));
+}
+
 pub(super) async fn on_sqlite<F: Future<Output = ()>>(test: impl FnOnce(Database) -> F) {
+    arm();
     let folder = tempfile::tempdir().expect("the temporary folder can be written to");
     let path = folder.path().join("test.db");
     let store = sqlite::SqlStore::open(&sqlite::Options::new(&path)).expect("the path is valid");
@@ -114,6 +131,7 @@ pub(super) async fn on_sqlite<F: Future<Output = ()>>(test: impl FnOnce(Database
 }
 
 pub(super) async fn on_postgres<F: Future<Output = ()>>(test: impl FnOnce(Database) -> F) {
+    arm();
     let Some(server) = postgres_server() else { return };
     let mut admin = server.clone().connect().await.expect("Postgres answers at LONGHAUL_TEST_POSTGRES_URL");
     let template = template(&mut admin, &server).await;

@@ -29,6 +29,8 @@ upheld! {
     a_reaped_run_whose_stop_was_requested_ends_with_that_reason,
     an_orphan_that_cannot_be_reaped_keeps_nobody_waiting,
     a_run_that_is_held_unknowingly_is_given_back,
+    a_run_that_nobody_can_read_is_counted_until_it_is_given_up,
+    a_crash_is_charged_once_to_each_run_of_the_worker_and_delays_them_more_and_more,
     reconcile_finds_nothing_in_a_healthy_database,
     reconcile_gives_active_runs_their_jobs_back,
     reconcile_frees_runs_whose_holder_is_contradictory,
@@ -250,6 +252,58 @@ async fn a_run_that_is_held_unknowingly_is_given_back(db: Database) {
     db.store.stop_run(acme, id).await.unwrap();
     assert!(db.store.disown(worker, acme, id).await.unwrap().unwrap().ended);
     assert!(db.store.disown(worker, acme, id).await.unwrap().is_none());
+}
+
+async fn a_run_that_nobody_can_read_is_counted_until_it_is_given_up(db: Database) {
+    let acme = db.workspace("acme").await;
+    let run = db.store.admit(new_run(acme, None)).await.unwrap().run;
+    let healthy = db.store.admit(new_run(acme, None)).await.unwrap().run;
+    let sql = format!("update runs set limits = '[]' where id = {}", db.id(run.id.0));
+    db.execute(&sql).await.unwrap();
+    let worker = db.worker(9).await;
+    let claims = db.store.claim(worker, &["default".to_owned()], 9).await.unwrap();
+    assert_eq!(claims.len(), 1, "the other one is claimed and known to nobody");
+    assert_eq!(claims[0].0.run.id, healthy.id);
+    for crash in 1..=4 {
+        let released = db.store.disown(worker, acme, run.id).await.unwrap().unwrap();
+        assert_eq!(released.ended, crash == 4, "crash {crash}");
+        db.execute("update jobs set run_at = 0").await.unwrap();
+        assert!(db.store.claim(worker, &["default".to_owned()], 9).await.unwrap().is_empty());
+    }
+    let end = format!("select status || ' ' || reason from runs where id = {}", db.id(run.id.0));
+    assert_eq!(db.texts(&end).await, ["failed crash_limit"]);
+}
+
+async fn a_crash_is_charged_once_to_each_run_of_the_worker_and_delays_them_more_and_more(db: Database) {
+    let acme = db.workspace("acme").await;
+    let (poison, neighbour) = (
+        db.store.admit(new_run(acme, None)).await.unwrap().run,
+        db.store.admit(new_run(acme, None)).await.unwrap().run,
+    );
+    let charged = async |run: &crate::domain::run::Run| {
+        let of = db.id(run.id.0);
+        let sql = format!("select cast(crashes as text) from jobs where run_id = {of}");
+        db.texts(&sql).await.concat()
+    };
+    let mut delays = vec![];
+    for crash in 1..=3 {
+        let worker = db.worker(9).await;
+        let claims = db.store.claim(worker, &["default".to_owned()], 9).await.unwrap();
+        assert_eq!(claims.len(), 2);
+        for (claim, _) in claims.iter().filter(|(claim, _)| claim.run.id == neighbour.id) {
+            db.commit(saving(claim, claim.last_seq + 1, crash)).await;
+        }
+        db.expire(worker).await;
+        let now = db.store.now().await.unwrap();
+        let (one, other) = tokio::join!(db.store.reap(3, 9), db.second.reap(3, 9));
+        assert_eq!(one.unwrap().len() + other.unwrap().len(), 2);
+        assert_eq!((charged(&poison).await, charged(&neighbour).await), (crash.to_string(), "1".to_owned()));
+        let sql =
+            format!("select cast(run_at - {now} as text) from jobs where run_id = {}", db.id(poison.id.0));
+        delays.push(db.texts(&sql).await[0].parse::<i64>().unwrap());
+        db.execute("update jobs set run_at = 0").await.unwrap();
+    }
+    assert!(delays[0] < 2_000 && delays[1] >= 2_000 && delays[2] >= 10_000, "{delays:?}");
 }
 
 async fn reconcile_finds_nothing_in_a_healthy_database(db: Database) {

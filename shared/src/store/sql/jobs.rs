@@ -19,7 +19,8 @@ use crate::{
         run::Claim,
         transition::RunStatus,
     },
-    store::{Jobs, Released, Result, StoreError},
+    failpoint::{Point, hit_if},
+    store::{Jobs, Released, Result, STOP_GRACE_MS, StoreError},
 };
 
 #[async_trait]
@@ -49,10 +50,24 @@ impl Jobs for SqlStore {
         .bind(i64::from(limit))
         .fetch_all(self.reserved())
         .await?;
+        hit_if(Point::ReaperAfterScan, || !orphans.is_empty());
         let mut round = Round::default();
         for row in &orphans {
             let (workspace, run_id) = (get::<Uuid>(row, "workspace_id")?, get::<Uuid>(row, "run_id")?);
             round.add(release::reap(self, workspace.into(), run_id.into(), max_crashes).await);
+        }
+        let unfollowed = sqlx::query(concat!(
+            "select workspace_id, id from runs where status = 'running' and stop_requested_at <= ",
+            now!(),
+            " - $1 order by stop_requested_at limit $2"
+        ))
+        .bind(STOP_GRACE_MS)
+        .bind(i64::from(limit))
+        .fetch_all(self.reserved())
+        .await?;
+        for row in &unfollowed {
+            let (workspace, run_id) = (get::<Uuid>(row, "workspace_id")?, get::<Uuid>(row, "id")?);
+            round.add(release::carry_out_stop(self, workspace.into(), run_id.into()).await);
         }
         round.result()
     }

@@ -97,7 +97,7 @@ impl Answer {
             let call = self.calls.take(piece);
             self.count(call.arguments.len() + call.name.as_ref().map_or(0, String::len))?;
             if self.calls.len() > MAX_CALLS {
-                return Err(ModelError::OutputTooLarge { limit: MAX_CALLS, of: "tool calls" });
+                return Err(ModelError::TooManyCalls { limit: MAX_CALLS });
             }
             // A piece that says nothing new is no progress.
             if call.id.is_some() || call.name.is_some() || !call.arguments.is_empty() {

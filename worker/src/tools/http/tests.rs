@@ -228,3 +228,91 @@ async fn giving_a_call_up_closes_its_connection() {
     assert!(timeout(Duration::from_millis(100), tool.call(&json!({}), &context())).await.is_err());
     fixture.closed().await;
 }
+
+fn told(answer: &Value) -> Vec<Act> {
+    crate::fixture::answer("200 OK", JSON, &answer.to_string())
+}
+
+/// What became of an unanswered call by these answers, and the requests that it took to find out.
+async fn asked(plays: Vec<Vec<Act>>) -> (ToolOutcome, Vec<crate::fixture::Seen>) {
+    let fixture = Fixture::start(plays).await;
+    let tool = tool(&fixture, Effect::Once, |options| {
+        options.reconcile_url = Some(fixture.url.join("/reconcile").unwrap());
+        options.max_bytes = 1000;
+        options.timeout = Some(Duration::from_millis(500));
+    });
+    assert!(tool.can_reconcile());
+    let outcome = tool.reconcile(&json!({"op": "a"}), &context()).await;
+    (outcome, fixture.seen())
+}
+
+#[tokio::test]
+async fn a_tool_that_is_asked_gets_all_that_identifies_the_call_under_the_same_headers() {
+    let (outcome, seen) = asked(vec![told(&json!({"state": "succeeded", "output": {"n": 1}}))]).await;
+    assert_eq!(outcome, succeeded(r#"{"n":1}"#));
+    let [seen] = &seen[..] else { panic!("asked once: {seen:?}") };
+    assert!(seen.head.starts_with("POST /reconcile HTTP/1.1"));
+    let body: Value = serde_json::from_str(&seen.body).unwrap();
+    let run = body["runId"].as_str().unwrap();
+    let expected = json!({
+        "idempotencyKey": format!("{run}:2:1"), "runId": run, "step": 2, "call": 1, "tool": "charge",
+        "arguments": {"op": "a"},
+    });
+    assert_eq!(body, expected);
+    for (name, value) in
+        [("idempotency-key", format!("{run}:2:1")), ("authorization", format!("Bearer {SECRET}"))]
+    {
+        assert_eq!(seen.header(name), Some(value.as_str()), "{name}");
+    }
+}
+
+#[tokio::test]
+async fn what_the_tool_says_settles_the_call() {
+    let echo = format!("no credit, {SECRET}");
+    for (answer, outcome) in [
+        (json!({"state": "succeeded", "output": "done"}), succeeded("done")),
+        (json!({"state": "succeeded"}), succeeded("")),
+        (json!({"state": "failed", "error": echo}), ToolOutcome::Failed("no credit, [redacted]".into())),
+    ] {
+        assert_eq!(asked(vec![told(&answer)]).await.0, outcome);
+    }
+    match asked(vec![told(&json!({"state": "not_received"}))]).await.0 {
+        ToolOutcome::Failed(why) => assert!(why.contains("never arrived"), "{why}"),
+        outcome => panic!("{outcome:?}"),
+    }
+}
+
+#[tokio::test]
+async fn a_tool_that_is_still_at_it_is_asked_again_until_its_time_is_over() {
+    let pending = || told(&json!({"state": "pending"}));
+    let (outcome, seen) =
+        asked(vec![pending(), pending(), told(&json!({"state": "succeeded", "output": "done"}))]).await;
+    assert_eq!((outcome, seen.len()), (succeeded("done"), 3));
+    let (outcome, seen) = asked(vec![pending()]).await;
+    assert!(matches!(outcome, ToolOutcome::Unknown(_)), "{outcome:?}");
+    assert!(seen.len() > 3 && seen.iter().all(|one| one.head.starts_with("POST /reconcile ")));
+}
+
+#[tokio::test]
+async fn whatever_else_it_says_the_outcome_stays_unknown() {
+    let long = json!({"state": "succeeded", "output": "x".repeat(20_000)});
+    for play in [
+        told(&json!({"state": "unknown"})),
+        told(&json!({"state": "maybe"})),
+        told(&json!({"output": "done"})),
+        told(&json!([])),
+        told(&long),
+        answer("200 OK", JSON, "<p>done</p>"),
+        answer("200 OK", JSON, ""),
+        answer("404 Not Found", JSON, r#"{"state":"succeeded"}"#),
+        answer("500 Oops", JSON, r#"{"state":"succeeded"}"#),
+        answer("302 Found", &[("location", "http://169.254.169.254/")], ""),
+        vec![Act::Reset],
+        vec![Act::Hang],
+        vec![open_head("application/json"), Act::Repeat(b" ".to_vec())],
+    ] {
+        let (outcome, seen) = asked(vec![play]).await;
+        assert!(matches!(outcome, ToolOutcome::Unknown(_)), "{outcome:?}");
+        assert_eq!(seen.len(), 1);
+    }
+}
