@@ -130,6 +130,7 @@ mod tests {
                 "POST /v1/chats",
                 "POST /v1/chats/{chatId}/messages",
                 "POST /v1/runs",
+                "POST /v1/runs/stop",
                 "POST /v1/runs/{runId}/stop",
             ]
         );
