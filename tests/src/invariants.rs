@@ -203,7 +203,8 @@ fn flaws_of_stages(log: &[Event]) -> Option<String> {
         .map(|event| event.data["stage"].as_str().unwrap_or("none"))
         .collect();
     let reason = log.last().filter(|event| event.kind == "run.finished").map(|event| &event.data["reason"]);
-    let is_stopped = reason.is_some_and(|reason| ["stop", "chat_deleted"].iter().any(|word| reason == word));
+    let is_stopped =
+        reason.is_some_and(|reason| ["stop", "superseded", "chat_deleted"].iter().any(|word| reason == word));
     let expected: &[&[&str]] =
         if is_stopped { &[&["requested"], &["requested", "delivered"]] } else { &[&[]] };
     (!expected.contains(&&stages[..])).then(|| format!("a log with the stages {stages:?} of a stop"))
