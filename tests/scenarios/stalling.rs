@@ -45,14 +45,17 @@ async fn an_answer_beyond_its_limits_ends_the_run_and_what_it_said_is_kept(setup
         (0..4).fold(Turn::marked(2), |turn, n| turn.and_call("charge", &json!({"op": format!("{n}")})));
     world.provider.script("caller", Script::new([calls]));
     let client = world.client();
-    for (agent, most) in [("helper", 1024), ("caller", 100)] {
+    for (agent, most, reason, words) in [
+        ("helper", 1024, "output_limit", "larger than"),
+        ("caller", 100, "call_limit", "more than 3 tool calls"),
+    ] {
         let submitted = client.submit(agent, "Hello").await;
         let tail = world.tail(&submitted.run_id);
         tail.ended().await;
         let run = client.ended(&submitted.run_id).await;
-        assert_eq!(run.status, "failed");
+        assert_eq!(run.outcome(), format!("failed {reason}"));
         let error = run.error.expect("a failed run says why");
-        assert!(error.message.contains("larger than"), "{error:?}");
+        assert!(error.message.contains(words), "{error:?}");
         let messages = client.messages(&submitted.chat_id).await;
         assert_eq!((messages[1].status.as_str(), messages[1].text()), ("error", tail.story().text()));
         assert!(messages[1].text().starts_with("a1.s1.0 a1.s1.1 ") && messages[1].text().len() <= most);
