@@ -124,7 +124,10 @@ async fn an_api_process_that_redis_throws_out_for_being_slow_reads_what_it_misse
     assert_eq!(redis.order(bounds).await, "+OK");
     // More than the sockets on the way can hold for a reader that sleeps.
     // No two stretches are alike: a text that goes round in circles would end the run.
-    let stretch: String = (0..16 << 10).map(|n| format!("{n:07} ")).collect();
+    let in_letters =
+        |n: u32| n.to_string().bytes().map(|digit| char::from(digit + b'a' - b'0')).collect::<String>();
+    let mut stretch = (0..32 << 10).map(in_letters).collect::<Vec<_>>().join(" ");
+    stretch.truncate(128 << 10);
     let tokens = (0..TOKENS).map(|n| format!("{n:06}{stretch}"));
     world.provider.script("helper", Script::new([Turn::text(tokens)]));
     let gate = world.provider.gate("helper", At::Token(2));
