@@ -220,7 +220,7 @@ async fn an_interruption_of_a_run_that_does_not_end_is_given_up(setup: Setup) {
 async fn stops_race_ends_three_hundred_times_and_each_has_one_outcome(setup: Setup) {
     const LANES: usize = 10;
     const ROUNDS: usize = 30;
-    let world = World::start(setup.agent("brief", "tokens-3-1ms")).await;
+    let world = World::start(setup.agent("brief", "tokens-20-2ms")).await;
     let lanes = (0..LANES).map(|lane| {
         let client = world.client();
         tokio::spawn(async move { race(&client, lane, ROUNDS).await })
