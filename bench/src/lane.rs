@@ -193,6 +193,7 @@ impl<'a> Writing<'a> {
             steps: vec![],
             calls: vec![],
             ending: None,
+            stop_requested_at: None,
         };
         self.next += append.events.len() as i64;
         append

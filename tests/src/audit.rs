@@ -25,8 +25,9 @@ const WATCHES: &[Watch] = &[
         change: "update on runs",
         id: "id",
         broken: "OVER and (old.status, old.reason, old.error_code, old.finished_at, old.step_count, old.input_tokens,
-            old.output_tokens) is distinct from (new.status, new.reason, new.error_code, new.finished_at,
-            new.step_count, new.input_tokens, new.output_tokens)",
+            old.output_tokens, old.stop_requested_at, old.stop_reason) is distinct from (new.status, new.reason,
+            new.error_code, new.finished_at, new.step_count, new.input_tokens, new.output_tokens,
+            new.stop_requested_at, new.stop_reason)",
     },
     Watch { what: "a run that was over and was deleted", change: "delete on runs", id: "id", broken: "OVER" },
     Watch {

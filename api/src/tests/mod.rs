@@ -279,5 +279,6 @@ fn append(claim: &Claim) -> Append {
         steps: vec![],
         calls: vec![],
         ending: None,
+        stop_requested_at: None,
     }
 }

@@ -254,6 +254,8 @@ pub struct Append {
     /// Ledger rows as they stand after this commit, one per call.
     pub calls: Vec<ToolCall>,
     pub ending: Option<Ending>,
+    /// When the stop that ends the run was wished, for a row that does not say so yet.
+    pub stop_requested_at: Option<Millis>,
 }
 
 impl Append {

@@ -69,6 +69,7 @@ impl Recorder {
             steps: vec![],
             calls: vec![],
             ending: None,
+            stop_requested_at: None,
         };
         let writer = Arc::new(Writer);
         let entry = Entry::Open { writer: Arc::downgrade(&writer), template: Box::new(template), lost };

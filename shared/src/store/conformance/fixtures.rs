@@ -153,6 +153,7 @@ pub(super) fn append(claim: &Claim, first_seq: i64, events: Vec<Event>) -> Appen
         steps: vec![],
         calls: vec![],
         ending: None,
+        stop_requested_at: None,
     }
 }
 

@@ -57,7 +57,8 @@ const FULL: &str = concat!(
     on conflict (run_id, first_seq) do nothing
     returning run_id, created_at
 ), held as (
-    select share.*, log.created_at as at from share join log using (run_id)
+    select share.*, log.created_at as at, stop.requested_at from share join log using (run_id)
+    join unnest($2::uuid[], $46::bigint[]) as stop (run_id, requested_at) using (run_id)
 ), changed as (
     select * from held where steps > 0 or end_status is not null
 ), run as (
@@ -69,6 +70,8 @@ const FULL: &str = concat!(
         cached_input_tokens = r.cached_input_tokens + c.cached_input_tokens,
         status = coalesce(c.end_status, r.status),
         reason = c.end_reason,
+        stop_requested_at = coalesce(r.stop_requested_at, c.requested_at),
+        stop_reason = coalesce(r.stop_reason, case when c.requested_at is not null then c.end_reason end),
         error_code = c.error_code,
         error_message = c.error_message,
         finished_at = case when c.end_status is null then null else c.at end,
@@ -266,7 +269,8 @@ pub(super) async fn write(connection: &mut PgConnection, batch: &[&Append]) -> R
         .bind(calls.iter().map(|(_, c)| c.idempotency_key.clone()).collect::<Vec<_>>())
         .bind(calls.iter().map(|(_, c)| c.epoch).collect::<Vec<_>>())
         .bind(calls.iter().map(|(_, c)| c.output.clone()).collect::<Vec<_>>())
-        .bind(calls.iter().map(|(_, c)| c.error.clone()).collect::<Vec<_>>());
+        .bind(calls.iter().map(|(_, c)| c.error.clone()).collect::<Vec<_>>())
+        .bind(batch.iter().map(|append| append.stop_requested_at).collect::<Vec<_>>());
 
     let mut outcomes: Vec<Outcome> = vec![];
     for row in &query.fetch_all(connection).await? {

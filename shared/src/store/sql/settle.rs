@@ -167,22 +167,10 @@ pub(crate) async fn end_run(
         steps: settlement.steps,
         calls: settlement.calls,
         ending: Some(ending.clone()),
+        stop_requested_at: stop.map(|stop| stop.requested_at),
     };
     let outcomes = write(tx, &[&append]).await?;
-    let committed = spread(&[&append], outcomes).pop().unwrap_or(Err(StoreError::LeaseLost))?;
-    if let Some(stop) = stop.filter(|_| run.stop_requested_at.is_none()) {
-        // Behind the log, in the lock order.
-        sqlx::query(
-            "update runs set stop_requested_at = $3, stop_reason = $4 where workspace_id = $1 and id = $2",
-        )
-        .bind(run.workspace_id.0)
-        .bind(run.id.0)
-        .bind(stop.requested_at)
-        .bind(ending.reason.as_str())
-        .execute(&mut **tx)
-        .await?;
-    }
-    Ok(committed)
+    spread(&[&append], outcomes).pop().unwrap_or(Err(StoreError::LeaseLost))
 }
 
 /// The database's clock.

@@ -86,7 +86,8 @@ async fn update_run(tx: &mut SqliteConnection, append: &Append, at: Millis) -> R
              output_tokens = output_tokens + $5, reasoning_tokens = reasoning_tokens + $6, \
              cached_input_tokens = cached_input_tokens + $7, status = coalesce($8, status), reason = $9, \
              error_code = $10, error_message = $11, finished_at = case when $8 is null then null else $12 end, \
-             updated_at = $12 \
+             stop_requested_at = coalesce(stop_requested_at, $13), \
+             stop_reason = coalesce(stop_reason, case when $13 is not null then $9 end), updated_at = $12 \
          where workspace_id = $1 and id = $2 and status not in ('succeeded', 'failed', 'aborted')",
     ))
     .bind(append.workspace_id.0)
@@ -101,6 +102,7 @@ async fn update_run(tx: &mut SqliteConnection, append: &Append, at: Millis) -> R
     .bind(error.map(|error| &error.code))
     .bind(error.map(|error| &error.message))
     .bind(at)
+    .bind(append.stop_requested_at)
     .execute(tx)
     .await?;
     holds(done.rows_affected())
