@@ -140,6 +140,11 @@ struct Outside<'a> {
 }
 
 impl Slot {
+    /// Its cable to that server.
+    pub(crate) fn link_to(&self, server: &str) -> &Link {
+        self.links.iter().find(|link| link.to == server).expect("each process has a cable to each server")
+    }
+
     async fn start(name: String, is_worker: bool, outside: &Outside<'_>, dir: &Path) -> Result<Self> {
         let (postgres, database_url) = Relay::in_front_of(outside.database_url).await?;
         let redis = Relay::start(outside.redis).await?;

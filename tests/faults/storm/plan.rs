@@ -27,6 +27,10 @@ pub(crate) enum Fault {
     FreezeWorker {
         asleep: Duration,
     },
+    /// What it sends to Postgres is held for longer than a lease, and then arrives.
+    StrandWorker {
+        lasting: Duration,
+    },
     /// SIGTERM, and a new process after its end.
     DrainWorker,
     KillApi {
@@ -68,6 +72,7 @@ impl Fault {
         match self {
             Self::KillWorker { .. } => "worker_kills",
             Self::FreezeWorker { .. } => "worker_freezes",
+            Self::StrandWorker { .. } => "worker_strandings",
             Self::DrainWorker => "worker_drains",
             Self::KillApi { .. } => "api_kills",
             Self::CrashPostgres => "postgres_crashes",
@@ -99,6 +104,7 @@ pub(crate) fn draw(seed: u64, minutes: f64, lease: Duration) -> Vec<Planned> {
     };
     spread(random, 16.5, &|random| Fault::KillWorker { down: millis(random, 0, 3_000) });
     spread(random, 3.3, &|random| Fault::FreezeWorker { asleep: lease + millis(random, 1_500, 4_000) });
+    spread(random, 2.0, &|random| Fault::StrandWorker { lasting: lease + millis(random, 1_500, 4_000) });
     spread(random, 1.2, &|_| Fault::DrainWorker);
     spread(random, 1.2, &|random| Fault::KillApi { down: millis(random, 0, 3_000) });
     spread(random, 3.2, &|_| Fault::CrashPostgres);
@@ -144,6 +150,7 @@ mod tests {
         for (name, least) in [
             ("worker_kills", 150),
             ("worker_freezes", 30),
+            ("worker_strandings", 20),
             ("worker_drains", 10),
             ("postgres_crashes", 30),
             ("redis_kills", 30),

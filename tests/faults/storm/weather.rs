@@ -5,7 +5,7 @@ use std::sync::{Mutex, PoisonError};
 use std::time::Duration;
 
 use futures::future::join_all;
-use longhaul_tests::{Process, Signal};
+use longhaul_tests::{Process, Signal, Way};
 use sqlx::{Connection, PgConnection};
 use tokio::io::AsyncWriteExt;
 use tokio::net::TcpStream;
@@ -104,6 +104,16 @@ async fn strike(world: &Installation, planned: Planned) -> Incident {
             process.signal(Signal::Stop);
             sleep(asleep).await;
             process.signal(Signal::Cont);
+            sleep(AWAKE).await;
+        }
+        Fault::StrandWorker { lasting } => {
+            let (slot, _undisturbed) = one_of(world.workers(), pick).await;
+            incident.begins_at(slot);
+            let cable = &slot.link_to("postgres").relay;
+            incident.link = Some("postgres");
+            cable.freeze(Way::Up);
+            sleep(lasting).await;
+            cable.pass();
             sleep(AWAKE).await;
         }
         Fault::DrainWorker => {
