@@ -10,6 +10,7 @@
 //! - [`config`]: every setting, parsed and cross-checked once.
 //! - [`backends`]: a configuration in, its store and bus out.
 //! - [`api_key`]: keys as they are made, presented and compared.
+//! - [`jitter`]: the randomness of waits; [`mutant`]: guards that tests take out to see themselves fail.
 //! - [`shutdown`] and [`telemetry`]: how a process ends, and what it tells.
 
 pub mod admission;
@@ -18,6 +19,8 @@ pub mod backends;
 pub mod bus;
 pub mod config;
 pub mod domain;
+pub mod jitter;
+pub mod mutant;
 pub mod net_guard;
 pub mod queue;
 pub mod shutdown;

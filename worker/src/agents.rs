@@ -71,7 +71,7 @@ impl Agents {
         for (name, tool) in &config.tools {
             tools.add(Arc::new(http_tool(name, tool, &client)?))?;
         }
-        let mut agents = HashMap::new();
+        let mut agents = vec![];
         for (name, agent) in &config.agents {
             let model = models.get(agent.provider.as_str()).ok_or_else(|| BadAgent::NoProvider {
                 agent: name.clone(),
@@ -85,9 +85,14 @@ impl Agents {
                 temperature: agent.temperature.map(|temperature| temperature as f32),
                 tools: tools.only(agent.tools.iter().map(String::as_str))?,
             };
-            agents.insert(name.clone(), Arc::new(agent));
+            agents.push(agent);
         }
-        Ok(Self(Arc::new(agents)))
+        Ok(Self::of(agents))
+    }
+
+    /// These agents and no others.
+    pub fn of(agents: impl IntoIterator<Item = Agent>) -> Self {
+        Self(Arc::new(agents.into_iter().map(|agent| (agent.name.clone(), Arc::new(agent))).collect()))
     }
 
     /// The agent of that name. One that this worker does not have says so when it is asked.

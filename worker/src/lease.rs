@@ -10,6 +10,7 @@ use longhaul_shared::{
     admission::announce,
     bus::{Bus, Signal},
     domain::{ids::WorkerId, retry::Backoff},
+    jitter::jitter,
     queue::Holdings,
     store::{NewWorker, SharedStore, StoreError},
 };
@@ -95,7 +96,7 @@ impl Lease {
                 Err(error) => {
                     failures += 1;
                     tracing::warn!(%error, "cannot register");
-                    sleep(RETRY.wait(failures, rand::random())).await;
+                    sleep(RETRY.wait(failures, jitter())).await;
                 }
             }
         }
@@ -134,7 +135,7 @@ impl Lease {
                 Err(error) => {
                     failures += 1;
                     tracing::warn!(%error, "a heartbeat failed");
-                    next = (Instant::now() + RETRY.wait(failures, rand::random())).min(fence);
+                    next = (Instant::now() + RETRY.wait(failures, jitter())).min(fence);
                     if Instant::now() >= fence {
                         return End::Lost;
                     }

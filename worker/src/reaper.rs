@@ -9,6 +9,7 @@ use longhaul_shared::{
     admission::announce,
     bus::Bus,
     domain::retry::MAX_CRASHES,
+    jitter::jitter,
     store::{Released, SharedStore, StoreError},
 };
 use tokio::time::{Instant, sleep};
@@ -35,8 +36,9 @@ pub async fn reap(store: SharedStore, bus: Arc<dyn Bus>, stop: CancellationToken
             }
         }
         tokio::select! {
+            biased;
             () = stop.cancelled() => return,
-            () = sleep(PERIOD + JITTER.mul_f64(rand::random())) => {}
+            () = sleep(PERIOD + JITTER.mul_f64(jitter())) => {}
         }
     }
 }

@@ -15,6 +15,7 @@ use super::{Holdings, Leased};
 use crate::{
     bus::{Bus, Signal},
     domain::{ids::WorkerId, retry::Backoff},
+    jitter::jitter,
     store::{SharedStore, StoreError},
 };
 
@@ -79,7 +80,7 @@ impl Claimer {
                 Err(error) => {
                     failures += 1;
                     tracing::warn!(%error, "cannot claim");
-                    RETRY.wait(failures, rand::random())
+                    RETRY.wait(failures, jitter())
                 }
             };
             tokio::select! {

@@ -14,6 +14,7 @@ use longhaul_shared::{
         settle::settle,
         transition::Reason,
     },
+    jitter::jitter,
     queue::Leased,
     store::{SharedStore, StoreError},
     telemetry,
@@ -139,7 +140,7 @@ impl Attempts {
                 Err(StoreError::LeaseLost) => return Ok(()),
                 Err(error) if error.is_transient() && !leased.orders.lost.is_cancelled() => {
                     failures += 1;
-                    sleep(RETRY.wait(failures, rand::random())).await;
+                    sleep(RETRY.wait(failures, jitter())).await;
                 }
                 Err(error) => return Err(error),
             }
@@ -274,7 +275,7 @@ async fn loop_until_read<T, F: Future<Output = Result<T, StoreError>>>(
             Err(error) if error.is_transient() => {
                 failures += 1;
                 tracing::warn!(%error, "cannot read the run; trying again");
-                match interrupts.race(sleep(RETRY.wait(failures, rand::random()))).await {
+                match interrupts.race(sleep(RETRY.wait(failures, jitter()))).await {
                     Ok(()) => {}
                     Err(Exit::Lost) => return Err(Broken::Lost),
                     Err(Exit::Finish(_) | Exit::HandBack) => return Err(Broken::HandBack),

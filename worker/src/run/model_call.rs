@@ -3,15 +3,18 @@
 use std::collections::BTreeMap;
 
 use futures::StreamExt;
-use longhaul_shared::domain::{
-    event::EventData,
-    ids::Seq,
-    replay::ModelMessage,
-    retry::Backoff,
-    run::{Ending, Usage},
-    step::{FinishReason, OutputPart, Step},
-    tool::{CallState, Effect, ToolCall, call_id, idempotency_key},
-    transition::Reason,
+use longhaul_shared::{
+    domain::{
+        event::EventData,
+        ids::Seq,
+        replay::ModelMessage,
+        retry::Backoff,
+        run::{Ending, Usage},
+        step::{FinishReason, OutputPart, Step},
+        tool::{CallState, Effect, ToolCall, call_id, idempotency_key},
+        transition::Reason,
+    },
+    jitter::jitter,
 };
 use std::{sync::Arc, time::Duration};
 use tokio::time::sleep;
@@ -80,7 +83,7 @@ impl Attempt<'_> {
             tracing::warn!(%error, step, attempt, "the step is done over");
             let position = self.log.position().await?;
             self.restart(step, attempt, position.step_started, &error.to_string()).await;
-            self.interrupts.race(sleep(RESTART_WAIT.wait(restarts, rand::random()))).await?;
+            self.interrupts.race(sleep(RESTART_WAIT.wait(restarts, jitter()))).await?;
         }
     }
 
