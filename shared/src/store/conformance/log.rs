@@ -23,8 +23,9 @@ upheld! {
     counters_add_up_over_steps_and_batches,
     a_call_keeps_the_time_of_its_dispatch,
     a_lost_share_does_not_disturb_the_others,
+    an_append_that_is_committed_already_is_answered_like_the_first_time;
+    sql:
     a_share_that_the_database_refuses_fails_alone,
-    an_append_that_is_committed_already_is_answered_like_the_first_time,
     an_ending_that_gets_no_lock_leaves_its_connection_usable,
 }
 

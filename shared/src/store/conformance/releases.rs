@@ -27,10 +27,11 @@ upheld! {
     a_hand_back_in_good_order_is_no_crash,
     a_run_whose_attempts_keep_breaking_is_given_up,
     a_reaped_run_whose_stop_was_requested_ends_with_that_reason,
-    an_orphan_that_cannot_be_reaped_keeps_nobody_waiting,
     a_run_that_is_held_unknowingly_is_given_back,
     reconcile_finds_nothing_in_a_healthy_database,
-    reconcile_gives_active_runs_their_jobs_back,
+    reconcile_gives_active_runs_their_jobs_back;
+    sql:
+    an_orphan_that_cannot_be_reaped_keeps_nobody_waiting,
     reconcile_closes_what_the_end_of_a_run_left_open,
 }
 
@@ -38,7 +39,7 @@ async fn lose(db: &Database, claim: &Claim, max_crashes: i32) -> Released {
     db.expire(claim.worker_id).await;
     let mut released = db.store.reap(max_crashes, 9).await.unwrap();
     assert_eq!(released.len(), 1);
-    db.execute("update jobs set run_at = 0").await.unwrap();
+    db.edit("update jobs set run_at = 0", |rows| rows.jobs.values_mut().for_each(|job| job.run_at = 0)).await;
     released.remove(0)
 }
 
@@ -108,7 +109,10 @@ async fn the_run_of_a_dead_worker_goes_on_elsewhere(db: Database) {
         let last = db.commit(append(&claim, claim.last_seq + 1, deltas(1, 2))).await.last;
         db.expire(claim.worker_id).await;
         if forgotten {
-            db.execute("delete from workers where expires_at = 1").await.unwrap();
+            db.edit("delete from workers where expires_at = 1", |rows| {
+                rows.workers.retain(|_, lease| lease.expires_at != 1);
+            })
+            .await;
         }
         let [released] = &db.store.reap(3, 9).await.unwrap()[..] else { panic!("one orphan") };
         assert_eq!((released.run_id, released.ended, released.wake.len()), (claim.run.id, false, 1));
@@ -269,7 +273,7 @@ async fn reconcile_gives_active_runs_their_jobs_back(db: Database) {
     let acme = db.workspace("acme").await;
     let running = db.held_run(acme).await;
     let pending = db.store.admit(new_run(acme, None)).await.unwrap().run;
-    db.execute("delete from jobs").await.unwrap();
+    db.edit("delete from jobs", |rows| rows.jobs.clear()).await;
     assert_eq!(db.store.reconcile().await.unwrap(), 2);
     assert_eq!(db.store.reconcile().await.unwrap(), 0);
     assert_eq!(db.claim(db.worker(1).await).await.run.id, pending.id);

@@ -1,5 +1,7 @@
 //! What no path may leave behind, asked of the rows themselves.
 
+use std::fmt::Debug;
+
 use super::state::{RunRow, State};
 use crate::domain::{
     event::{Event, RUN_FINISHED},
@@ -8,6 +10,21 @@ use crate::domain::{
 };
 
 impl State {
+    /// Every row of every table that a run has a part in: what must be equal when nothing was changed.
+    pub fn everything(&self) -> Vec<String> {
+        let mut rows = vec![];
+        let mut add = |table: &str, row: &dyn Debug| rows.push(format!("{table}: {row:?}"));
+        self.chats.values().for_each(|row| add("chats", row));
+        self.runs.values().for_each(|row| add("runs", row));
+        self.messages.values().for_each(|row| add("messages", row));
+        self.jobs.iter().for_each(|row| add("jobs", &row));
+        self.log.values().flatten().for_each(|row| add("run_events", row));
+        self.steps.values().flatten().for_each(|row| add("steps", row));
+        self.calls.values().flat_map(|calls| calls.values()).for_each(|row| add("tool_calls", row));
+        self.idempotency.iter().for_each(|row| add("idempotency", &row));
+        rows
+    }
+
     /// The names of the forbidden states that the rows are in, with the run or chat that shows it.
     pub fn forbidden(&self) -> Vec<String> {
         let mut found = vec![];

@@ -21,7 +21,7 @@ use std::{
     sync::{Arc, Mutex, PoisonError},
 };
 
-use super::{Result, StoreError};
+use super::StoreError;
 use crate::domain::ids::Millis;
 pub use state::{ChatRow, JobRow, KeyRow, LeaseRow, LogRow, RunRow, State};
 
