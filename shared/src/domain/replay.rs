@@ -169,6 +169,10 @@ impl Replay {
             }
             Some(EventData::ToolStarted { call, .. }) => {
                 self.settle(step, call, CallState::Dispatched, None, None);
+                // Whether it was sent is what the model is told of a call that was cancelled.
+                if let Some(row) = self.calls.get_mut(&(step, call)) {
+                    row.dispatched_at.get_or_insert(at);
+                }
             }
             Some(EventData::ToolFinished { call, state, output, error, .. }) => {
                 self.settle(step, call, state, output, error);

@@ -100,8 +100,7 @@ impl Process {
         });
         let store = Arc::new(Connection { process: number, incarnation });
         let bus: Arc<dyn Bus> = Arc::new(Hints { process: number, here });
-        let _guard = runtime.enter();
-        let begun = Instant::now();
+        let begun = runtime.block_on(async { Instant::now() });
         let role = if number == 0 {
             let log: Arc<dyn LogReader> = store.clone();
             let tails = Tails::new(log, Arc::clone(&bus));
@@ -111,14 +110,13 @@ impl Process {
             let work = runtime.spawn(work(store, bus, slots, stop.clone()));
             Role::Worker { stop, work }
         };
-        drop(_guard);
         Self { runtime, begun, begun_at, frozen_until: None, role }
     }
 
     /// Lets the process live until the world's time is `until`.
     pub fn step(&mut self, until: u64) {
         let until = self.begun + Duration::from_millis(until - self.begun_at);
-        self.runtime.block_on(sleep_until(until));
+        self.runtime.block_on(async move { sleep_until(until).await });
     }
 
     /// The process goes on: its clock has gone on without it.

@@ -1,7 +1,10 @@
 //! One schedule from its first event to rest: the loop that moves time, delivers what is on its way, and steps every
 //! process in turn.
 
-use std::cell::RefCell;
+use std::{
+    cell::RefCell,
+    panic::{AssertUnwindSafe, catch_unwind},
+};
 
 use fastrand::Rng;
 use futures::FutureExt;
@@ -50,7 +53,8 @@ pub fn simulate(schedule: &Schedule, is_traced: bool) -> Outcome {
     fastrand::seed(hash(&[schedule.seed, 7]));
     PANIC.set(None);
     world::install(World::new(schedule.clone(), is_traced));
-    Simulation::new(schedule).play();
+    // What panics is told by the hook.
+    let _ = catch_unwind(AssertUnwindSafe(|| Simulation::new(schedule).play()));
     let mut world = world::take();
     if let Some(panic) = PANIC.take() {
         world.violate(panic);
@@ -123,7 +127,8 @@ impl Simulation {
             if has_violation() {
                 break;
             }
-            if self.is_healed && is_at_rest() {
+            if self.is_healed && self.next_event == with(|world| world.schedule.events.len()) && is_at_rest()
+            {
                 if self.has_epilogue {
                     with(World::check_at_rest);
                     reconcile();

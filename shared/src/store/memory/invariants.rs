@@ -5,7 +5,7 @@ use std::fmt::Debug;
 use super::state::{RunRow, State};
 use crate::domain::{
     event::{Event, RUN_FINISHED},
-    tool::{CallState, ToolCall},
+    tool::{CallState, Effect, ToolCall},
     transition::RunStatus,
 };
 
@@ -116,7 +116,8 @@ impl State {
 }
 
 fn has_fitting_times(call: &ToolCall) -> bool {
+    // One that only reads may be sent and answered in one commit.
     let was_dispatched =
         matches!(call.state, CallState::Dispatched | CallState::Succeeded | CallState::Unknown);
-    call.settled_at.is_some() == call.state.is_settled() && (!was_dispatched || call.dispatched_at.is_some())
+    call.settled_at.is_some() == call.state.is_settled() && (!was_dispatched || call.dispatched_at.is_some() || call.effect == Effect::Read)
 }
