@@ -23,6 +23,7 @@ use longhaul_shared::{
         retry::Backoff,
     },
     jitter::jitter,
+    mutant,
     store::{Append, Committed, SharedStore, StoreError},
 };
 use tokio::{
@@ -240,6 +241,9 @@ impl Task {
     /// became of that commit is found out when the same appends go again.
     async fn commit(&self, appends: Vec<Append>) -> (Vec<Append>, Vec<Result<Committed, StoreError>>) {
         let appends = Arc::new(appends);
+        if mutant::is("publish_before_commit") {
+            announce(&*self.bus, appends.iter().map(Append::as_segment).collect(), []);
+        }
         let (store, batch) = (Arc::clone(&self.store), Arc::clone(&appends));
         let commit = tokio::spawn(async move { store.commit(&batch).await });
         let results = match timeout(COMMIT_LIMIT, commit).await {

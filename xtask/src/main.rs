@@ -51,6 +51,12 @@ enum Command {
         #[arg(trailing_var_arg = true, allow_hyphen_values = true)]
         args: Vec<String>,
     },
+    /// The simulation: random schedules of faults, played without servers and without waiting
+    Simulate {
+        /// Passed to the simulation as they are: `--schedules N`, `--seed S`, `--threads T`, `--trace`
+        #[arg(trailing_var_arg = true, allow_hyphen_values = true)]
+        args: Vec<String>,
+    },
     /// Write the generated files: API document, configuration reference, example environment
     Gen {
         /// Write nothing; fail when a file is stale
@@ -87,6 +93,7 @@ fn run(command: Command) -> Result<()> {
         Command::Test { quick: false, filter } => suite::full(&filter, &interrupt),
         Command::Servers => servers::keep(&interrupt),
         Command::Bench { args } => suite::bench(&args, &interrupt),
+        Command::Simulate { args } => suite::simulate(&args, &interrupt),
         Command::Gen { check } => generate::run(check, &interrupt),
         Command::NewMigration { words } => migration::create(&words),
         Command::Ci => suite::full(&[], &interrupt),

@@ -241,6 +241,12 @@ impl Append {
     pub fn last_seq(&self) -> Seq {
         self.first_seq + self.events.len() as Seq - 1
     }
+
+    /// What it would look like in the log, without a time.
+    pub fn as_segment(&self) -> Segment {
+        let (first, last) = (self.first_seq, self.last_seq());
+        Segment { run_id: self.run_id, first, last, at: 0, events: self.events.clone() }
+    }
 }
 
 /// What a committed append made visible.

@@ -18,7 +18,7 @@ counters! {
     runs, ended_done, ended_stop, ended_chat_deleted, ended_provider, ended_crash_limit,
     submissions_unanswered, submissions_refused_busy, submissions_repeated, submissions_queued,
     submissions_scheduled, chats_deleted_meanwhile, stops_requested, stops_of_idle_runs, stops_too_late,
-    crashes, freezes, freezes_beyond_the_lease, drains, leases_lost,
+    crashes, freezes, freezes_beyond_the_lease, drains, workers_registered_again,
     takeovers, hand_backs, disowned, broken_attempts,
     store_calls, store_unavailable, store_answers_lost, store_calls_slow, late_writes, fenced_writes,
     commits_confirmed,

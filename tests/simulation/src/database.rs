@@ -342,7 +342,7 @@ impl Workers for Connection {
         let worker = worker.clone();
         with(|world| {
             let earlier = world.leases.values().filter(|process| **process == self.process).count();
-            world.coverage.leases_lost += u64::from(earlier > 0);
+            world.coverage.workers_registered_again += u64::from(earlier > 0);
             world.leases.insert(worker.id, self.process);
         });
         self.call("register_worker", move |store| at_once(store.register_worker(&worker))).await?

@@ -101,6 +101,11 @@ impl Schedule {
             events: vec![],
             heals_at: rng.u64(300..1_400),
         };
+        match rng.u8(0..=u8::MAX) {
+            0..2 => schedule.lose_every_worker(&mut rng),
+            2..6 => schedule.weather.torn = 900,
+            _ => {}
+        }
         for _ in 0..rng.usize(1..=4) {
             schedule.submission(&mut rng);
         }
@@ -132,8 +137,24 @@ impl Schedule {
         schedule
     }
 
+    /// So often and for so long that a run is given up.
+    fn lose_every_worker(&mut self, rng: &mut Rng) {
+        self.heals_at = 18_000;
+        self.push(
+            rng.u64(0..50),
+            What::Submit { chat: None, key: None, message_id: None, enqueue: true, delay: None },
+        );
+        let mut at = 100;
+        while at < self.heals_at {
+            for process in 1..=self.workers {
+                self.push(at + rng.u64(0..10), What::Crash { process });
+            }
+            at += rng.u64(60..160);
+        }
+    }
+
     fn submission(&mut self, rng: &mut Rng) {
-        let at = rng.u64(0..self.heals_at * 2 / 3);
+        let at = rng.u64(0..self.heals_at.min(1_400) * 2 / 3);
         let id = self.events.len() as u32;
         let chat = if rng.u8(0..8) == 0 { None } else { Some(rng.usize(0..self.chats)) };
         let what = What::Submit {
@@ -167,7 +188,7 @@ fn weather(rng: &mut Rng) -> Weather {
     Weather {
         unavailable: rate(),
         lost_answer: rate(),
-        slow: rate() / 4,
+        slow: rate() / 2,
         lost_hint: rate() * 4,
         repeated_hint: rate(),
         torn: rate() * 2,

@@ -182,7 +182,7 @@ impl Simulation {
         }
         with(|world| {
             world.processes[number].bus = None;
-            world.orphan_requests(number);
+            world.orphan_requests(number, true);
             if number == 0 {
                 forget_answers(world);
             }
@@ -195,6 +195,7 @@ impl Simulation {
             world.coverage.freezes_beyond_the_lease +=
                 u64::from(number > 0 && u128::from(ms) > LEASE.as_millis());
         });
+        with(|world| world.orphan_requests(number, false));
         if let Some(process) = &mut self.processes[number] {
             process.frozen_until = Some(until);
         }

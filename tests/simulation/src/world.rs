@@ -187,17 +187,22 @@ impl World {
         Some(entry.remove())
     }
 
-    /// What the process has sent is lost on the way, or arrives although nobody waits for the answer.
-    pub fn orphan_requests(&mut self, process: usize) {
-        let rng = &mut self.processes[process].rng;
-        self.requests.retain(|_, request| {
-            let is_its = request.process == process && !request.is_orphan;
-            if is_its && rng.bool() {
-                return false;
+    /// What the process has sent when it stops is lost on the way, or stuck there for a while, and arrives although
+    /// nobody waits for the answer any more.
+    pub fn orphan_requests(&mut self, process: usize, is_dead: bool) {
+        for (place, mut request) in std::mem::take(&mut self.requests) {
+            if request.process != process || request.is_orphan {
+                self.requests.insert(place, request);
+                continue;
             }
-            request.is_orphan |= is_its;
-            true
-        });
+            let rng = &mut self.processes[process].rng;
+            if is_dead && rng.bool() {
+                continue;
+            }
+            request.is_orphan = is_dead;
+            let stuck = if rng.bool() { rng.u64(0..3_000) } else { 0 };
+            self.requests.insert((place.0 + stuck, place.1), request);
+        }
     }
 
     pub fn publish(&mut self, from: usize, segment: &Arc<Segment>) {

@@ -4,10 +4,13 @@
 //! unknown and the model is told so.
 
 use futures::{StreamExt, stream::FuturesUnordered};
-use longhaul_shared::domain::{
-    event::{Event, EventData},
-    step::FinishReason,
-    tool::{CallState, Effect, ToolCall},
+use longhaul_shared::{
+    domain::{
+        event::{Event, EventData},
+        step::FinishReason,
+        tool::{CallState, Effect, ToolCall},
+    },
+    mutant,
 };
 use serde_json::Value;
 use std::{sync::Arc, time::Duration};
@@ -55,7 +58,8 @@ impl Attempt<'_> {
         // From here on they count as sent: noted before the write, so that a stop in between settles them so.
         self.note_all(&write);
         // Calls that only read need no mark of having been sent before they are: nothing is to be found out about them.
-        if ready.iter().all(|one| one.call.effect == Effect::Read) && !ready.is_empty() {
+        let only_read = ready.iter().all(|one| one.call.effect == Effect::Read) && !ready.is_empty();
+        if only_read || mutant::is("dispatch_before_record") {
             self.log.append(write).await;
         } else {
             self.log.write(write).await?;

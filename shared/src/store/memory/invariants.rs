@@ -119,5 +119,6 @@ fn has_fitting_times(call: &ToolCall) -> bool {
     // One that only reads may be sent and answered in one commit.
     let was_dispatched =
         matches!(call.state, CallState::Dispatched | CallState::Succeeded | CallState::Unknown);
-    call.settled_at.is_some() == call.state.is_settled() && (!was_dispatched || call.dispatched_at.is_some() || call.effect == Effect::Read)
+    call.settled_at.is_some() == call.state.is_settled()
+        && (!was_dispatched || call.dispatched_at.is_some() || call.effect == Effect::Read)
 }
