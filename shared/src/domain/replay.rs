@@ -388,6 +388,29 @@ mod tests {
     }
 
     #[test]
+    fn the_log_alone_tells_whether_a_cancelled_call_was_sent() {
+        let planned = EventData::ToolPlanned {
+            call: 1,
+            call_id: "c1".into(),
+            name: "clock".into(),
+            arguments: "{}".into(),
+            effect: Effect::Idempotent,
+        };
+        let sent = EventData::ToolStarted { call: 1, call_id: "c1".into() };
+        let (state, output, error) = (CallState::Cancelled, None, None);
+        let cancelled = EventData::ToolFinished { call: 1, call_id: "c1".into(), state, output, error };
+        let result = |events: &[&EventData]| {
+            let mut replay = Replay::new(RunId::generate());
+            for (seq, event) in (1..).zip(events) {
+                replay.apply(seq, 0, &event.of_step(1, 1));
+            }
+            replay.calls_of(1).next().unwrap().result_for_model()
+        };
+        assert!(result(&[&planned, &cancelled]).contains("before it was sent"));
+        assert!(result(&[&planned, &sent, &cancelled]).contains("after it was sent"));
+    }
+
+    #[test]
     fn applying_the_log_twice_changes_nothing() {
         let mut replay = whole();
         let before = replay.clone();

@@ -5,7 +5,7 @@ use std::collections::BTreeMap;
 use longhaul_shared::{
     domain::{
         event::{Event, EventData, ReleaseReason},
-        ids::{ChatId, Epoch, RunId, Seq},
+        ids::{ChatId, Epoch, RunId, Seq, WorkerId},
         replay::Replay,
         run::Run,
         step::{FinishReason, Step, output_text},
@@ -31,6 +31,7 @@ struct Known {
     rows: usize,
     last: Seq,
     epoch: Epoch,
+    holder: Option<WorkerId>,
     steps: Vec<Step>,
     calls: BTreeMap<(u32, u32), CallState>,
 }
@@ -55,6 +56,7 @@ impl World {
                     rows: 0,
                     last: 0,
                     epoch: 0,
+                    holder: None,
                     steps: vec![],
                     calls: BTreeMap::new(),
                 });
@@ -176,7 +178,12 @@ impl Known {
                 {
                     match reason {
                         ReleaseReason::HandBack => coverage.hand_backs += 1,
-                        ReleaseReason::Expired => coverage.takeovers += 1,
+                        ReleaseReason::Expired => {
+                            coverage.takeovers += 1;
+                            if self.holder.is_some_and(|holder| rows.is_alive(holder)) {
+                                found.push(": it was taken from a worker that is alive".to_owned());
+                            }
+                        }
                         ReleaseReason::Broken => coverage.broken_attempts += 1,
                     }
                 }
@@ -203,6 +210,7 @@ impl Known {
         }
         let before = std::mem::replace(&mut self.status, run.status);
         self.rows = log.len();
+        self.holder = rows.jobs.get(&run.id).and_then(|job| job.worker_id);
         self.reason = run.reason;
         Some(format!("{before} → {} @{} e{}:{kinds}", run.status, self.last, self.epoch))
     }

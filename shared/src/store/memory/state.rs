@@ -131,7 +131,8 @@ impl State {
         self.log.get(&run_id).and_then(|rows| rows.last()).map_or(0, |row| row.segment.last)
     }
 
-    pub(super) fn is_alive(&self, worker: WorkerId) -> bool {
+    /// Whether the worker's lease holds at the time of the last transaction.
+    pub fn is_alive(&self, worker: WorkerId) -> bool {
         self.workers.get(&worker).is_some_and(|lease| lease.expires_at > self.now)
     }
 
