@@ -26,9 +26,9 @@ upheld! {
     a_heartbeat_extends_the_lease_and_tells_of_stops,
     an_expired_lease_is_never_revived,
     a_retired_worker_holds_no_lease,
-    a_heartbeat_and_a_reaper_never_both_win,
     workers_are_listed_with_what_they_hold;
     sql:
+    a_heartbeat_and_a_reaper_never_both_win,
     claimers_take_every_job_once_and_never_more_than_the_limit,
     a_claim_keeps_to_its_limit_under_any_plan,
     a_job_that_somebody_locks_keeps_no_claimer_waiting,
