@@ -91,10 +91,7 @@ impl Result {
         self.schedules += other.schedules;
         self.lived += other.lived;
         self.coverage.add(&other.coverage);
-        let lowest = |one: Option<(u64, String)>, other: Option<(u64, String)>| match (one, other) {
-            (Some(one), Some(other)) => Some(if one.0 <= other.0 { one } else { other }),
-            (one, other) => one.or(other),
-        };
-        self.violation = lowest(self.violation.take(), other.violation);
+        let found = self.violation.take().into_iter().chain(other.violation);
+        self.violation = found.min_by_key(|(seed, _)| *seed);
     }
 }

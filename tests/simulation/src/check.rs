@@ -113,10 +113,10 @@ impl World {
                         found.push(format!("op{} was told a run that there is not", op.id));
                     }
                 }
-                Want::Submit(_) => {
-                    if op.told.is_some_and(|told| !origins.values().flatten().any(|run| *run == told)) {
-                        found.push(format!("op{} was accepted and is lost", op.id));
-                    }
+                Want::Submit(_)
+                    if op.told.is_some_and(|told| !origins.values().flatten().any(|run| *run == told)) =>
+                {
+                    found.push(format!("op{} was accepted and is lost", op.id));
                 }
                 Want::Watch { run, seen, from, .. } if op.state == Progress::Done => {
                     let (.., events) = self.store.rows(|rows| read(rows, *run));

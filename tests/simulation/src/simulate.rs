@@ -115,7 +115,7 @@ impl Simulation {
         loop {
             let now = with(|world| world.now);
             self.happen(now);
-            self.end_outages(now);
+            with(World::end_outages);
             serve_requests();
             with(World::deliver_hints);
             self.serve_clients();
@@ -218,15 +218,6 @@ impl Simulation {
         }
     }
 
-    fn end_outages(&mut self, now: u64) {
-        with(|world| {
-            if world.hints_away_until > 0 && now >= world.hints_away_until {
-                world.hints_away_until = 0;
-                world.resync_all();
-            }
-        });
-    }
-
     fn step(&mut self, number: usize, now: u64, until: u64) {
         // A supervisor starts what has crashed, after a while.
         if self.processes[number].is_none() && (self.is_healed || self.rng.u8(0..8) == 0) {
@@ -273,7 +264,9 @@ impl Simulation {
             }
             open
         });
-        open.into_iter().for_each(|place| api.serve(place));
+        for place in open {
+            api.serve(place);
+        }
     }
 }
 
@@ -356,12 +349,13 @@ fn is_at_rest() -> bool {
 
 /// The runs that are not over, and the clients that still wait.
 fn unfinished(world: &World) -> String {
-    let runs = world.store.rows(|rows| {
+    let mut left: Vec<String> = world.store.rows(|rows| {
         let runs = rows.runs.values().enumerate().filter(|(_, row)| !row.run.status.is_terminal());
-        runs.map(|(place, row)| format!("run{place} is {} ", row.run.status)).collect::<String>()
+        runs.map(|(place, row)| format!("run{place} is {}", row.run.status)).collect()
     });
     let ops = world.ops.iter().filter(|op| op.state != Progress::Done);
-    runs + &ops.map(|op| format!("#{} {:?} ", op.id, op.state)).collect::<String>()
+    left.extend(ops.map(|op| format!("#{} is {:?}", op.id, op.state)));
+    left.join(", ")
 }
 
 /// A next message in every chat works.

@@ -236,6 +236,14 @@ impl World {
         }
     }
 
+    /// An outage of the hints that is over.
+    pub fn end_outages(&mut self) {
+        if self.hints_away_until > 0 && self.now >= self.hints_away_until {
+            self.hints_away_until = 0;
+            self.resync_all();
+        }
+    }
+
     /// The feed was interrupted: whoever listens is told so, as by a client of Redis that has connected again.
     pub fn resync_all(&mut self) {
         for to in 0..self.processes.len() {
@@ -253,7 +261,9 @@ impl World {
                 Hint::Signal(signal) => bus.signal(signal),
                 Hint::Resync => {
                     let runs: Vec<RunId> = self.store.rows(|rows| rows.runs.keys().copied().collect());
-                    runs.into_iter().for_each(|run| bus.deliver(run, Live::Resync));
+                    for run in runs {
+                        bus.deliver(run, Live::Resync);
+                    }
                 }
             }
         }

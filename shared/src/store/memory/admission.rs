@@ -96,16 +96,15 @@ impl State {
 
     /// The chat's next turn; of a new chat if the run brings its own.
     fn take_turn(&mut self, new: &NewRun) -> Result<(ChatId, i64), StoreError> {
-        let chat_id = match new.chat_id {
-            Some(chat_id) => chat_id,
-            None => {
-                let chat = NewChat {
-                    agent: Some(new.agent.clone()),
-                    created_by: new.created_by.clone(),
-                    ..NewChat::default()
-                };
-                self.insert_chat(new.workspace_id, chat)?.id
-            }
+        let chat_id = if let Some(chat_id) = new.chat_id {
+            chat_id
+        } else {
+            let chat = NewChat {
+                agent: Some(new.agent.clone()),
+                created_by: new.created_by.clone(),
+                ..NewChat::default()
+            };
+            self.insert_chat(new.workspace_id, chat)?.id
         };
         let now = self.now;
         let ChatRow { chat, last_turn, .. } = self.chats.get_mut(&chat_id).ok_or(StoreError::NotFound)?;

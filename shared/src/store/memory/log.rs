@@ -108,7 +108,7 @@ impl State {
         if let Some(ending) = &append.ending {
             run.status = ending.status();
             run.reason = Some(ending.reason);
-            run.error = ending.error.clone();
+            run.error.clone_from(&ending.error);
             run.finished_at = Some(now);
         }
         let message = self.messages.get_mut(&append.assistant_message_id).ok_or(StoreError::LeaseLost)?;
