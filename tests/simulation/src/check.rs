@@ -62,7 +62,7 @@ impl World {
                 });
                 let line = known.compare(rows, row, &mut found, &mut self.coverage);
                 lines.extend(line.map(|line| format!("p{process} {name}: run{place} {line}")));
-                if let Some(why) = found.last_mut().filter(|why| why.starts_with(": ")) {
+                for why in found.iter_mut().filter(|why| why.starts_with(": ")) {
                     *why = format!("run{place}{why} (by {name} of p{process})");
                 }
             }
