@@ -103,7 +103,8 @@ impl Schedule {
         };
         match rng.u8(0..=u8::MAX) {
             0..2 => schedule.lose_every_worker(&mut rng),
-            2..6 => schedule.weather.torn = 900,
+            // Long enough for a step to be done over until it is given up.
+            2..6 => (schedule.weather.torn, schedule.heals_at) = (900, 4_000),
             _ => {}
         }
         for _ in 0..rng.usize(1..=4) {
