@@ -42,6 +42,10 @@ codes! {
     MethodNotAllowed = "METHOD_NOT_ALLOWED", METHOD_NOT_ALLOWED, retry false, "The path does not take this method";
     BodyTimeout = "BODY_TIMEOUT", REQUEST_TIMEOUT, retry true, "The body did not arrive in time";
     RunAlreadyActive = "A_RUN_ALREADY_ACTIVE", CONFLICT, retry false, "A run is already active in this chat";
+    SupersedeInvalid = "SUPERSEDE_INVALID", BAD_REQUEST, retry false, "The run to supersede is not one of this chat";
+    SupersedeMismatch = "SUPERSEDE_TARGET_MISMATCH", CONFLICT, retry false,
+        "Another run than the expected one is active in this chat";
+    SupersedeTimeout = "SUPERSEDE_TIMEOUT", CONFLICT, retry true, "The superseded run has not ended yet";
     IdempotencyKeyInFlight = "IDEMPOTENCY_KEY_IN_FLIGHT", CONFLICT, retry true,
         "A request with this idempotency key is in flight";
     Conflict = "CONFLICT", CONFLICT, retry false, "The request conflicts with the present state";

@@ -1,22 +1,36 @@
 //! What every call gets: an id, a rendered failure, and headers that keep run data out of caches.
 //!
-//! A handler that panics answers 500 and disturbs nobody else.
+//! A handler that panics answers 500 and disturbs nobody else. One that the database leaves waiting is left to wait, and
+//! its caller is told.
 
-use std::{any::Any, panic::AssertUnwindSafe, time::Instant};
+use std::{
+    any::Any,
+    time::{Duration, Instant},
+};
 
 use axum::{
-    extract::Request,
+    extract::{Request, State},
     http::{HeaderMap, HeaderName, HeaderValue, Method, StatusCode, header},
     middleware::Next,
     response::{IntoResponse, Response},
 };
-use futures::FutureExt;
+use tokio::task::JoinError;
+use tokio_util::task::TaskTracker;
+use tracing::Instrument;
 use uuid::Uuid;
 
 use crate::{
     error::{ApiError, Code},
-    routes::runs::events::{reset, wants_event_stream},
+    extract::BODY_TIMEOUT,
+    routes::runs::{
+        events::{reset, wants_event_stream},
+        stop::MAX_WAIT,
+    },
 };
+
+/// How long a call may take, beyond what its client asks for: longer than a connection and a statement may take, so that
+/// only a database that has gone silent gets there.
+const ANSWER_LIMIT: Duration = Duration::from_secs(20);
 
 pub(crate) const X_REQUEST_ID: HeaderName = HeaderName::from_static("x-request-id");
 
@@ -42,16 +56,14 @@ impl RequestId {
     }
 }
 
-pub(crate) async fn wrap(request: Request, next: Next) -> Response {
+pub(crate) async fn wrap(State(tasks): State<TaskTracker>, request: Request, next: Next) -> Response {
     let started = Instant::now();
     let id = RequestId::of(request.headers());
     let method = request.method().clone();
     let path = request.uri().path().to_owned();
     let wants_stream = method == Method::GET && wants_event_stream(request.headers());
 
-    // What a handler shares with others is behind locks that survive a panic, or in the database.
-    let handled = AssertUnwindSafe(next.run(request)).catch_unwind().await;
-    let response = handled.unwrap_or_else(|panic| ApiError::internal(describe(&*panic)).into_response());
+    let response = answer(&tasks, limit(&method, &path), next.run(request).in_current_span()).await;
     let mut response = finish(response, &id, &path);
     // An EventSource gives up for good on a status other than 200 and comes back after a broken connection.
     if wants_stream && response.status() == StatusCode::SERVICE_UNAVAILABLE {
@@ -70,6 +82,24 @@ pub(crate) async fn wrap(request: Request, next: Next) -> Response {
         "a call was answered"
     );
     response
+}
+
+/// What the handler answers within the limit. It has a task of its own, because what it asks of the database must not be
+/// dropped in the middle. What it shares with others is behind locks that survive a panic, or in the database.
+async fn answer(
+    tasks: &TaskTracker,
+    limit: Duration,
+    handler: impl Future<Output = Response> + Send + 'static,
+) -> Response {
+    match tokio::time::timeout(limit, tasks.spawn(handler)).await {
+        Ok(Ok(response)) => response,
+        Ok(Err(broken)) => ApiError::internal(describe(broken)).into_response(),
+        Err(_) => ApiError {
+            cause: Some(format!("no answer within {} s", limit.as_secs())),
+            ..ApiError::outcome_unknown()
+        }
+        .into_response(),
+    }
 }
 
 /// Renders a failure, keeping the headers that inner layers have set.
@@ -108,7 +138,18 @@ fn finish(mut response: Response, id: &RequestId, path: &str) -> Response {
     rendered
 }
 
-fn describe(panic: &(dyn Any + Send)) -> String {
+/// A body may take its time, and a stop may be asked to wait.
+fn limit(method: &Method, path: &str) -> Duration {
+    match *method {
+        Method::GET | Method::HEAD | Method::DELETE => ANSWER_LIMIT,
+        _ if path.ends_with("/stop") => ANSWER_LIMIT + BODY_TIMEOUT + MAX_WAIT,
+        _ => ANSWER_LIMIT + BODY_TIMEOUT,
+    }
+}
+
+fn describe(broken: JoinError) -> String {
+    let Ok(panic) = broken.try_into_panic() else { return "the server is ending".to_owned() };
+    let panic: &(dyn Any + Send) = &*panic;
     let message = panic.downcast_ref::<&str>().copied();
     let message = message.or_else(|| panic.downcast_ref::<String>().map(String::as_str));
     format!("the handler panicked: {}", message.unwrap_or_default())
@@ -139,12 +180,37 @@ mod tests {
         }
         let router = axum::Router::new()
             .route("/broken", axum::routing::get(broken))
-            .layer(axum::middleware::from_fn(wrap));
+            .layer(axum::middleware::from_fn_with_state(TaskTracker::new(), wrap));
         let request = Request::get("/broken").body(axum::body::Body::empty()).unwrap();
         let response = tower::ServiceExt::oneshot(router, request).await.unwrap();
         assert_eq!(response.status(), StatusCode::INTERNAL_SERVER_ERROR);
         let body = axum::body::to_bytes(response.into_body(), 10_000).await.unwrap();
         let body = std::str::from_utf8(&body).unwrap();
         assert!(body.contains("\"INTERNAL\"") && !body.contains("secret"), "{body}");
+    }
+
+    #[tokio::test]
+    async fn a_call_that_the_database_leaves_waiting_is_answered_and_goes_on() {
+        let tasks = TaskTracker::new();
+        let (go_on, wait) = tokio::sync::oneshot::channel::<()>();
+        let (done, is_done) = tokio::sync::oneshot::channel();
+        let handler = async move {
+            wait.await.unwrap();
+            done.send(()).unwrap();
+            StatusCode::OK.into_response()
+        };
+        let mut response = answer(&tasks, Duration::from_millis(20), handler).await;
+        let error = response.extensions_mut().remove::<ApiError>().unwrap();
+        assert_eq!((error.code, error.retry_after.is_some()), (Code::Unavailable, true));
+        assert_eq!(tasks.len(), 1, "what was begun is not dropped");
+        go_on.send(()).unwrap();
+        is_done.await.unwrap();
+    }
+
+    #[test]
+    fn a_call_gets_the_time_that_its_client_may_take() {
+        let of = |method, path| limit(&method, path).as_secs();
+        assert_eq!((of(Method::GET, "/v1/runs"), of(Method::POST, "/v1/runs")), (20, 50));
+        assert_eq!(of(Method::POST, "/v1/runs/x/stop"), 110);
     }
 }

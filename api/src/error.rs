@@ -94,6 +94,17 @@ impl ApiError {
         Self { detail: Some(detail), flaws: vec![flaw], ..Code::InvalidRequest.into() }
     }
 
+    /// The database did not answer: what was asked for may have happened or may happen yet.
+    pub(crate) fn outcome_unknown() -> Self {
+        Self {
+            retry_after: Some(RETRY_AFTER_SECONDS),
+            ..Self::new(
+                Code::Unavailable,
+                "whether the call took effect is not known; a submission is repeated safely with its Idempotency-Key",
+            )
+        }
+    }
+
     /// A failure of ours: the caller learns nothing but that.
     pub(crate) fn internal(cause: impl std::fmt::Display) -> Self {
         Self { cause: Some(cause.to_string()), ..Code::Internal.into() }
@@ -106,7 +117,8 @@ impl From<StoreError> for ApiError {
             StoreError::NotFound => Code::NotFound.into(),
             // The name of a constraint means nothing to a caller.
             StoreError::Conflict(_) => Self { cause: Some(error.to_string()), ..Code::Conflict.into() },
-            StoreError::Unavailable(_) | StoreError::TimedOut => Self {
+            StoreError::TimedOut => Self::outcome_unknown(),
+            StoreError::Unavailable(_) => Self {
                 retry_after: Some(RETRY_AFTER_SECONDS),
                 cause: Some(error.to_string()),
                 ..Code::Unavailable.into()
@@ -135,6 +147,19 @@ impl From<SubmitError> for ApiError {
             SubmitError::KeyReused => Code::IdempotencyKeyReused.into(),
             SubmitError::KeyInFlight => Self { retry_after: Some(1), ..Code::IdempotencyKeyInFlight.into() },
             SubmitError::MessageIdReused => Code::MessageIdReused.into(),
+            SubmitError::SupersedeInvalid => Self {
+                code: Code::SupersedeInvalid,
+                ..Self::body("/expectRunId", "names no run of this chat")
+            },
+            SubmitError::SupersedeMismatch { active_run_id } => {
+                Self { active_run_id: Some(active_run_id), ..Code::SupersedeMismatch.into() }
+            }
+            SubmitError::SupersedeTimeout { active_run_id } => Self {
+                active_run_id: Some(active_run_id),
+                retry_after: Some(1),
+                ..Code::SupersedeTimeout.into()
+            },
+            SubmitError::BeginFailed(StoreError::TimedOut) => Self::outcome_unknown(),
             SubmitError::BeginFailed(cause) => Self {
                 retry_after: Some(RETRY_AFTER_SECONDS),
                 cause: Some(cause.to_string()),
@@ -165,7 +190,7 @@ pub(crate) struct Problem<'a> {
     pub(crate) errors: &'a [Flaw],
     /// Whether the same call may succeed later.
     pub(crate) retryable: bool,
-    /// With `A_RUN_ALREADY_ACTIVE`: the run that holds the chat.
+    /// With `A_RUN_ALREADY_ACTIVE`, `SUPERSEDE_TARGET_MISMATCH` and `SUPERSEDE_TIMEOUT`: the run that holds the chat.
     #[serde(skip_serializing_if = "Option::is_none")]
     #[schema(value_type = Option<uuid::Uuid>)]
     pub(crate) active_run_id: Option<RunId>,
@@ -233,6 +258,10 @@ mod tests {
             (SubmitError::KeyReused.into(), 422, "IDEMPOTENCY_KEY_REUSED"),
             (SubmitError::KeyInFlight.into(), 409, "IDEMPOTENCY_KEY_IN_FLIGHT"),
             (SubmitError::MessageIdReused.into(), 422, "MESSAGE_ID_REUSED"),
+            (SubmitError::SupersedeInvalid.into(), 400, "SUPERSEDE_INVALID"),
+            (SubmitError::SupersedeMismatch { active_run_id: busy }.into(), 409, "SUPERSEDE_TARGET_MISMATCH"),
+            (SubmitError::SupersedeTimeout { active_run_id: busy }.into(), 409, "SUPERSEDE_TIMEOUT"),
+            (SubmitError::BeginFailed(StoreError::TimedOut).into(), 503, "UNAVAILABLE"),
             (SubmitError::BeginFailed(StoreError::NotFound).into(), 503, "A_RUN_BEGIN_FAILED"),
         ];
         for (error, status, code) in table {

@@ -47,7 +47,7 @@ pub fn router(state: AppState) -> Router {
     let cors = cors(&state.settings.cors_origins);
     routes
         .fallback(|| async { ApiError::from(Code::NotFound) })
-        .layer(middleware::from_fn(context::wrap))
+        .layer(middleware::from_fn_with_state(state.tasks.clone(), context::wrap))
         .layer(cors)
         .with_state(state)
 }

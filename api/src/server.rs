@@ -28,6 +28,16 @@ const DRAIN_TIMEOUT: Duration = Duration::from_secs(10);
 
 /// Serves HTTP/1.1 until `shutdown`, then until what is under way has been answered.
 pub async fn serve(listener: TcpListener, state: AppState, shutdown: CancellationToken) -> io::Result<()> {
+    serve_patiently(listener, state, shutdown, STALL_TIMEOUT).await
+}
+
+/// The same with `patience` for those who do not read.
+pub(crate) async fn serve_patiently(
+    listener: TcpListener,
+    state: AppState,
+    shutdown: CancellationToken,
+    patience: Duration,
+) -> io::Result<()> {
     let app = router(state.clone());
     let connections = TaskTracker::new();
     let mut http = http1::Builder::new();
@@ -45,6 +55,7 @@ pub async fn serve(listener: TcpListener, state: AppState, shutdown: Cancellatio
                     app.clone(),
                     state.tasks.clone(),
                     shutdown.clone(),
+                    patience,
                 ));
             }
             Err(error) if is_about_one_connection(&error) => {}
@@ -75,6 +86,7 @@ async fn attend(
     app: Router,
     tasks: TaskTracker,
     shutdown: CancellationToken,
+    patience: Duration,
 ) {
     // Tokens are small and wanted at once.
     let _ = stream.set_nodelay(true);
@@ -90,7 +102,7 @@ async fn attend(
         }
     });
     let mut connection =
-        std::pin::pin!(http.serve_connection(TokioIo::new(Impatient::new(stream, STALL_TIMEOUT)), service));
+        std::pin::pin!(http.serve_connection(TokioIo::new(Impatient::new(stream, patience)), service));
     let ended = tokio::select! {
         ended = &mut connection => ended,
         () = shutdown.cancelled() => {

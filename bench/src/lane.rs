@@ -41,6 +41,7 @@ impl Lane {
             version: "0".to_owned(),
             slots: 1,
             lease_ms: LEASE.as_millis() as i64,
+            presence: None,
         };
         store.register_worker(&worker).await?;
         Ok(Self { store, workspace_id, worker_id: id })
@@ -241,6 +242,7 @@ impl<'a> Writing<'a> {
             planned_at: None,
             dispatched_at: None,
             settled_at: None,
+            late: None,
         }
     }
 }

@@ -6,7 +6,7 @@ use anyhow::{Context, Result};
 use longhaul_api::{AppState, Settings};
 use longhaul_shared::{
     admission::Agents,
-    backends::{Backends, Processes, open},
+    backends::{Backends, Processes, open, open_lease_store},
     config::{Config, Overrides},
     shutdown::Shutdown,
     tail::Tails,
@@ -50,7 +50,14 @@ pub(crate) async fn play(role: Role, file: &Path) -> Result<()> {
             longhaul_api::serve(listener, state, shutdown.soft.clone()).await?;
         }
         Role::Worker => {
-            let parts = longhaul_worker::Parts { store, bus, config: Arc::new(config) };
+            let leases = open_lease_store(&config, &store)?;
+            let parts = longhaul_worker::Parts {
+                store,
+                leases,
+                processes: Processes::Many,
+                bus,
+                config: Arc::new(config),
+            };
             let work = longhaul_worker::run(parts, shutdown.clone());
             tokio::pin!(work);
             tokio::select! {

@@ -47,6 +47,7 @@ pub(crate) async fn run(global: &Global, args: Args) -> Outcome {
     let listener = bind(&config).await?;
     tracing::info!(address = %listener.local_addr()?, "the API listens");
     let mut parts = Parts::new(&shutdown);
+    parts.serve_metrics(&config)?;
     parts
         .spawn("API", longhaul_api::serve(listener, state(&config, &backends, "api"), shutdown.soft.clone()));
     let outcome = parts.run(&config).await;

@@ -2,7 +2,10 @@
 
 use clap::Subcommand;
 use comfy_table::Cell;
-use longhaul_shared::config::{Config, Overrides, Shown, env_example, markdown};
+use longhaul_shared::{
+    config::{Config, Overrides, Shown, env_example, markdown},
+    telemetry::metrics,
+};
 use serde_json::{Map, Value, json};
 
 use crate::{
@@ -32,6 +35,8 @@ pub(crate) enum Command {
     Docs,
     /// Prints an example of all environment variables
     EnvExample,
+    /// Prints the reference of all metrics as Markdown
+    MetricsDocs,
 }
 
 pub(crate) fn run(global: &Global, command: &Command) -> Outcome {
@@ -50,6 +55,7 @@ pub(crate) fn run(global: &Global, command: &Command) -> Outcome {
         }
         Command::Docs => print(&markdown()),
         Command::EnvExample => print(&env_example()),
+        Command::MetricsDocs => print(&metrics::markdown()),
     }
 }
 

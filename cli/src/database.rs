@@ -32,7 +32,10 @@ pub(crate) fn missing_file(config: &Config) -> Option<String> {
 
 /// Refuses a database that lacks migrations.
 pub(crate) async fn require_migrated(store: &SharedStore) -> Result<(), Failure> {
-    let known = store.migrations().await?;
+    refuse_missing(&store.migrations().await?)
+}
+
+fn refuse_missing(known: &[(i64, String, bool)]) -> Result<(), Failure> {
     let missing: Vec<&str> =
         known.iter().filter(|(_, _, applied)| !applied).map(|(_, name, _)| name.as_str()).collect();
     match missing.as_slice() {
@@ -50,9 +53,11 @@ pub(crate) async fn wait_until_migrated(store: &SharedStore) -> Result<(), Failu
     let begin = Instant::now();
     let mut tries = 0;
     loop {
-        match store.now().await {
-            Ok(_) => return require_migrated(store).await,
-            Err(StoreError::Unavailable(error)) if begin.elapsed() < PATIENCE => {
+        match store.migrations().await {
+            Ok(known) => return refuse_missing(&known),
+            Err(error @ StoreError::Unavailable(_))
+                if !error.is_about_access() && begin.elapsed() < PATIENCE =>
+            {
                 tries += 1;
                 tracing::warn!(%error, "the database cannot be reached; trying again");
                 sleep(RETRY.wait(tries, 1.0)).await;

@@ -13,7 +13,7 @@ use std::{
 
 use longhaul_shared::{
     api_key::{Key, KeyKind},
-    backends::{Processes, open},
+    backends::{Processes, open, open_lease_store},
     config::{AuthMode, Config, DatabaseUrl, Overrides},
     shutdown::Shutdown,
     store::{KeyRole, SharedStore},
@@ -86,10 +86,13 @@ pub(crate) async fn run(global: &Global, args: Args) -> Outcome {
     }
 
     let mut parts = Parts::new(&shutdown);
+    parts.serve_metrics(&config)?;
     parts
         .spawn("API", longhaul_api::serve(listener, state(&config, &backends, "dev"), shutdown.soft.clone()));
     let working = longhaul_worker::Parts {
         store: backends.store.clone(),
+        leases: open_lease_store(&config, &backends.store)?,
+        processes: Processes::One,
         bus: backends.bus.clone(),
         config: config.clone(),
     };

@@ -24,6 +24,7 @@ mod worker;
 use std::{path::PathBuf, process::ExitCode};
 
 use clap::{Parser, Subcommand};
+use longhaul_shared::faults;
 use url::Url;
 
 use crate::{
@@ -111,6 +112,9 @@ enum Command {
 
 fn main() -> ExitCode {
     let cli = Cli::parse();
+    if let Err(error) = faults::arm() {
+        return end(Err(Failure::usage(error.to_string())));
+    }
     // Database, Redis and HTTP share this one; installing fails only if there is one already.
     let _ = rustls::crypto::ring::default_provider().install_default();
     let runtime = match tokio::runtime::Builder::new_multi_thread().enable_all().build() {

@@ -5,6 +5,7 @@ use std::{future::Future, time::Duration};
 use longhaul_shared::{
     config::Config,
     shutdown::{Finish, Shutdown},
+    telemetry::metrics,
 };
 use tokio::{task::JoinSet, time::timeout};
 
@@ -19,11 +20,22 @@ const LAST_MOMENT: Duration = Duration::from_secs(2);
 pub(crate) struct Parts {
     shutdown: Shutdown,
     tasks: JoinSet<Result<(), String>>,
+    /// What lasts as long as the process: it ends when this is dropped.
+    lasting: JoinSet<()>,
 }
 
 impl Parts {
     pub(crate) fn new(shutdown: &Shutdown) -> Self {
-        Self { shutdown: shutdown.clone(), tasks: JoinSet::new() }
+        Self { shutdown: shutdown.clone(), tasks: JoinSet::new(), lasting: JoinSet::new() }
+    }
+
+    /// Serves metrics where the configuration says so, to the end of the drain.
+    pub(crate) fn serve_metrics(&mut self, config: &Config) -> Result<(), Failure> {
+        if let Some(listen) = config.metrics.listen {
+            let serving = metrics::serve(listen).map_err(|error| Failure::error(error.to_string()))?;
+            self.lasting.spawn(serving);
+        }
+        Ok(())
     }
 
     /// Starts a part, which ends by itself after a soft stop. Its end stops the others.

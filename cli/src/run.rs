@@ -53,6 +53,7 @@ pub(crate) struct Args {
 enum IfBusy {
     Reject,
     Enqueue,
+    Interrupt,
 }
 
 impl Args {
@@ -68,6 +69,7 @@ impl Args {
             let word = match if_busy {
                 IfBusy::Reject => "reject",
                 IfBusy::Enqueue => "enqueue",
+                IfBusy::Interrupt => "interrupt",
             };
             body.insert("ifBusy".into(), word.into());
         }

@@ -38,7 +38,11 @@ pub(crate) enum Command {
     },
     /// Stops a run; again is fine
     Stop {
-        id: String,
+        #[arg(required_unless_present = "key")]
+        id: Option<String>,
+        /// The run that was or will be submitted with this idempotency key, instead of an id
+        #[arg(long, conflicts_with = "id")]
+        key: Option<String>,
         /// Waits until it has stopped
         #[arg(long)]
         wait: bool,
@@ -98,7 +102,10 @@ pub(crate) async fn run(global: &Global, command: Command) -> Outcome {
             let mut sink = Sink::printing(output, format == TailFormat::Events);
             Ok(follow(&client, &id, after, &mut sink, None, output).await?.exit(&id, &client, output))
         }
-        Command::Stop { id, wait } => stop(&client, &id, wait, output).await,
+        Command::Stop { id: Some(id), wait, .. } => stop(&client, &id, wait, output).await,
+        Command::Stop { id: None, key, wait } => {
+            stop_by_key(&client, &key.unwrap_or_default(), wait, output).await
+        }
     }
 }
 
@@ -117,6 +124,16 @@ async fn stop(client: &Client, id: &str, until_over: bool, output: Output) -> Ou
     }
     let run = client.get::<Run>(&["v1", "runs", id], &[]).await?;
     output.one(&run.raw, || format!("{id} is {}\n", run.item.status))
+}
+
+/// A key that nobody has submitted with has no run to wait for.
+async fn stop_by_key(client: &Client, key: &str, until_over: bool, output: Output) -> Outcome {
+    let body = serde_json::json!({ "idempotencyKey": key });
+    let (asked, _): (Seen<Value>, _) = client.post(&["v1", "runs", "stop"], key, &body).await?;
+    match asked.item["runId"].as_str() {
+        Some(id) => stop(client, id, until_over, output).await,
+        None => output.one(&asked.raw, || "noted: whatever comes with this key is stopped\n".to_owned()),
+    }
 }
 
 async fn wait_for_the_end(client: &Client, id: &str, output: Output) -> Outcome {

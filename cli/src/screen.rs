@@ -67,7 +67,7 @@ impl<T: Write, N: Write> Screen<T, N> {
                 "expired" => "its worker was lost, another one takes over",
                 _ => "interrupted, it will be taken up again",
             }),
-            "run.stopping" => self.note("stopping"),
+            "run.stopping" if field("stage") == "requested" => self.note("stopping"),
             "step.restarted" => self.restart(event),
             "tool.planned" => {
                 let call = (field("name").to_owned(), field("arguments").to_owned());

@@ -3,7 +3,7 @@
 use std::{sync::Arc, time::Duration};
 
 use longhaul_shared::{
-    backends::{Processes, open},
+    backends::{Processes, open, open_lease_store},
     config::{Config, Overrides},
     shutdown::Shutdown,
     telemetry,
@@ -49,8 +49,11 @@ pub(crate) async fn run(global: &Global, args: Args) -> Outcome {
         () = shutdown.soft.cancelled() => return Ok(Exit::Ok),
     }
     let mut parts = Parts::new(&shutdown);
+    parts.serve_metrics(&config)?;
     let working = longhaul_worker::Parts {
         store: backends.store.clone(),
+        leases: open_lease_store(&config, &backends.store)?,
+        processes: Processes::Many,
         bus: backends.bus.clone(),
         config: config.clone(),
     };

@@ -260,3 +260,21 @@ fn ctrl_c_detaches_and_says_how_to_get_back() {
         assert!(notes.contains("Re-attach: longhaul runs tail r1"), "{notes}");
     }
 }
+
+#[test]
+fn a_process_does_not_start_with_a_fault_that_it_does_not_have() {
+    let folder = tempfile::tempdir().unwrap();
+    let version = |variable: &str, value: &str| {
+        let mut version = longhaul(folder.path(), &["version"]);
+        version.env(variable, value);
+        version
+    };
+    for (variable, value) in [("LONGHAUL_FAILPOINTS", "after_lunch=kill"), ("LONGHAUL_MUTANT", "no_tests")] {
+        let (_, error) = ends(version(variable, value), 2);
+        assert!(error.contains(variable), "{error}");
+    }
+    // A build for tests has these; any other says that it has none.
+    let code = if cfg!(debug_assertions) { 0 } else { 2 };
+    ends(version("LONGHAUL_FAILPOINTS", "after_claim=kill"), code);
+    ends(version("LONGHAUL_MUTANT", "no_status_condition"), code);
+}

@@ -3,9 +3,10 @@
 //! What a submission says is checked here, in words for its sender; the store then admits it in one transaction.
 //! Only after the commit are watchers and workers told.
 
-use std::{collections::BTreeMap, sync::Arc};
+use std::{collections::BTreeMap, sync::Arc, time::Duration};
 
 use serde_json::Value;
+use tokio::time::{Instant, sleep};
 
 use crate::{
     bus::{Bus, Signal},
@@ -18,9 +19,10 @@ use crate::{
         text,
     },
     store::{
-        AdmitError, Admitted, IfBusy, NewRun, StopOutcome, Store, StoreError,
+        AdmitError, Admitted, IfBusy, KeyName, KeyStop, NewRun, StopOutcome, Store, StoreError,
         admission::{IdempotencyKey, StartAt},
     },
+    telemetry::metrics,
 };
 
 const MAX_TAGS: usize = 32;
@@ -29,6 +31,9 @@ const MAX_METADATA_BYTES: usize = 16 * 1024;
 const MAX_MESSAGE_ID_CHARS: usize = 200;
 /// A start further away than this is a mistake in the unit rather than a plan.
 const MAX_DELAY_MS: i64 = 366 * 24 * 3_600_000;
+/// How long a superseded run may take to end.
+const SETTLE_LIMIT: Duration = Duration::from_secs(10);
+const SETTLE_POLL: Duration = Duration::from_millis(50);
 /// The queue that a run goes to.
 const QUEUE: &str = "default";
 
@@ -77,6 +82,8 @@ pub struct Submission {
     pub agent: Option<String>,
     pub input: Input,
     pub if_busy: IfBusy,
+    /// With `Interrupt`: the only run that may be superseded.
+    pub expect_run_id: Option<RunId>,
     pub start: Option<StartAt>,
     pub trigger: Trigger,
     pub created_by: Option<String>,
@@ -107,6 +114,13 @@ pub enum SubmitError {
     KeyInFlight,
     #[error("the message id was used for a different message")]
     MessageIdReused,
+    /// The run that was to be superseded is not one of this chat.
+    #[error("the run to be superseded is not one of this chat")]
+    SupersedeInvalid,
+    #[error("another run than the expected one is active in this chat")]
+    SupersedeMismatch { active_run_id: RunId },
+    #[error("the superseded run has not ended yet")]
+    SupersedeTimeout { active_run_id: RunId },
     /// The run could not be begun, and there is no untracked one.
     #[error("the run could not be begun")]
     BeginFailed(#[source] StoreError),
@@ -119,17 +133,78 @@ pub async fn submit(
     agents: &Agents,
     submission: Submission,
 ) -> Result<Admitted, SubmitError> {
+    let expected = submission.expect_run_id;
     let new = check(store, agents, submission).await?;
-    let admitted = store.admit(new).await.map_err(|error| match error {
-        AdmitError::RunAlreadyActive { active_run_id } => SubmitError::RunAlreadyActive { active_run_id },
-        AdmitError::ChatNotFound => SubmitError::ChatNotFound,
-        AdmitError::KeyReused => SubmitError::KeyReused,
-        AdmitError::KeyInFlight => SubmitError::KeyInFlight,
-        AdmitError::MessageIdReused => SubmitError::MessageIdReused,
-        AdmitError::Store(error) => SubmitError::BeginFailed(error),
-    })?;
+    let admitted = match new.if_busy {
+        IfBusy::Interrupt => interrupt(store, bus, &new, expected).await?,
+        IfBusy::Reject | IfBusy::Enqueue => store.admit(new).await?,
+    };
     announce(bus, admitted.segments.clone(), admitted.wake.clone());
     Ok(admitted)
+}
+
+impl From<AdmitError> for SubmitError {
+    fn from(error: AdmitError) -> Self {
+        match error {
+            AdmitError::RunAlreadyActive { active_run_id } => Self::RunAlreadyActive { active_run_id },
+            AdmitError::ChatNotFound => Self::ChatNotFound,
+            AdmitError::KeyReused => Self::KeyReused,
+            AdmitError::KeyInFlight => Self::KeyInFlight,
+            AdmitError::MessageIdReused => Self::MessageIdReused,
+            AdmitError::Store(error) => Self::BeginFailed(error),
+        }
+    }
+}
+
+/// Supersedes whoever holds the chat until the run is admitted. Always admission comes first: only it knows a repeated
+/// call, and only the index decides who gets the slot that has become free.
+async fn interrupt(
+    store: &dyn Store,
+    bus: &dyn Bus,
+    new: &NewRun,
+    expected: Option<RunId>,
+) -> Result<Admitted, SubmitError> {
+    require_of_this_chat(store, new, expected).await?;
+    let deadline = Instant::now() + SETTLE_LIMIT;
+    loop {
+        let active = match store.admit(new.clone()).await {
+            Err(AdmitError::RunAlreadyActive { active_run_id: Some(active) }) => active,
+            // It ended before its name could be read.
+            Err(AdmitError::RunAlreadyActive { active_run_id: None }) if Instant::now() < deadline => {
+                continue;
+            }
+            answer => return Ok(answer?),
+        };
+        if expected.is_some_and(|expected| expected != active) {
+            return Err(SubmitError::SupersedeMismatch { active_run_id: active });
+        }
+        for outcome in store.supersede(new.workspace_id, active).await.map_err(SubmitError::BeginFailed)? {
+            announce_stop(bus, outcome);
+        }
+        loop {
+            let run = store.run(new.workspace_id, active).await.map_err(SubmitError::BeginFailed)?;
+            if run.status.is_terminal() {
+                break;
+            }
+            if Instant::now() >= deadline {
+                return Err(SubmitError::SupersedeTimeout { active_run_id: active });
+            }
+            sleep(SETTLE_POLL).await;
+        }
+    }
+}
+
+async fn require_of_this_chat(
+    store: &dyn Store,
+    new: &NewRun,
+    expected: Option<RunId>,
+) -> Result<(), SubmitError> {
+    let Some(expected) = expected else { return Ok(()) };
+    match store.run(new.workspace_id, expected).await {
+        Ok(run) if Some(run.chat_id) == new.chat_id => Ok(()),
+        Ok(_) | Err(StoreError::NotFound) => Err(SubmitError::SupersedeInvalid),
+        Err(error) => Err(SubmitError::BeginFailed(error)),
+    }
 }
 
 /// Asks a run to stop. It is over in the answer if no worker held it, else `stop_requested_at` is set.
@@ -143,6 +218,20 @@ pub async fn stop(
     let run = outcome.run().clone();
     announce_stop(bus, outcome);
     Ok(run)
+}
+
+/// The same by the key of the run's submission, which may still be on its way.
+pub async fn stop_by_key(
+    store: &dyn Store,
+    bus: &dyn Bus,
+    workspace: WorkspaceId,
+    key: KeyName<'_>,
+) -> Result<KeyStop, StoreError> {
+    let stop = store.stop_by_key(workspace, key).await?;
+    if let KeyStop::Known(outcome) = &stop {
+        announce_stop(bus, outcome.clone());
+    }
+    Ok(stop)
 }
 
 /// Deletes a chat and ends what goes on in it.
@@ -169,6 +258,7 @@ fn announce_stop(bus: &dyn Bus, outcome: StopOutcome) {
 /// Publishes committed segments and wakes the workers of queues in which a job became ready.
 pub fn announce(bus: &dyn Bus, segments: Vec<Segment>, wake: impl IntoIterator<Item = String>) {
     for segment in segments {
+        metrics::committed(&segment);
         bus.publish(Arc::new(segment));
     }
     for queue in wake {
@@ -177,6 +267,9 @@ pub fn announce(bus: &dyn Bus, segments: Vec<Segment>, wake: impl IntoIterator<I
 }
 
 async fn check(store: &dyn Store, agents: &Agents, submission: Submission) -> Result<NewRun, SubmitError> {
+    if submission.expect_run_id.is_some() && submission.if_busy != IfBusy::Interrupt {
+        return Err(invalid("/expectRunId", "means something with ifBusy = interrupt only"));
+    }
     let agent = match (submission.agent, submission.chat_id) {
         (Some(agent), _) => agent,
         (None, None) => return Err(SubmitError::NoAgent),

@@ -57,17 +57,33 @@ pub fn open_store(config: &Config) -> Result<SharedStore, BackendError> {
         }
         return Ok(Arc::new(sqlite::SqlStore::open(&sqlite::Options::new(path))?));
     }
+    Ok(Arc::new(postgres::SqlStore::open(&postgres_options(config))?))
+}
+
+/// Where a worker's lease is kept alive: connections of its own, which no other work can use up. On SQLite, where all
+/// writers share one connection anyway, it is the store itself.
+pub fn open_lease_store(config: &Config, store: &SharedStore) -> Result<SharedStore, BackendError> {
+    if config.database.url.sqlite_path().is_some() {
+        return Ok(Arc::clone(store));
+    }
+    // One for a heartbeat that hangs, one for the next.
+    let options =
+        postgres::Options { max_connections: 1, reserved_connections: 2, ..postgres_options(config) };
+    Ok(Arc::new(postgres::SqlStore::open(&options)?))
+}
+
+fn postgres_options(config: &Config) -> postgres::Options {
+    let database = &config.database;
     // A frozen owner must not hold locks past its lease, so all bounds of a session stay below it.
     let bound = config.statement_timeout();
-    let options = postgres::Options {
+    postgres::Options {
         max_connections: database.max_connections,
         acquire_timeout: database.acquire_timeout,
         statement_timeout: bound,
         lock_timeout: bound / 2,
         idle_in_transaction_timeout: bound,
         ..postgres::Options::new(database.url.expose())
-    };
-    Ok(Arc::new(postgres::SqlStore::open(&options)?))
+    }
 }
 
 impl Backends {

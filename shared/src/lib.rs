@@ -10,7 +10,8 @@
 //! - [`config`]: every setting, parsed and cross-checked once.
 //! - [`backends`]: a configuration in, its store and bus out.
 //! - [`api_key`]: keys as they are made, presented and compared.
-//! - [`jitter`]: the randomness of waits; [`mutant`]: guards that tests take out to see themselves fail.
+//! - [`faults`]: how a build for tests dies, freezes and forgets its guards on purpose: [`failpoint`], [`mutant`].
+//! - [`jitter`]: the randomness of waits.
 //! - [`shutdown`] and [`telemetry`]: how a process ends, and what it tells.
 
 pub mod admission;
@@ -19,6 +20,8 @@ pub mod backends;
 pub mod bus;
 pub mod config;
 pub mod domain;
+pub mod failpoint;
+pub mod faults;
 pub mod jitter;
 pub mod mutant;
 pub mod net_guard;

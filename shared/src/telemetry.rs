@@ -1,4 +1,4 @@
-//! Logs, set up once per process.
+//! Logs, set up once per process; [`metrics`] are the counters beside them.
 //!
 //! Lines go to stderr: text on a terminal, one JSON object each otherwise. A panic is a log line like any other. No
 //! prompt, no output and no secret is a field of anything here.
@@ -18,6 +18,8 @@ use tracing_subscriber::{
 };
 
 use crate::config::{LogConfig, LogFormat};
+
+pub mod metrics;
 
 /// The span of one attempt at a run, with the fields `run.id`, `epoch` and `step`. One per attempt and not per run: a
 /// run may take days, and a span is only seen when it ends.

@@ -12,6 +12,7 @@ use crate::{on_both, on_postgres, on_sqlite};
 on_both!(
     a_call_that_must_happen_once_is_not_repeated_when_its_outcome_is_lost,
     an_idempotent_call_is_repeated_under_the_same_key,
+    calls_that_had_no_effect_yet_are_settled_by_their_kind_and_finished_ones_are_kept,
 );
 on_postgres!(
     a_run_goes_on_from_its_last_step_when_its_only_worker_is_killed,
@@ -21,6 +22,7 @@ on_postgres!(
     a_frozen_worker_that_wakes_up_changes_nothing,
     a_worker_without_its_database_shows_nothing_that_it_cannot_keep_and_lets_go_in_time,
     a_worker_whose_database_connections_break_off_goes_on_by_itself,
+    a_worker_whose_first_database_connection_breaks_off_anywhere_starts_all_the_same,
 );
 on_sqlite!(
     a_killed_dev_server_goes_on_where_it_was_and_the_tail_with_it,
@@ -206,6 +208,47 @@ async fn an_idempotent_call_is_repeated_under_the_same_key(setup: Setup) {
     world.finish().await;
 }
 
+async fn calls_that_had_no_effect_yet_are_settled_by_their_kind_and_finished_ones_are_kept(setup: Setup) {
+    let mut world = World::start(setup.short_lease()).await;
+    let calls = Turn::call("charge", &json!({"op": "order 9"}))
+        .and_call("put", &json!({"op": "address"}))
+        .and_call("look", &json!({"op": "prices"}))
+        .and_call("look", &json!({"op": "stock"}));
+    world.provider.script("helper", Script::new([calls, Turn::marked(3)]));
+    let (charge, put) = (world.tools.gate_before("charge"), world.tools.gate_before("put"));
+    let submitted = world.client().submit("helper", "Do all of it.").await;
+    let tail = world.tail(&submitted.run_id);
+    charge.reached().await;
+    put.reached().await;
+    tail.until("the other calls are done", |events| {
+        let done = |call: u64| events.iter().any(|e| e.kind == "tool.finished" && e.data["call"] == call);
+        done(3) && done(4)
+    })
+    .await;
+    assert_eq!(world.tools.effects("order 9") + world.tools.effects("address"), 0);
+    kill_the_executor(&mut world).await;
+    put.reached_by(2).await;
+    put.open();
+    charge.open();
+    tail.ended().await;
+
+    let client = world.client();
+    assert_eq!(client.ended(&submitted.run_id).await.outcome(), "succeeded done");
+    let steps = client.steps(&submitted.run_id).await;
+    let states: Vec<_> = steps[0].tool_calls.iter().map(|call| call.state.as_str()).collect();
+    assert_eq!(states, ["unknown", "succeeded", "succeeded", "succeeded"]);
+    // The first request may still act, as it was asked to; it is not sent again.
+    world.tools.until("the lost request acts", |ledger| ledger.iter().any(|one| one.tool == "charge")).await;
+    for (op, requests, keys) in [("order 9", 1, 1), ("address", 2, 1), ("prices", 1, 1), ("stock", 1, 1)] {
+        world.tools.until(op, |ledger| ledger.iter().filter(|one| one.op == op).count() == requests).await;
+        assert_eq!((world.tools.effects(op), world.tools.keys(op).len()), (1, keys), "{op}");
+    }
+    let calls = world.provider.calls_to("helper");
+    let results = calls[1].messages().iter().filter(|message| message["role"] == "tool").count();
+    assert_eq!((calls.len(), results), (2, 4));
+    world.finish().await;
+}
+
 async fn a_tail_whose_api_process_is_killed_goes_on_at_the_other(setup: Setup) {
     let mut world = World::start(setup.apis(2)).await;
     world.provider.script("helper", Script::new([Turn::marked(20)]));
@@ -285,5 +328,17 @@ async fn a_worker_without_its_database_shows_nothing_that_it_cannot_keep_and_let
     assert!(calls[1].end.unwrap().0 < calls[2].begin, "two workers were at it at once");
     world.workers[0].says("the lease is lost").await;
     cable.pass();
+    world.finish().await;
+}
+
+async fn a_worker_whose_first_database_connection_breaks_off_anywhere_starts_all_the_same(setup: Setup) {
+    let mut world = World::start(setup.workers(0)).await;
+    for bytes in (0..1_500).step_by(75) {
+        let (cable, url) = world.cable().await;
+        cable.cut_after_bytes(Way::Down, bytes);
+        world.start_worker_at(&url, |program| program).await;
+        assert_eq!(cable.cuts(), 1, "{bytes}");
+        world.workers.last_mut().unwrap().kill();
+    }
     world.finish().await;
 }

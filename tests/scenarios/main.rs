@@ -4,15 +4,29 @@
 #![expect(clippy::unwrap_used, reason = "all of this is test code, helpers too")]
 
 mod crashing;
+mod database;
 mod demonstrating;
 mod draining;
+mod exhausting;
+mod interrupting;
 mod isolation;
+mod limiting;
+mod losing;
+mod measuring;
+mod oddities;
+mod poisoning;
 mod provider;
 mod racing;
+mod reconciling;
 mod redis;
+mod refusing;
+mod restarting;
+mod stalling;
 mod stopping;
 mod streaming;
 mod submitting;
+mod taking_over;
+mod tools;
 
 /// Each scenario once on SQLite (`longhaul dev`) and once on Postgres and Redis, with separate processes.
 macro_rules! on_both {

@@ -2,9 +2,9 @@
 
 use std::time::{Duration, Instant};
 
-use longhaul_tests::client::Run;
-use longhaul_tests::story::marks_of;
-use longhaul_tests::{At, Client, End, Fault, Script, Setup, Turn, World};
+use longhaul_tests::client::{Run, Submitted};
+use longhaul_tests::story::{Event, marks_of};
+use longhaul_tests::{At, Bus, Client, End, Fault, Gate, Script, Setup, Tail, Turn, World};
 use serde_json::json;
 
 use crate::{on_both, on_postgres};
@@ -20,8 +20,24 @@ on_both!(
     a_stop_may_be_repeated_and_comes_too_late_after_the_end,
     a_stop_in_a_queue_lets_the_next_one_pass,
     a_deleted_chat_stops_its_run,
+    an_answer_that_comes_after_the_stop_is_told_in_the_next_turn,
+    a_run_is_stopped_by_its_key_before_and_after_it_comes,
 );
-on_postgres!(a_run_that_no_worker_ever_saw_can_be_stopped, a_stop_takes_effect_although_the_owner_is_frozen,);
+on_postgres!(
+    a_run_that_no_worker_ever_saw_can_be_stopped,
+    a_stop_takes_effect_although_the_owner_is_frozen,
+    a_stop_does_not_wait_for_the_lease_of_a_frozen_owner,
+    a_stop_does_not_wait_for_the_lease_of_a_dead_owner,
+    a_stop_without_redis_closes_the_providers_connection_as_well,
+);
+
+/// What a stop may take whose owner does not follow: its grace, a round of the reaper, and what a busy machine adds.
+const WITHOUT_ITS_OWNER: Duration = Duration::from_secs(5);
+
+fn stages(events: &[Event]) -> Vec<&str> {
+    let stages = events.iter().filter(|event| event.kind == "run.stopping");
+    stages.map(|event| event.data["stage"].as_str().unwrap()).collect()
+}
 
 async fn next_message_works(client: &Client, chat: &str) {
     let next = client.say(chat, "quick", "And now?").await.submitted();
@@ -49,7 +65,7 @@ async fn a_stop_in_mid_stream_closes_the_providers_connection_and_keeps_what_was
         closed.saturating_duration_since(asked)
     );
     let events = tail.ended().await;
-    assert_eq!(events.iter().filter(|event| event.kind == "run.stopping").count(), 1);
+    assert_eq!(stages(&events), ["requested", "delivered"]);
     let messages = client.messages(&submitted.chat_id).await;
     assert_eq!(messages[1].status, "aborted");
     assert_eq!(marks_of(&messages[1].text(), 1, 5), Some(1), "what was said is kept: {}", messages[1].text());
@@ -119,7 +135,7 @@ async fn a_stop_may_be_repeated_and_comes_too_late_after_the_end(setup: Setup) {
         assert!([200, 202].contains(&answer.status), "{answer:?}");
     }
     let events = tail.ended().await;
-    assert_eq!(events.iter().filter(|event| event.kind == "run.stopping").count(), 1);
+    assert_eq!(stages(&events), ["requested", "delivered"]);
     let again: Run = client.stop(&submitted.run_id, 5).await.read(200);
     assert_eq!(again.outcome(), "aborted stop");
 
@@ -210,5 +226,129 @@ async fn a_stop_takes_effect_although_the_owner_is_frozen(setup: Setup) {
     world.workers[0].says("the lease is lost").await;
     assert_eq!(world.rows.log(&submitted.run_id).await, log);
     assert_eq!(world.provider.calls_to("helper").len(), 1);
+    world.finish().await;
+}
+
+/// A run of the first worker that stands in the middle of its answer while another worker is there.
+async fn run_beside_an_idle_worker(world: &mut World) -> (Submitted, Tail, Gate) {
+    world.provider.script("helper", Script::new([Turn::marked(20)]));
+    let gate = world.provider.gate("helper", At::Token(5));
+    let submitted = world.client().submit("helper", "Talk.").await;
+    let tail = world.tail(&submitted.run_id);
+    gate.reached().await;
+    tail.hears("a1.s1.4 ").await;
+    world.start_worker().await;
+    (submitted, tail, gate)
+}
+
+/// Stops the run, whose owner cannot hear it, and goes on in its chat.
+async fn the_chat_is_soon_free(world: &World, submitted: &Submitted, tail: &Tail) {
+    let client = world.client();
+    let asked = Instant::now();
+    let stopped: Run = client.stop(&submitted.run_id, 30).await.read(200);
+    let took = asked.elapsed();
+    println!("run {}: free after {took:?} with a lease of {:?}", submitted.run_id, world.lease());
+    assert_eq!(stopped.outcome(), "aborted stop");
+    assert!(took < WITHOUT_ITS_OWNER + SLACK && took < world.lease(), "it took {took:?}");
+    assert_eq!(stages(&tail.ended().await), ["requested"], "nobody heard of it");
+    let messages = client.messages(&submitted.chat_id).await;
+    assert_eq!(marks_of(&messages[1].text(), 1, 5), Some(1), "what was said is kept");
+    next_message_works(&client, &submitted.chat_id).await;
+}
+
+async fn a_stop_does_not_wait_for_the_lease_of_a_frozen_owner(setup: Setup) {
+    let mut world = World::start(setup).await;
+    let (submitted, tail, gate) = run_beside_an_idle_worker(&mut world).await;
+    world.workers[0].freeze();
+    the_chat_is_soon_free(&world, &submitted, &tail).await;
+    let log = world.rows.log(&submitted.run_id).await;
+    world.workers[0].thaw();
+    // Its lease still holds and its provider says nothing: it finds out by itself.
+    world.provider.until("the connection is closed", |calls| calls[0].ended() == Some(End::ClientGone)).await;
+    gate.open();
+    assert_eq!(world.rows.log(&submitted.run_id).await, log);
+    assert_eq!(world.provider.calls_to("helper").len(), 1);
+    world.finish().await;
+}
+
+async fn a_stop_does_not_wait_for_the_lease_of_a_dead_owner(setup: Setup) {
+    let mut world = World::start(setup).await;
+    let (submitted, tail, gate) = run_beside_an_idle_worker(&mut world).await;
+    world.workers[0].kill();
+    the_chat_is_soon_free(&world, &submitted, &tail).await;
+    gate.open();
+    assert_eq!(world.provider.calls_to("helper").len(), 1);
+    world.finish().await;
+}
+
+async fn a_stop_without_redis_closes_the_providers_connection_as_well(setup: Setup) {
+    a_stop_in_mid_stream_closes_the_providers_connection_and_keeps_what_was_said(setup.bus(Bus::Absent))
+        .await;
+}
+
+async fn an_answer_that_comes_after_the_stop_is_told_in_the_next_turn(setup: Setup) {
+    let world = World::start(setup).await;
+    let calls = Turn::call("charge", &json!({"op": "order 9"})).and_call("put", &json!({"op": "address"}));
+    world.provider.script("helper", Script::new([calls]));
+    let (charge, put) = (world.tools.gate_after("charge"), world.tools.gate_after("put"));
+    let client = world.client();
+    let submitted = client.submit("helper", "Charge it.").await;
+    charge.reached().await;
+    put.reached().await;
+    let stopped: Run = client.stop(&submitted.run_id, 10).await.read(200);
+    assert_eq!(stopped.outcome(), "aborted stop");
+    let log = world.rows.log(&submitted.run_id).await;
+    let calls = client.steps(&submitted.run_id).await.remove(0).tool_calls;
+    assert!(calls.iter().all(|call| call.late.is_none()), "{calls:?}");
+
+    charge.open();
+    put.open();
+    let late = "select count(*) from tool_calls where late_at is not null";
+    world.rows.until("both answers came late", late, |count| count == 2).await;
+    let calls = client.steps(&submitted.run_id).await.remove(0).tool_calls;
+    for (call, state) in calls.iter().zip(["unknown", "cancelled"]) {
+        assert_eq!(call.state, state);
+        let late = call.late.as_ref().unwrap();
+        assert_eq!(late["state"], "succeeded");
+        assert!(late["output"].as_str().unwrap().contains("\"ok\":true"), "{late}");
+    }
+    assert_eq!(world.rows.log(&submitted.run_id).await, log, "a run that is over says nothing more");
+    next_message_works(&client, &submitted.chat_id).await;
+    let next = &world.provider.calls_to("tokens-2")[0];
+    let told: Vec<_> = next.messages().iter().filter(|message| message["role"] == "tool").cloned().collect();
+    assert_eq!(told.len(), 2);
+    for result in told {
+        let text = result["content"].as_str().unwrap();
+        assert!(text.contains("came later") && text.contains("\"ok\":true"), "{text}");
+    }
+    assert_eq!((world.tools.effects("order 9"), world.tools.effects("address")), (1, 1));
+    world.finish().await;
+}
+
+async fn a_run_is_stopped_by_its_key_before_and_after_it_comes(setup: Setup) {
+    let world = World::start(setup).await;
+    world.provider.script("helper", Script::new([Turn::marked(9)]));
+    let gate = world.provider.gate("helper", At::Token(3));
+    let client = world.client();
+    let body = json!({"agent": "helper", "input": "Talk."});
+    let known = client.post_with_key("/v1/runs", "known", &body).await.submitted();
+    gate.reached().await;
+    let stopped = client.post("/v1/runs/stop?wait=10", &json!({"idempotencyKey": "known"})).await;
+    let stopped: Run = stopped.read(200);
+    assert_eq!((stopped.run_id.as_str(), stopped.outcome().as_str()), (&*known.run_id, "aborted stop"));
+
+    let noted = client.post("/v1/runs/stop", &json!({"idempotencyKey": "early"})).await.expect(202);
+    assert_eq!(noted["idempotencyKey"], "early");
+    let tail = {
+        let early = client.post_with_key("/v1/runs", "early", &body).await.submitted();
+        assert_eq!(early.status, "aborted");
+        let again = client.post_with_key("/v1/runs", "early", &body).await;
+        assert_eq!(again.submitted(), early);
+        assert_eq!(client.run(&early.run_id).await.outcome(), "aborted stop");
+        next_message_works(&client, &early.chat_id).await;
+        world.tail(&early.run_id)
+    };
+    assert_eq!(stages(&tail.ended().await), ["requested"]);
+    assert_eq!(world.provider.calls_to("helper").len(), 1, "the run that was stopped early cost nothing");
     world.finish().await;
 }

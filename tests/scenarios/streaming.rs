@@ -2,8 +2,9 @@
 
 use std::time::Duration;
 
+use futures::StreamExt;
 use longhaul_tests::story::{Story, marks_of};
-use longhaul_tests::{At, Relay, Script, Setup, Turn, Way, World};
+use longhaul_tests::{At, Relay, Script, Setup, Tail, Turn, Way, World};
 use serde_json::json;
 use tokio::io::AsyncWriteExt;
 use tokio::net::TcpStream;
@@ -16,6 +17,8 @@ on_both!(
     a_client_that_submits_and_leaves_finds_it_all_there,
     a_reconnect_that_has_seen_the_end_is_told_that_there_is_no_more,
     whoever_comes_late_sees_the_whole_run_and_the_live_message_in_its_chat,
+    a_run_whose_last_viewer_leaves_goes_on_to_its_end,
+    a_run_that_waits_its_turn_keeps_its_viewers_with_heartbeats,
     fifty_runs_tailed_over_a_line_that_is_cut_at_random_bytes_arrive_whole,
 );
 
@@ -127,6 +130,54 @@ async fn whoever_comes_late_sees_the_whole_run_and_the_live_message_in_its_chat(
     rest.ended().await;
     assert_eq!(marks_of(&(live.text() + &rest.story().text()), 1, 20), Some(1));
     assert_eq!(late.ended().await, tail.ended().await);
+    world.finish().await;
+}
+
+async fn a_run_whose_last_viewer_leaves_goes_on_to_its_end(setup: Setup) {
+    let world = World::start(setup).await;
+    world.provider.script("helper", Script::new([Turn::marked(20)]));
+    let gate = world.provider.gate("helper", At::Token(8));
+    let submitted = world.client().submit("helper", "Talk.").await;
+    let viewer = || Tail::start(vec![world.apis[0].url()], world.key.clone(), &submitted.run_id, 0);
+    let viewers: Vec<_> = (0..20).map(|_| viewer()).collect();
+    for viewer in &viewers {
+        viewer.hears("a1.s1.7 ").await;
+    }
+    gate.reached().await;
+    drop(viewers);
+    gate.open();
+    let run = world.client().ended(&submitted.run_id).await;
+    assert_eq!((run.outcome().as_str(), run.attempts), ("succeeded done", 1));
+    assert_eq!(marks_of(&world.client().messages(&submitted.chat_id).await[1].text(), 1, 20), Some(1));
+    assert_eq!(world.provider.calls_to("helper").len(), 1);
+    world.finish().await;
+}
+
+async fn a_run_that_waits_its_turn_keeps_its_viewers_with_heartbeats(setup: Setup) {
+    let world = World::start(setup).await;
+    world.provider.script("helper", Script::new([Turn::marked(3)]));
+    let gate = world.provider.gate("helper", At::Token(1));
+    let client = world.client();
+    let first = client.submit("helper", "First.").await;
+    gate.reached().await;
+    let second = json!({"agent": "quick", "input": "Second.", "ifBusy": "enqueue"});
+    let second = client.post(&format!("/v1/chats/{}/messages", first.chat_id), &second).await.submitted();
+    assert_eq!(second.status, "queued");
+    let path = format!("/v1/runs/{}/events", second.run_id);
+    let request = client.request(reqwest::Method::GET, &path).header("accept", "text/event-stream");
+    let mut body = request.send().await.unwrap().bytes_stream();
+    let mut text = String::new();
+    let mut read = async |until: &str| {
+        while !text.contains(until) {
+            let bytes = timeout(longhaul_tests::PATIENCE, body.next()).await.expect("it goes on");
+            text.push_str(std::str::from_utf8(&bytes.expect("it has not ended").unwrap()).unwrap());
+        }
+    };
+    read("event: run.queued").await;
+    read(": hb\n: hb\n: hb\n").await;
+    assert_eq!(client.run(&second.run_id).await.status, "queued");
+    gate.open();
+    read("event: end").await;
     world.finish().await;
 }
 

@@ -103,6 +103,7 @@ pub struct ToolCall {
     pub idempotency_key: String,
     pub output: Option<String>,
     pub error: Option<String>,
+    pub late: Option<Value>,
 }
 
 #[derive(Clone, Debug, PartialEq, Deserialize)]
@@ -209,6 +210,23 @@ impl Client {
 
     pub async fn post_with_key(&self, path: &str, key: &str, body: &Value) -> Answer {
         self.must(self.request(Method::POST, path).header("Idempotency-Key", key).json(body)).await
+    }
+
+    /// Posts as a client does that wants to be sure: whatever happens to the answer, the same call goes again under the
+    /// same key, to the next of the servers, until one says yes. The first one is this client's own.
+    pub async fn insist(&self, others: &[Self], path: &str, key: &str, body: &Value) -> Submitted {
+        let begin = Instant::now();
+        for server in std::iter::once(self).chain(others).cycle() {
+            let request = server.request(Method::POST, path).header("Idempotency-Key", key).json(body);
+            match server.send(request.timeout(PATIENCE)).await {
+                Ok(answer) if answer.status == 202 => return answer.submitted(),
+                Ok(answer) => assert!(answer.body["retryable"] == true, "{answer:?}"),
+                Err(_) => {}
+            }
+            assert!(begin.elapsed() < PATIENCE, "nobody accepted {key} within {PATIENCE:?}");
+            sleep(LOOK_EVERY).await;
+        }
+        unreachable!("the cycle of at least one server has no end")
     }
 
     pub async fn delete(&self, path: &str) -> Answer {

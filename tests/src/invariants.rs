@@ -6,7 +6,7 @@
 use serde_json::Value;
 
 use crate::rows::Rows;
-use crate::story::Story;
+use crate::story::{Event, Story};
 
 /// What it is that must never be found, and the query that finds it.
 const RULES: &[(&str, &str)] = &[
@@ -124,6 +124,16 @@ const RULES: &[(&str, &str)] = &[
          where dispatched_at < planned_at or settled_at < coalesce(dispatched_at, planned_at)",
     ),
     (
+        "a late result of a call that was answered in time or never sent",
+        "select id_text(run_id) || ' ' || name from tool_calls where (late_at is null) <> (late_state is null)
+         or (late_at is not null and (state not in ('unknown', 'cancelled') or dispatched_at is null))",
+    ),
+    (
+        "an idempotency key with neither an answer nor the wish to stop, or with half of an answer",
+        "select key from idempotency where (run_id is null) <> (answer is null)
+         or (run_id is null and stop_requested_at is null)",
+    ),
+    (
         "a row in another workspace than its run",
         "select 'message ' || id_text(m.id) from messages m join runs r on r.id = m.run_id
          where m.workspace_id <> r.workspace_id
@@ -173,6 +183,7 @@ async fn flaws_of(rows: &Rows, run: &str, is_over: bool) -> Vec<String> {
             if is_over { "" } else { "not " }
         ));
     }
+    flaws.extend(flaws_of_stages(&log));
     let told = Story::of(&log).steps;
     let saved = rows.outputs(run).await;
     let told_saved: Vec<Vec<(&str, String)>> =
@@ -182,6 +193,20 @@ async fn flaws_of(rows: &Rows, run: &str, is_over: bool) -> Vec<String> {
         flaws.push(format!("a log that tells {told_saved:?} where the steps say {rows_saved:?}"));
     }
     flaws
+}
+
+/// A run that ends because somebody wished it says so first; the holder alone says that it has heard of it.
+fn flaws_of_stages(log: &[Event]) -> Option<String> {
+    let stages: Vec<_> = log
+        .iter()
+        .filter(|event| event.kind == "run.stopping")
+        .map(|event| event.data["stage"].as_str().unwrap_or("none"))
+        .collect();
+    let reason = log.last().filter(|event| event.kind == "run.finished").map(|event| &event.data["reason"]);
+    let is_stopped = reason.is_some_and(|reason| ["stop", "chat_deleted"].iter().any(|word| reason == word));
+    let expected: &[&[&str]] =
+        if is_stopped { &[&["requested"], &["requested", "delivered"]] } else { &[&[]] };
+    (!expected.contains(&&stages[..])).then(|| format!("a log with the stages {stages:?} of a stop"))
 }
 
 /// The output of a step row as kinds and texts.

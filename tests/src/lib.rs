@@ -1,18 +1,20 @@
 //! The harness of Longhaul's black-box tests: everything around the product that a test can hold, cut or kill.
 //!
 //! A scenario starts the real binary as processes ([`process`]), gives them a database of their own ([`postgres`], or
-//! a SQLite file) and, where it matters, a Redis of their own ([`redis`]). The outside world is played by two servers
+//! a SQLite file) and, where it matters, a Redis ([`redis`]) or a whole Postgres ([`cluster`]) of their own. The outside world is played by two servers
 //! that write down what they saw: [`fake_provider`], a model API with scripted answers and faults, and
 //! [`tool_server`], which counts side effects. Both have [`gate`]s, so that a test waits for "the stream stands at
 //! token 7" instead of for time to pass. [`relay`] is a cable to cut in front of any of them. [`http`] is the little
 //! HTTP that the two servers speak, by hand, because they have to break it. [`world`] puts all of this together for one
-//! test; [`client`], [`tail`] and [`story`] are how a test uses the product, and [`invariants`] is what must hold after
-//! each of them.
+//! test; [`client`], [`tail`] and [`story`] are how a test uses the product, [`invariants`] is what must hold after
+//! each of them, and [`audit`] what must not have happened in between.
 //!
 //! `cargo xtask test` sets the variables that name the servers and programs. Without them a test fails and says so;
 //! it never leaves itself out, except under `cargo xtask test --quick`, which [`quick`] reports.
 
+pub mod audit;
 pub mod client;
+pub mod cluster;
 pub mod fake_provider;
 pub mod gate;
 mod http;
@@ -30,13 +32,15 @@ pub mod world;
 use std::time::Duration;
 
 pub use client::Client;
+pub use cluster::Cluster;
 pub use fake_provider::{At, End, FakeProvider, Fault, Script, Turn};
 pub use gate::Gate;
 pub use process::{Process, Program, Signal};
 pub use relay::{Relay, Way};
+pub use rows::Rows;
 pub use tail::Tail;
 pub use tool_server::{Answer, ToolServer};
-pub use world::{Bus, Setup, World};
+pub use world::{Bus, FAILPOINTS, Setup, Store, World};
 
 /// How long a harness waits for something that must happen. Long, because the machine may be busy; never slept through.
 pub const PATIENCE: Duration = Duration::from_secs(30);
@@ -48,8 +52,12 @@ pub fn quick() -> bool {
 
 /// An HTTP client for tests. It ignores the environment's proxies and follows no redirect.
 pub fn http_client() -> reqwest::Client {
+    http_client_builder().build().expect("a client with these settings can always be built")
+}
+
+/// The same, with more to be said about it.
+pub fn http_client_builder() -> reqwest::ClientBuilder {
     // Whoever comes second finds a provider installed, which is as good.
     let _ = rustls::crypto::ring::default_provider().install_default();
-    let builder = reqwest::Client::builder().no_proxy().redirect(reqwest::redirect::Policy::none());
-    builder.build().expect("a client with these settings can always be built")
+    reqwest::Client::builder().no_proxy().redirect(reqwest::redirect::Policy::none())
 }

@@ -33,7 +33,8 @@ impl Database {
         Self::create_on(server_url()).await
     }
 
-    async fn create_on(server_url: String) -> sqlx::Result<Self> {
+    /// The same on another server than that of all tests.
+    pub async fn create_on(server_url: String) -> sqlx::Result<Self> {
         let name = format!("lh_{}", Uuid::now_v7().simple());
         let mut server = PgConnection::connect(&server_url).await?;
         // The name is ours: letters and digits.

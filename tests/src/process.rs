@@ -5,6 +5,7 @@ use std::ffi::{OsStr, OsString};
 use std::fs::{self, File};
 use std::io;
 use std::net::{Ipv4Addr, SocketAddr, TcpListener};
+use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, ExitStatus, Stdio};
 use std::sync::{Mutex, PoisonError};
@@ -17,14 +18,15 @@ use crate::http::get_status;
 
 const LOOK_EVERY: Duration = Duration::from_millis(10);
 
-/// The product's binary: `LONGHAUL_TEST_BINARY`, or the one that was built beside this test.
+/// The product's binary: `LONGHAUL_TEST_BINARY`, or the one that was built beside this program or test.
 ///
 /// # Panics
 /// When there is none.
 pub fn longhaul_binary() -> PathBuf {
     let beside = || {
-        let test = std::env::current_exe().expect("a running test has a path");
-        test.ancestors().nth(2).expect("a test lies in target/PROFILE/deps").join("longhaul")
+        let ours = std::env::current_exe().expect("a running program has a path");
+        let built = ours.ancestors().skip(1).find(|folder| !folder.ends_with("deps"));
+        built.expect("it lies in target/PROFILE or in its deps").join("longhaul")
     };
     let binary = std::env::var_os("LONGHAUL_TEST_BINARY").map_or_else(beside, PathBuf::from);
     assert!(
@@ -58,6 +60,7 @@ pub struct Program {
     args: Vec<OsString>,
     env: Vec<(OsString, OsString)>,
     port: Option<u16>,
+    run_as: Option<(u32, u32)>,
 }
 
 impl Program {
@@ -68,7 +71,15 @@ impl Program {
 
     pub fn other(executable: impl Into<PathBuf>, name: &str, dir: &Path) -> Self {
         let (executable, dir) = (executable.into(), dir.to_owned());
-        Self { executable, name: name.to_owned(), dir, args: Vec::new(), env: Vec::new(), port: None }
+        Self {
+            executable,
+            name: name.to_owned(),
+            dir,
+            args: Vec::new(),
+            env: Vec::new(),
+            port: None,
+            run_as: None,
+        }
     }
 
     #[must_use]
@@ -77,9 +88,22 @@ impl Program {
         self
     }
 
+    /// An option and its value.
+    #[must_use]
+    pub fn arg_pair(self, name: &str, value: impl AsRef<OsStr>) -> Self {
+        self.args([name.as_ref(), value.as_ref()])
+    }
+
     #[must_use]
     pub fn env(mut self, name: &str, value: impl AsRef<OsStr>) -> Self {
         self.env.push((name.into(), value.as_ref().to_owned()));
+        self
+    }
+
+    /// The same without a variable that was given.
+    #[must_use]
+    pub fn without_env(mut self, name: &str) -> Self {
+        self.env.retain(|(given, _)| given != name);
         self
     }
 
@@ -87,6 +111,13 @@ impl Program {
     #[must_use]
     pub fn port(mut self, port: u16) -> Self {
         self.port = Some(port);
+        self
+    }
+
+    /// The user and the group that it runs as.
+    #[must_use]
+    pub fn run_as(mut self, user: u32, group: u32) -> Self {
+        self.run_as = Some((user, group));
         self
     }
 
@@ -123,6 +154,9 @@ impl Program {
         }
         let env = self.env.iter().map(|(name, value)| (name, value));
         command.args(&self.args).envs(env).current_dir(&self.dir).stdin(Stdio::null());
+        if let Some((user, group)) = self.run_as {
+            command.uid(user).gid(group);
+        }
         command
     }
 
@@ -163,6 +197,10 @@ pub enum Signal {
     Kill,
     /// A polite request to end.
     Term,
+    /// To Postgres: end every session and then yourself, in good order.
+    Int,
+    /// To Postgres: end at once, without a checkpoint, as after a power cut.
+    Quit,
     /// Frozen, as by a paused virtual machine.
     Stop,
     /// Goes on, as if no time had passed.
@@ -179,6 +217,10 @@ pub struct Process {
 }
 
 impl Process {
+    pub fn name(&self) -> &str {
+        &self.name
+    }
+
     pub fn id(&self) -> u32 {
         self.child.id()
     }
@@ -193,6 +235,18 @@ impl Process {
 
     pub fn url(&self) -> String {
         format!("http://{}", self.addr())
+    }
+
+    /// Whether it has not ended yet.
+    pub fn is_alive(&mut self) -> bool {
+        matches!(self.child.try_wait(), Ok(None))
+    }
+
+    /// Whether it is frozen, by whomever.
+    pub fn is_frozen(&self) -> bool {
+        // The state stands behind the name, which is in parentheses and may hold anything.
+        let stat = fs::read_to_string(format!("/proc/{}/stat", self.id())).unwrap_or_default();
+        stat.rsplit_once(") ").is_some_and(|(_, rest)| rest.starts_with('T'))
     }
 
     /// Everything it printed so far.
@@ -225,6 +279,11 @@ impl Process {
         }
     }
 
+    /// Whether it ended, by itself or as it was told.
+    pub fn has_ended(&mut self) -> bool {
+        matches!(self.child.try_wait(), Ok(Some(_)))
+    }
+
     /// Sends a signal. A process that has ended gets none, because its number may be somebody else's by now.
     pub fn signal(&mut self, signal: Signal) {
         if let Ok(None) = self.child.try_wait() {
@@ -236,6 +295,25 @@ impl Process {
     pub fn kill(&mut self) {
         // Fails only for a process that has been waited for, which is as dead as it can be.
         let _ = self.child.kill();
+        let _ = self.child.wait();
+    }
+
+    /// Bytes of memory that it occupies.
+    pub fn memory(&self) -> u64 {
+        let status = fs::read_to_string(format!("/proc/{}/status", self.id())).unwrap_or_default();
+        let kilobytes =
+            status.lines().find_map(|line| line.strip_prefix("VmRSS:")?.split_whitespace().next());
+        kilobytes.and_then(|number| number.parse::<u64>().ok()).expect("a live process has memory") * 1024
+    }
+
+    /// From now on it gets no file or socket whose number is not below this; those that are open stay open.
+    pub fn limit_files(&self, count: usize) {
+        limit_files(&self.child, count as u64);
+    }
+
+    /// Waits, without a limit, for a process that is about to end.
+    pub fn wait(&mut self) {
+        // Fails only for a process that has been waited for.
         let _ = self.child.wait();
     }
 
@@ -279,11 +357,24 @@ fn send(child: &Child, signal: Signal) {
     let signal = match signal {
         Signal::Kill => libc::SIGKILL,
         Signal::Term => libc::SIGTERM,
+        Signal::Int => libc::SIGINT,
+        Signal::Quit => libc::SIGQUIT,
         Signal::Stop => libc::SIGSTOP,
         Signal::Cont => libc::SIGCONT,
     };
     // SAFETY: kill() takes two numbers and touches no memory of ours.
     unsafe { libc::kill(child.id().cast_signed(), signal) };
+}
+
+#[expect(unsafe_code, reason = "the standard library knows no limits")]
+fn limit_files(child: &Child, count: u64) {
+    let (id, mut limit) = (child.id().cast_signed(), libc::rlimit { rlim_cur: 0, rlim_max: 0 });
+    // SAFETY: prlimit() reads and writes the one structure that each call is given.
+    unsafe {
+        assert_eq!(libc::prlimit(id, libc::RLIMIT_NOFILE, std::ptr::null(), &raw mut limit), 0);
+        limit.rlim_cur = count.min(limit.rlim_max);
+        assert_eq!(libc::prlimit(id, libc::RLIMIT_NOFILE, &raw const limit, std::ptr::null_mut()), 0);
+    }
 }
 
 #[cfg(test)]

@@ -7,7 +7,7 @@ use std::path::PathBuf;
 use std::time::Duration;
 
 use tempfile::TempDir;
-use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::io::{AsyncBufReadExt, AsyncReadExt, AsyncWriteExt, BufReader};
 use tokio::net::TcpStream;
 use tokio::time::timeout;
 
@@ -83,6 +83,19 @@ impl Redis {
 
     pub fn signal(&mut self, signal: Signal) {
         self.process.signal(signal);
+    }
+
+    /// Sends it a command, such as `CONFIG SET maxmemory 1mb`, and returns the first line of its answer.
+    pub async fn order(&self, command: &str) -> String {
+        let ask = async {
+            let mut stream = TcpStream::connect(self.addr()).await?;
+            stream.write_all(format!("{command}\r\n").as_bytes()).await?;
+            let mut line = String::new();
+            BufReader::new(stream).read_line(&mut line).await?;
+            io::Result::Ok(line.trim_end().to_owned())
+        };
+        let answer = timeout(Duration::from_secs(5), ask).await.expect("Redis answers in time");
+        answer.unwrap_or_else(|error| panic!("{command}: {error}"))
     }
 
     async fn answers(&mut self) {

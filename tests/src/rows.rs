@@ -65,6 +65,16 @@ impl Rows {
         number.unwrap_or_else(|error| panic!("{error}: {sql}"))
     }
 
+    /// Changes rows as somebody would who does not know the product's rules.
+    pub async fn change(&self, sql: &str) {
+        let query = AssertSqlSafe(self.translated(sql));
+        let done = match self {
+            Self::Postgres(pool) => sqlx::query(query).execute(pool).await.map(drop),
+            Self::Sqlite(pool) => sqlx::query(query).execute(pool).await.map(drop),
+        };
+        done.unwrap_or_else(|error| panic!("{error}: {sql}"));
+    }
+
     /// Waits until the number that this asks for is what it should be.
     pub async fn until(&self, what: &str, sql: &str, holds: impl Fn(i64) -> bool) {
         let begin = Instant::now();

@@ -1,10 +1,11 @@
 //! A tool server that counts its side effects, so that a test can say "charged once" and mean it.
 //!
 //! `POST /tool/NAME` does the effect each time it is asked. `POST /idem/NAME` does it once per `Idempotency-Key` and
-//! gives every repetition the first answer. Like most real servers it does not notice that a client has left: what
+//! gives every repetition the first answer. `POST /reconcile/NAME` tells what became of a key, and refuses one from then
+//! on that never came. Like most real servers it does not notice that a client has left: what
 //! it was asked for, it does.
 
-use std::collections::{BTreeSet, HashMap};
+use std::collections::{BTreeSet, HashMap, HashSet};
 use std::io;
 use std::net::SocketAddr;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -59,6 +60,8 @@ pub enum Answer {
     Huge(usize),
     /// 200 and no JSON.
     NotJson,
+    /// 200 with these headers and bytes.
+    Raw(Vec<(&'static str, &'static str)>, Vec<u8>),
 }
 
 #[derive(Clone, Debug, Default)]
@@ -80,7 +83,17 @@ pub struct ToolServer {
 struct State {
     tools: Mutex<HashMap<String, Tool>>,
     ledger: Mutex<Ledger>,
+    keys: Mutex<Keys>,
     changed: watch::Sender<()>,
+}
+
+/// What is known of the idempotency keys of each tool.
+#[derive(Debug, Default)]
+struct Keys {
+    begun: HashSet<(String, String)>,
+    refused: HashSet<(String, String)>,
+    /// Of `/reconcile`, in their order.
+    questions: Vec<Value>,
 }
 
 #[derive(Debug, Default)]
@@ -110,6 +123,16 @@ impl ToolServer {
     /// A tool that does its effect once per idempotency key.
     pub fn idem_url(&self, name: &str) -> String {
         format!("http://{}/idem/{name}", self.addr())
+    }
+
+    /// Tells what became of a call of the tool.
+    pub fn reconcile_url(&self, name: &str) -> String {
+        format!("http://{}/reconcile/{name}", self.addr())
+    }
+
+    /// What it was asked about calls.
+    pub fn questions(&self) -> Vec<Value> {
+        locked(&self.state.keys).questions.clone()
     }
 
     pub fn behave(&self, name: &str, answer: Answer) {
@@ -210,12 +233,45 @@ impl State {
     }
 }
 
+impl State {
+    /// Whether this call may be begun: its key was not refused.
+    fn begin(&self, tool: &str, request: &Request) -> bool {
+        let Some(key) = request.header("idempotency-key") else { return true };
+        let key = (tool.to_owned(), key.to_owned());
+        let mut keys = locked(&self.keys);
+        let is_refused = keys.refused.contains(&key);
+        keys.begun.insert(key);
+        !is_refused
+    }
+
+    fn reconcile(&self, tool: &str, question: Value) -> Value {
+        let key = (tool.to_owned(), question["idempotencyKey"].as_str().unwrap_or_default().to_owned());
+        let mut keys = locked(&self.keys);
+        keys.questions.push(question);
+        let ledger = locked(&self.ledger);
+        let effect =
+            ledger.entries.iter().find(|entry| entry.tool == tool && entry.key.as_ref() == Some(&key.1));
+        match effect.and_then(|entry| Some((&entry.op, entry.nth?))) {
+            Some((op, n)) => json!({"state": "succeeded", "output": {"ok": true, "op": op, "n": n}}),
+            None if keys.begun.contains(&key) => json!({"state": "pending"}),
+            None => {
+                keys.refused.insert(key);
+                json!({"state": "not_received"})
+            }
+        }
+    }
+}
+
 async fn talk(state: Arc<State>, mut connection: Connection) -> io::Result<()> {
     while let Some(request) = connection.request().await? {
         let path: Vec<&str> = request.path.split('/').skip(1).collect();
         match (request.method.as_str(), path.as_slice()) {
             ("POST", ["tool", name]) => serve(&state, &mut connection, &request, name, false).await?,
             ("POST", ["idem", name]) => serve(&state, &mut connection, &request, name, true).await?,
+            ("POST", ["reconcile", name]) => {
+                let question = serde_json::from_slice(&request.body).unwrap_or_default();
+                connection.answer_json(200, &state.reconcile(name, question)).await?;
+            }
             _ => connection.answer_json(404, &json!({"error": "no such tool"})).await?,
         }
     }
@@ -230,6 +286,9 @@ async fn serve(
     idempotent: bool,
 ) -> io::Result<()> {
     let arrived = Instant::now();
+    if !state.begin(name, request) {
+        return connection.answer_json(409, &json!({"error": "this key is refused"})).await;
+    }
     let tool = locked(&state.tools).get(name).cloned().unwrap_or_default();
     tokio::time::sleep(tool.delay).await;
     for gate in tool.before {
@@ -253,6 +312,7 @@ async fn serve(
         Answer::Huge(bytes) => {
             connection.answer_json(200, &json!({"ok": true, "text": "x".repeat(bytes)})).await
         }
+        Answer::Raw(headers, body) => connection.answer(200, &headers, &body).await,
         Answer::NotJson => connection.answer(200, &[("content-type", "text/html")], b"<p>done</p>").await,
     }
 }

@@ -4,7 +4,7 @@ use std::{collections::HashMap, sync::Arc};
 
 use async_trait::async_trait;
 use longhaul_shared::{
-    config::{Config, ProviderConfig, ProviderKind, ToolConfig},
+    config::{AgentConfig, Config, ProviderConfig, ProviderKind, ToolConfig},
     domain::tool::ToolSpec,
     net_guard::{BadAllow, ClientOptions, GuardedClient, NetGuard},
 };
@@ -57,6 +57,13 @@ pub enum BadAgent {
     Client(#[from] reqwest::Error),
 }
 
+impl FromIterator<Agent> for Agents {
+    fn from_iter<I: IntoIterator<Item = Agent>>(agents: I) -> Self {
+        let named = agents.into_iter().map(|agent| (agent.name.clone(), Arc::new(agent)));
+        Self(Arc::new(named.collect()))
+    }
+}
+
 impl Agents {
     pub fn from_config(config: &Config) -> Result<Self, BadAgent> {
         let allow: Vec<String> = config.net.allow.iter().map(ToString::to_string).collect();
@@ -71,28 +78,21 @@ impl Agents {
         for (name, tool) in &config.tools {
             tools.add(Arc::new(http_tool(name, tool, &client)?))?;
         }
-        let mut agents = vec![];
-        for (name, agent) in &config.agents {
+        let agent = |(name, agent): (&String, &AgentConfig)| {
             let model = models.get(agent.provider.as_str()).ok_or_else(|| BadAgent::NoProvider {
                 agent: name.clone(),
                 provider: agent.provider.clone(),
             })?;
-            let agent = Agent {
+            Ok(Agent {
                 name: name.clone(),
                 model: Arc::clone(model),
                 model_name: agent.model.clone(),
                 instructions: agent.instructions.clone(),
                 temperature: agent.temperature.map(|temperature| temperature as f32),
                 tools: tools.only(agent.tools.iter().map(String::as_str))?,
-            };
-            agents.push(agent);
-        }
-        Ok(Self::of(agents))
-    }
-
-    /// These agents and no others.
-    pub fn of(agents: impl IntoIterator<Item = Agent>) -> Self {
-        Self(Arc::new(agents.into_iter().map(|agent| (agent.name.clone(), Arc::new(agent))).collect()))
+            })
+        };
+        config.agents.iter().map(agent).collect()
     }
 
     /// The agent of that name. One that this worker does not have says so when it is asked.
@@ -107,6 +107,13 @@ impl Agents {
                 tools: Registry::new(),
             })
         })
+    }
+}
+
+#[cfg(test)]
+impl Agents {
+    pub(crate) fn of(agents: impl IntoIterator<Item = Agent>) -> Self {
+        Self(Arc::new(agents.into_iter().map(|agent| (agent.name.clone(), Arc::new(agent))).collect()))
     }
 }
 
@@ -169,6 +176,7 @@ fn http_tool(name: &str, tool: &ToolConfig, client: &GuardedClient) -> Result<Ht
         headers,
         timeout: tool.timeout,
         max_bytes: tool.max_bytes.as_usize(),
+        reconcile_url: tool.reconcile_url.as_ref().map(|url| (**url).clone()),
         ..HttpToolOptions::new(spec, (*tool.url).clone(), client.clone())
     })
     .map_err(|source| BadAgent::Header { tool: name.to_owned(), source })

@@ -1,5 +1,9 @@
 //! The lease: this worker's row, kept alive by a heartbeat that depends on nothing else in the process.
 //!
+//! [`Lease::keep`] is meant for a thread, a runtime and connections of its own: a process that is starved or blocked
+//! keeps its lease as long as it gets any time at all, and whatever uses up the other connections delays no heartbeat.
+//! One that hangs on a dead connection is overtaken by the next one on another connection.
+//!
 //! A worker that cannot confirm its row in time takes its runs for lost before anybody else may take them: it counts
 //! from the start of the last heartbeat that was answered, by its own monotonic clock. A lost lease is never revived:
 //! the worker registers anew and begins with empty hands.
@@ -10,26 +14,34 @@ use longhaul_shared::{
     admission::announce,
     bus::{Bus, Signal},
     domain::{ids::WorkerId, retry::Backoff},
+    failpoint::{Point, hit},
     jitter::jitter,
     queue::Holdings,
-    store::{NewWorker, SharedStore, StoreError},
+    store::{NewWorker, SharedStore, StopRequest, StoreError, Workers},
+    telemetry::metrics::{self, LeaseLoss},
 };
 use tokio::{
     sync::broadcast::error::RecvError,
+    task::JoinSet,
     time::{Instant, sleep, sleep_until, timeout},
 };
 use tokio_util::sync::CancellationToken;
+
+use crate::presence::Listener;
 
 const RETRY: Backoff = Backoff::new(Duration::from_millis(100), Duration::from_secs(2));
 /// How soon a stop is noticed whose signal was lost.
 const STOP_POLL: Duration = Duration::from_millis(500);
 const RETIRE_LIMIT: Duration = Duration::from_secs(5);
+/// Heartbeats under way at the same time: one that hangs, and one that may overtake it.
+const BEATS: usize = 2;
 
 /// What keeps one worker's lease.
 pub struct Lease {
-    pub store: SharedStore,
-    pub bus: Arc<dyn Bus>,
+    pub store: Arc<dyn Workers>,
     pub holdings: Arc<Holdings>,
+    /// Says who this process is, if there are others to ask.
+    pub listener: Option<Arc<Listener>>,
     pub slots: u32,
     pub lease: Duration,
     pub heartbeat: Duration,
@@ -42,22 +54,28 @@ pub struct Lease {
 /// Why a lease ended.
 enum End {
     Done,
-    Lost,
+    Lost(LeaseLoss),
 }
+
+/// A heartbeat that came to its end, and when it was sent.
+type Beat = (Instant, Result<Vec<StopRequest>, StoreError>);
 
 impl Lease {
     /// Holds a lease, and after a loss the next one, until told that all is done.
     pub async fn keep(self) {
         loop {
             let Some((worker_id, since)) = self.register().await else { return };
+            self.holdings.confirm(self.valid_until(since));
             self.holdings.begin(worker_id);
             let end = self.hold(worker_id, since).await;
             self.holdings.lose_all();
             self.retire(worker_id).await;
             match end {
                 End::Done => return,
-                End::Lost => {
-                    tracing::error!(worker.id = %worker_id, "the lease is lost; all attempts are stopped");
+                End::Lost(loss) => {
+                    metrics::lease_lost(loss);
+                    let reason = loss.as_str();
+                    tracing::error!(worker.id = %worker_id, reason, "the lease is lost; all attempts are stopped");
                 }
             }
         }
@@ -80,12 +98,18 @@ impl Lease {
             if self.done.is_cancelled() {
                 return None;
             }
+            let id = WorkerId::generate();
+            // Before the row is there: whoever reads it must find it true.
+            if let Some(listener) = &self.listener {
+                listener.announce(id);
+            }
             let worker = NewWorker {
-                id: WorkerId::generate(),
+                id,
                 host: host(),
                 version: env!("CARGO_PKG_VERSION").to_owned(),
                 slots: self.slots,
                 lease_ms: self.lease.as_millis() as i64,
+                presence: self.listener.as_ref().map(|listener| listener.presence().clone()),
             };
             let since = Instant::now();
             match self.store.register_worker(&worker).await {
@@ -102,43 +126,56 @@ impl Lease {
         }
     }
 
+    /// How long the lease surely holds by a heartbeat that was sent at `confirmed`.
+    fn valid_until(&self, confirmed: Instant) -> Instant {
+        confirmed + self.lease - Duration::from_secs(3).min(self.lease / 5)
+    }
+
     /// Renews the lease until it is done or lost. `confirmed` is when the last answered heartbeat was sent.
-    async fn hold(&self, worker_id: WorkerId, mut confirmed: Instant) -> End {
-        let margin = Duration::from_secs(3).min(self.lease / 5);
+    async fn hold(&self, worker_id: WorkerId, confirmed: Instant) -> End {
+        let mut beats = JoinSet::new();
+        let end = self.beat(worker_id, confirmed, &mut beats).await;
+        // A heartbeat on its way is neither dropped in mid-flight nor waited for.
+        beats.detach_all();
+        end
+    }
+
+    async fn beat(&self, worker_id: WorkerId, mut confirmed: Instant, beats: &mut JoinSet<Beat>) -> End {
         let mut failures = 0;
         let mut next = confirmed + self.heartbeat;
         loop {
+            let fence = self.valid_until(confirmed);
             tokio::select! {
                 biased;
                 () = self.done.cancelled() => return End::Done,
-                () = sleep_until(next) => {}
-            }
-            let sent = Instant::now();
-            let fence = confirmed + self.lease - margin;
-            // In a task of its own: a heartbeat that hangs must not be dropped in mid-flight, nor waited for.
-            let (store, lease_ms, draining) =
-                (Arc::clone(&self.store), self.lease.as_millis() as i64, self.drain.is_cancelled());
-            let beat = tokio::spawn(async move { store.heartbeat(worker_id, lease_ms, draining).await });
-            let answer = tokio::select! {
-                biased;
-                answer = beat => answer.unwrap_or(Err(StoreError::LeaseLost)),
-                () = sleep_until(fence) => return End::Lost,
-            };
-            match answer {
-                Ok(stops) => {
-                    confirmed = sent;
-                    failures = 0;
-                    next = sent + self.heartbeat;
-                    self.holdings.deliver_stops(&stops);
-                }
-                Err(StoreError::LeaseLost) => return End::Lost,
-                Err(error) => {
-                    failures += 1;
-                    tracing::warn!(%error, "a heartbeat failed");
-                    next = (Instant::now() + RETRY.wait(failures, jitter())).min(fence);
-                    if Instant::now() >= fence {
-                        return End::Lost;
+                Some(beat) = beats.join_next() => match beat {
+                    Ok((sent, Ok(stops))) => {
+                        // An earlier one may be answered later.
+                        confirmed = confirmed.max(sent);
+                        self.holdings.confirm(self.valid_until(confirmed));
+                        failures = 0;
+                        next = confirmed + self.heartbeat;
+                        self.holdings.deliver_stops(&stops);
                     }
+                    Ok((_, Err(StoreError::LeaseLost))) => return End::Lost(LeaseLoss::Refused),
+                    Ok((_, Err(error))) => {
+                        failures += 1;
+                        tracing::warn!(%error, "a heartbeat failed");
+                        next = Instant::now() + RETRY.wait(failures, jitter());
+                    }
+                    Err(panic) => {
+                        tracing::error!(%panic, "a heartbeat broke");
+                        return End::Lost(LeaseLoss::Unconfirmed);
+                    }
+                },
+                () = sleep_until(fence) => return End::Lost(LeaseLoss::Unconfirmed),
+                () = sleep_until(next), if beats.len() < BEATS => {
+                    hit(Point::BeforeHeartbeat);
+                    let sent = Instant::now();
+                    let (store, lease_ms, draining) =
+                        (Arc::clone(&self.store), self.lease.as_millis() as i64, self.drain.is_cancelled());
+                    beats.spawn(async move { (sent, store.heartbeat(worker_id, lease_ms, draining).await) });
+                    next = sent + self.heartbeat / 2;
                 }
             }
         }
@@ -162,6 +199,7 @@ pub async fn disown_strangers(
             () = sleep(period) => {}
         }
         let Some(worker_id) = holdings.worker_id() else { continue };
+        let known = holdings.held();
         let held = match store.held_by(worker_id).await {
             Ok(held) => held,
             Err(error) => {
@@ -169,6 +207,11 @@ pub async fn disown_strangers(
                 continue;
             }
         };
+        // Ended or taken while this process stood still: an attempt that has nothing to write does not notice.
+        for (run_id, epoch) in known.into_iter().filter(|(known, _)| held.iter().all(|(_, run)| run != known))
+        {
+            holdings.lose(run_id, epoch);
+        }
         let strangers: Vec<_> = held.into_iter().filter(|(_, run_id)| !holdings.holds(*run_id)).collect();
         for (workspace, run_id) in strangers.iter().filter(|(_, run_id)| seen.contains(run_id)) {
             match store.disown(worker_id, *workspace, *run_id).await {
@@ -223,3 +266,6 @@ fn host() -> String {
     std::fs::read_to_string("/proc/sys/kernel/hostname")
         .map_or_else(|_| "unknown".to_owned(), |name| name.trim().to_owned())
 }
+
+#[cfg(test)]
+mod tests;

@@ -1,13 +1,14 @@
 //! Takes jobs and does them: the agent run, step by step.
 //!
 //! [`run`] starts the parts of one worker and ends them in order. [`lease`] keeps the right to hold runs,
-//! [`run`](mod@run) works on them, [`recorder`] writes what they do, [`reaper`] looks after dead peers, [`provider`]
-//! and [`tools`] are what runs talk to.
+//! [`run`](mod@run) works on them, [`recorder`] writes what they do, [`reaper`] and [`presence`] look after dead peers,
+//! [`provider`] and [`tools`] are what runs talk to.
 
 pub mod agents;
 #[cfg(test)]
 mod fixture;
 pub mod lease;
+pub mod presence;
 pub mod provider;
 pub mod reaper;
 pub mod recorder;
@@ -16,13 +17,16 @@ pub mod run;
 pub mod tools;
 
 use std::{
+    io,
     sync::{Arc, Mutex, PoisonError},
+    thread,
     time::Duration,
 };
 
 use apalis::prelude::{BoxDynError, Data, Monitor, ParallelizeExt, WorkerBuilder};
 use longhaul_shared::{
     admission::announce,
+    backends::Processes,
     bus::Bus,
     config::Config,
     domain::event::ReleaseReason,
@@ -33,15 +37,21 @@ use longhaul_shared::{
     },
     shutdown::Shutdown,
     store::SharedStore,
+    telemetry::metrics,
 };
-use tokio::{sync::Semaphore, task::JoinHandle, time::timeout};
-use tokio_util::sync::CancellationToken;
+use tokio::{
+    sync::{Semaphore, oneshot},
+    task::JoinHandle,
+    time::{sleep, timeout},
+};
+use tokio_util::{sync::CancellationToken, task::TaskTracker};
 
 use crate::{
     agents::{Agents, BadAgent},
     lease::Lease,
+    presence::{Listener, watch::Watch},
     recorder::{Coalesce, Recorder},
-    run::attempt::Attempts,
+    run::{attempt::Attempts, late::Late},
 };
 
 /// Runs handed back at the same time: fewer than the connections that are kept for heartbeats and commits.
@@ -52,6 +62,10 @@ const LAST_COMMITS: Duration = Duration::from_secs(5);
 /// What a worker is made of.
 pub struct Parts {
     pub store: SharedStore,
+    /// The same store for the lease alone, by connections that nothing else can use up.
+    pub leases: SharedStore,
+    /// Whether there may be other workers to watch, and to be watched by.
+    pub processes: Processes,
     pub bus: Arc<dyn Bus>,
     pub config: Arc<Config>,
 }
@@ -61,6 +75,10 @@ pub struct Parts {
 pub enum Error {
     #[error(transparent)]
     Agent(#[from] BadAgent),
+    #[error("cannot listen at worker.presence: {0}")]
+    Presence(#[source] io::Error),
+    #[error("cannot start the thread of the lease: {0}")]
+    Thread(#[source] io::Error),
     #[error("the worker's {0} panicked")]
     Task(&'static str),
     #[error("the worker framework failed: {0}")]
@@ -69,8 +87,18 @@ pub enum Error {
 
 /// Works until the soft stop, then hands back what does not come to a saved point within the drain time.
 pub async fn run(parts: Parts, shutdown: Shutdown) -> Result<(), Error> {
-    let Parts { store, bus, config } = parts;
-    let agents = Agents::from_config(&config)?;
+    let agents = Agents::from_config(&parts.config)?;
+    run_as(agents, parts, shutdown).await
+}
+
+/// [`run`] with agents that the caller made.
+pub async fn run_as(agents: Agents, parts: Parts, shutdown: Shutdown) -> Result<(), Error> {
+    let Parts { store, leases, processes, bus, config } = parts;
+    // Held here, so that it is open longer than the lease is held, whatever ends that.
+    let listener = match processes {
+        Processes::One => None,
+        Processes::Many => Some(Arc::new(listen(&config)?)),
+    };
     let coalesce = Coalesce { time: config.stream.coalesce, bytes: config.stream.coalesce_bytes as usize };
     let (recorder, recording) = Recorder::new(Arc::clone(&store), Arc::clone(&bus), coalesce);
     let recording = guarded(&shutdown.soft, recording);
@@ -79,10 +107,11 @@ pub async fn run(parts: Parts, shutdown: Shutdown) -> Result<(), Error> {
     // After the last attempt: until then the lease is kept and stops are heard.
     let done = CancellationToken::new();
 
+    metrics::slots(config.worker.slots);
     let lease = Lease {
-        store: Arc::clone(&store),
-        bus: Arc::clone(&bus),
+        store: leases,
         holdings: Arc::clone(&holdings),
+        listener: listener.clone(),
         slots: config.worker.slots,
         lease: config.worker.lease,
         heartbeat: config.worker.heartbeat,
@@ -98,13 +127,29 @@ pub async fn run(parts: Parts, shutdown: Shutdown) -> Result<(), Error> {
         config.worker.heartbeat,
         done.clone(),
     );
+    let watching = listener.as_ref().map(|listener| Watch {
+        store: Arc::clone(&store),
+        bus: Arc::clone(&bus),
+        holdings: Arc::clone(&holdings),
+        place: listener.presence().place.clone(),
+        done: done.clone(),
+    });
+    let nobody_to_watch = done.clone();
+    let watching = async move {
+        match watching {
+            Some(watch) => watch.run().await,
+            None => nobody_to_watch.cancelled().await,
+        }
+    };
     let reaping = reaper::reap(Arc::clone(&store), Arc::clone(&bus), shutdown.soft.clone());
+    let lease = keep_in_thread(lease).map_err(Error::Thread)?;
     let tasks = [
         ("recorder", recording),
-        ("lease", guarded(&shutdown.soft, lease.keep())),
+        ("lease", guarded(&shutdown.soft, lease)),
         ("stops", guarded(&shutdown.soft, stops)),
         ("strangers", guarded(&shutdown.soft, strangers)),
         ("reaper", guarded(&shutdown.soft, reaping)),
+        ("watch over the other workers", guarded(&shutdown.soft, watching)),
     ];
     let cutting = tokio::spawn(cut_drain(shutdown.clone(), config.worker.drain_timeout, hard_stop.clone()));
 
@@ -117,12 +162,14 @@ pub async fn run(parts: Parts, shutdown: Shutdown) -> Result<(), Error> {
         poll: config.worker.poll,
         stop: shutdown.soft.clone(),
     });
+    let (late, late_stop) = (TaskTracker::new(), hard_stop.clone());
     let attempts = Arc::new(Attempts {
         store: Arc::clone(&store),
         bus: Arc::clone(&bus),
         recorder,
         agents,
-        max_calls_per_step: config.limits.max_calls_per_step as usize,
+        limits: config.limits.clone(),
+        late: Late { store: Arc::clone(&store), tasks: late.clone(), hard_stop: hard_stop.clone() },
         hand_backs: Semaphore::new(HAND_BACKS),
         drain: shutdown.soft.clone(),
         hard_stop,
@@ -132,6 +179,12 @@ pub async fn run(parts: Parts, shutdown: Shutdown) -> Result<(), Error> {
     // Also if the framework gave up by itself: without it nothing is worked on.
     shutdown.soft.cancel();
     hand_back_unbegun(&store, &*bus, &unbegun).await;
+    late.close();
+    tokio::select! {
+        biased;
+        () = late.wait() => {}
+        () = async { late_stop.cancelled().await; sleep(LAST_COMMITS).await } => {}
+    }
     cutting.abort();
     let [(_, recording), others @ ..] = tasks;
     let recorded = timeout(LAST_COMMITS, recording).await;
@@ -160,6 +213,46 @@ fn guarded(soft: &CancellationToken, task: impl Future<Output = ()> + Send + 'st
         let _stop = stop;
         task.await;
     })
+}
+
+fn listen(config: &Config) -> Result<Listener, Error> {
+    Listener::bind(config.worker.presence, config.worker.presence_advertise).map_err(Error::Presence)
+}
+
+/// Keeps the lease, and says that this process lives, on a thread with a runtime of its own: nothing that blocks or
+/// starves the others reaches them. Panics when the thread did.
+fn keep_in_thread(lease: Lease) -> io::Result<impl Future<Output = ()> + Send + 'static> {
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
+    let (ended, end) = oneshot::channel();
+    thread::Builder::new().name("longhaul-lease".to_owned()).spawn(move || {
+        let _lost = LostAtLast(Arc::clone(&lease.holdings));
+        let listener = lease.listener.clone();
+        runtime.block_on(async move {
+            let answering = async {
+                match &listener {
+                    Some(listener) => listener.answer().await.expect("a bound socket can be answered at"),
+                    None => std::future::pending().await,
+                }
+            };
+            tokio::select! {
+                biased;
+                () = lease.keep() => {}
+                () = answering => {}
+            }
+        });
+        // Nobody waits any more if the worker was dropped.
+        let _ = ended.send(());
+    })?;
+    Ok(async move { end.await.expect("the lease's thread ends by itself") })
+}
+
+/// What nobody keeps a lease on is lost: also when the keeping panicked.
+struct LostAtLast(Arc<Holdings>);
+
+impl Drop for LostAtLast {
+    fn drop(&mut self) {
+        self.0.lose_all();
+    }
 }
 
 /// Runs the attempts on the worker framework until the soft stop and the end of the last one.

@@ -9,8 +9,10 @@ use longhaul_shared::{
     admission::announce,
     bus::Bus,
     domain::retry::MAX_CRASHES,
+    failpoint::{Point, hit_if},
     jitter::jitter,
     store::{Released, SharedStore, StoreError},
+    telemetry::metrics::{self, Proof},
 };
 use tokio::time::{Instant, sleep};
 use tokio_util::sync::CancellationToken;
@@ -44,14 +46,34 @@ pub async fn reap(store: SharedStore, bus: Arc<dyn Bus>, stop: CancellationToken
 }
 
 async fn round(store: &SharedStore, bus: &dyn Bus) -> Result<(), StoreError> {
-    for released in store.reap(MAX_CRASHES, BATCH).await? {
-        tracing::warn!(run.id = %released.run_id, ended = released.ended, "took a run from a dead worker");
-        tell(bus, released);
-    }
+    take_over(store, bus, Proof::Lease).await?;
     for released in store.promote_due(BATCH).await? {
         tell(bus, released);
     }
     Ok(())
+}
+
+/// Everything that dead workers hold waits for others again, or has ended. `proof` is how this round came to be: runs of
+/// a worker whose lease ran out just now may be among those of one that was proven dead.
+pub async fn take_over(store: &SharedStore, bus: &dyn Bus, proof: Proof) -> Result<(), StoreError> {
+    loop {
+        let released = store.reap(MAX_CRASHES, BATCH).await?;
+        hit_if(Point::AfterReap, || !released.is_empty());
+        let is_all = released.len() < BATCH as usize;
+        for released in released {
+            metrics::took_over(proof);
+            tracing::warn!(
+                run.id = %released.run_id,
+                ended = released.ended,
+                proof = proof.as_str(),
+                "took a run from a dead worker"
+            );
+            tell(bus, released);
+        }
+        if is_all {
+            return Ok(());
+        }
+    }
 }
 
 fn tell(bus: &dyn Bus, released: Released) {
@@ -61,7 +83,10 @@ fn tell(bus: &dyn Bus, released: Released) {
 async fn reconcile(store: &SharedStore) {
     match store.reconcile().await {
         Ok(0) => {}
-        Ok(repaired) => tracing::error!(repaired, "repaired rows that no path should produce"),
+        Ok(repaired) => {
+            metrics::reconciled(repaired);
+            tracing::error!(repaired, "repaired rows that no path should produce");
+        }
         Err(error) => tracing::warn!(%error, "cannot reconcile"),
     }
 }

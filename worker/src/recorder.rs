@@ -19,12 +19,15 @@ use longhaul_shared::{
     admission::announce,
     bus::Bus,
     domain::{
+        event::Segment,
         ids::{Epoch, Millis, RunId, Seq},
         retry::Backoff,
     },
+    failpoint::{Point, hit, hit_if},
     jitter::jitter,
-    mutant,
+    mutant::{self, Mutant},
     store::{Append, Committed, SharedStore, StoreError},
+    telemetry::metrics,
 };
 use tokio::{
     sync::{mpsc, oneshot},
@@ -227,7 +230,12 @@ impl Task {
                         self.fail(one, &RecordError::LeaseLost);
                     }
                 }
-                Err(StoreError::LeaseLost) => self.fail(one, &RecordError::LeaseLost),
+                Err(StoreError::LeaseLost) => {
+                    metrics::fenced_write();
+                    let (run_id, epoch) = (one.append.run_id, one.append.epoch);
+                    tracing::warn!(run.id = %run_id, epoch, "a write was fenced off: the run has changed hands");
+                    self.fail(one, &RecordError::LeaseLost);
+                }
                 Err(error) => {
                     tracing::error!(run.id = %one.append.run_id, %error, "a write of the log was refused");
                     self.fail(one, &RecordError::Refused(error));
@@ -240,10 +248,13 @@ impl Task {
     /// Commits in a task of its own, so that a connection that never answers is given up without being dropped. What
     /// became of that commit is found out when the same appends go again.
     async fn commit(&self, appends: Vec<Append>) -> (Vec<Append>, Vec<Result<Committed, StoreError>>) {
-        let appends = Arc::new(appends);
-        if mutant::is("publish_before_commit") {
-            announce(&*self.bus, appends.iter().map(Append::as_segment).collect(), []);
+        let ends = || appends.iter().any(|append| append.ending.is_some());
+        hit(Point::BeforeCommit);
+        hit_if(Point::BeforeFinalize, ends);
+        if mutant::is(Mutant::PublishBeforeCommit) {
+            announce(&*self.bus, appends.iter().map(uncommitted).collect(), vec![]);
         }
+        let appends = Arc::new(appends);
         let (store, batch) = (Arc::clone(&self.store), Arc::clone(&appends));
         let commit = tokio::spawn(async move { store.commit(&batch).await });
         let results = match timeout(COMMIT_LIMIT, commit).await {
@@ -269,6 +280,8 @@ impl Task {
                 run.step_started_at = committed.segment.at;
             }
         }
+        hit(Point::AfterPersistBeforePublish);
+        hit_if(Point::AfterFinalizeBeforeAck, || one.append.ending.is_some());
         announce(
             &*self.bus,
             std::iter::once(committed.segment).chain(committed.caused).collect(),
@@ -364,6 +377,12 @@ impl Run {
 
 fn key_of(append: &Append) -> Key {
     (append.run_id, append.epoch)
+}
+
+/// A segment as a mutant shows it that does not wait for the commit.
+fn uncommitted(append: &Append) -> Segment {
+    let (first, last) = (append.first_seq, append.last_seq());
+    Segment { run_id: append.run_id, first, last, at: 0, events: append.events.clone() }
 }
 
 fn answer(reply: Option<Reply>, result: &Result<Position, RecordError>) {

@@ -1,5 +1,14 @@
 //! Secrets never come back out: what a provider or a tool echoes is cleared of what was sent to it.
 
+use sha2::{Digest, Sha256};
+
+/// By which a person finds out which key it was: the first eight digits of its SHA-256.
+pub fn fingerprint(secret: &str) -> String {
+    let digest = Sha256::digest(secret);
+    let first = digest.first_chunk().expect("SHA-256 has 32 bytes");
+    format!("{:08x}", u32::from_be_bytes(*first))
+}
+
 /// Finds known secrets in foreign text.
 #[derive(Clone, Default)]
 pub struct Redactor {
@@ -42,6 +51,11 @@ impl Redactor {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_fingerprint_is_what_sha256sum_begins_with() {
+        assert_eq!(fingerprint("abc"), "ba7816bf");
+    }
 
     #[test]
     fn a_secret_is_cleared_with_and_without_its_scheme() {

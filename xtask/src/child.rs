@@ -68,7 +68,16 @@ pub(crate) fn read(command: &mut Command, interrupt: &Interrupt) -> Result<Strin
 /// Starts a process that gets `signal` when we die, however we die.
 pub(crate) fn spawn(command: &mut Command, signal: libc::c_int) -> Result<Child> {
     die_with_parent(command, signal);
+    // Cargo told these to us. Told on to another cargo they look like changed settings, and half of the tree is built anew.
+    let told = std::env::vars_os().map(|(name, _)| name);
+    for name in told.filter(|name| is_about_us(&name.to_string_lossy())) {
+        command.env_remove(name);
+    }
     command.spawn().with_context(|| format!("cannot start {}", line(command)))
+}
+
+fn is_about_us(variable: &str) -> bool {
+    variable.starts_with("CARGO_PKG_") || variable.starts_with("CARGO_MANIFEST_")
 }
 
 /// Sends a signal to a child that was not waited for yet, so its process id is still its own.
@@ -123,4 +132,18 @@ fn say(command: &Command) {
 fn line(command: &Command) -> String {
     let words = std::iter::once(command.get_program()).chain(command.get_args());
     words.map(|word| word.to_string_lossy()).collect::<Vec<_>>().join(" ")
+}
+
+#[cfg(test)]
+mod tests {
+    use std::process::Command;
+
+    use super::{Interrupt, read};
+
+    #[test]
+    fn what_cargo_says_about_this_package_reaches_no_command() {
+        assert!(std::env::var_os("CARGO_PKG_NAME").is_some(), "cargo tells its tests");
+        let seen = read(&mut Command::new("env"), &Interrupt::listen().unwrap()).unwrap();
+        assert!(seen.contains("PATH=") && !seen.contains("CARGO_PKG_") && !seen.contains("CARGO_MANIFEST_"));
+    }
 }

@@ -9,10 +9,11 @@ use anyhow::{Context, Result, bail};
 use crate::child::{Interrupt, read};
 
 /// What to ask the binary, and where the answer is kept.
-const FILES: [(&[&str], &str); 3] = [
+const FILES: [(&[&str], &str); 4] = [
     (&["openapi"], "api/openapi.json"),
     (&["config", "docs"], "docs/configuration.md"),
     (&["config", "env-example"], ".env.example"),
+    (&["config", "metrics-docs"], "docs/metrics.md"),
 ];
 
 pub(crate) fn run(check: bool, interrupt: &Interrupt) -> Result<()> {

@@ -1,6 +1,6 @@
 //! `cargo xtask`: every command that a person or CI types, on any machine with a Rust toolchain.
 //!
-//! - [`suite`] runs the tests, with throw-away servers around them
+//! - [`suite`] runs the tests, the benchmark and the faults, with throw-away servers around them
 //! - [`check`] is formatting, lints and dependency rules
 //! - [`generate`] writes the files that the binary can print about itself
 //! - [`migration`] names the next migration
@@ -57,6 +57,15 @@ enum Command {
         #[arg(trailing_var_arg = true, allow_hyphen_values = true)]
         args: Vec<String>,
     },
+    /// Faults at each place, at random and all at once, on throw-away servers: `sweep`, `mutants`, `storm`, `recover`, `charge`
+    Faults {
+        /// How the product is built: `dev`, or `bench`, which is nearly as fast as a release
+        #[arg(long, default_value = "dev", value_parser = ["dev", "bench"])]
+        profile: String,
+        /// Passed on as they are; `--help` tells them
+        #[arg(trailing_var_arg = true, allow_hyphen_values = true)]
+        args: Vec<String>,
+    },
     /// Write the generated files: API document, configuration reference, example environment
     Gen {
         /// Write nothing; fail when a file is stale
@@ -94,6 +103,7 @@ fn run(command: Command) -> Result<()> {
         Command::Servers => servers::keep(&interrupt),
         Command::Bench { args } => suite::bench(&args, &interrupt),
         Command::Simulate { args } => suite::simulate(&args, &interrupt),
+        Command::Faults { profile, args } => suite::faults(&profile, &args, &interrupt),
         Command::Gen { check } => generate::run(check, &interrupt),
         Command::NewMigration { words } => migration::create(&words),
         Command::Ci => suite::full(&[], &interrupt),

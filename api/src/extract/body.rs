@@ -18,7 +18,7 @@ use crate::{
 };
 
 /// How long a body may take to arrive.
-const BODY_TIMEOUT: Duration = Duration::from_secs(30);
+pub(crate) const BODY_TIMEOUT: Duration = Duration::from_secs(30);
 
 /// A decoded body.
 #[derive(Debug)]
@@ -36,10 +36,7 @@ impl<T: DeserializeOwned> FromRequest<AppState> for JsonBody<T> {
             return Err(Code::UnsupportedMediaType.into());
         }
         let limit = state.settings.body_limit;
-        let bytes = tokio::time::timeout(BODY_TIMEOUT, read(request.into_body(), limit))
-            .await
-            .map_err(|_| ApiError::from(Code::BodyTimeout))??;
-        Self::from_bytes(&bytes)
+        Self::from_bytes(&read_within(BODY_TIMEOUT, request.into_body(), limit).await?)
     }
 }
 
@@ -59,6 +56,10 @@ fn is_json(headers: &HeaderMap) -> bool {
     };
     let essence = value.split(';').next().unwrap_or_default().trim().to_ascii_lowercase();
     essence == "application/json" || (essence.starts_with("application/") && essence.ends_with("+json"))
+}
+
+async fn read_within(time: Duration, body: Body, limit: usize) -> Result<axum::body::Bytes, ApiError> {
+    tokio::time::timeout(time, read(body, limit)).await.map_err(|_| ApiError::from(Code::BodyTimeout))?
 }
 
 async fn read(body: Body, limit: usize) -> Result<axum::body::Bytes, ApiError> {
@@ -178,5 +179,17 @@ mod tests {
     async fn a_body_is_taken_at_the_limit_and_refused_above_it() {
         assert_eq!(read(Body::from("12345"), 5).await.unwrap().len(), 5);
         assert_eq!(read(Body::from("123456"), 5).await.unwrap_err().code, Code::PayloadTooLarge);
+    }
+
+    #[tokio::test]
+    async fn a_body_that_drips_is_waited_for_only_so_long() {
+        let drops = futures::stream::unfold(0, |n| async move {
+            tokio::time::sleep(Duration::from_millis(10)).await;
+            Some((Ok::<_, std::io::Error>("x"), n + 1))
+        });
+        let dripping = Body::from_stream(drops);
+        let error = read_within(Duration::from_millis(50), dripping, 1_000_000).await.unwrap_err();
+        assert_eq!(error.code, Code::BodyTimeout);
+        assert_eq!(read_within(Duration::from_secs(5), Body::from("12345"), 5).await.unwrap().len(), 5);
     }
 }

@@ -26,6 +26,8 @@ pub(crate) fn described_v1() -> OpenApiRouter<AppState> {
         .routes(routes!(runs::steps::list_steps))
         .routes(routes!(runs::events::stream_events))
         .routes(routes!(runs::stop::stop_run))
+        // /v1/runs/stop
+        .routes(routes!(runs::stop_by_key::stop_run_by_key))
         // /v1/chats
         .routes(routes!(chats::create::create_chat, chats::list::list_chats))
         // /v1/chats/{chatId}, …/messages, …/run

@@ -6,7 +6,7 @@ use axum::{
     response::{IntoResponse, Response},
 };
 use longhaul_shared::{
-    admission::{LimitOverrides, Submission, submit},
+    admission::{LimitOverrides, Submission, SubmitError, submit},
     domain::{
         ids::{ChatId, MessageId, RunId},
         run::Trigger,
@@ -35,6 +35,8 @@ use crate::{
 };
 
 const MAX_KEY_LEN: usize = 255;
+/// Where the keys of submissions without a chat in their path count.
+pub(crate) const SUBMIT_RUN: &str = "POST /v1/runs";
 
 /// What to run, and where.
 #[derive(Debug, Deserialize, ToSchema)]
@@ -49,9 +51,13 @@ pub(crate) struct SubmissionBody {
     pub(crate) chat_id: Option<String>,
     /// A name for the message, unique in its chat. A repeat gets the first one's run.
     pub(crate) message_id: Option<String>,
-    /// What to do while another run holds the chat: `reject` (default) or `enqueue`.
+    /// What to do while another run holds the chat: `reject` (default), `enqueue`, or `interrupt`, which ends it and
+    /// what waits behind it.
     #[schema(schema_with = if_busy)]
     pub(crate) if_busy: Option<IfBusy>,
+    /// With `interrupt`: the only run that may be ended for this one.
+    #[schema(value_type = Option<uuid::Uuid>)]
+    pub(crate) expect_run_id: Option<String>,
     /// Start at this time (RFC 3339). Not together with `delay`.
     #[schema(format = DateTime)]
     pub(crate) run_at: Option<String>,
@@ -77,7 +83,7 @@ pub(crate) struct LimitsBody {
 }
 
 pub(crate) fn if_busy() -> utoipa::openapi::schema::Object {
-    words::one_of(["reject", "enqueue"])
+    words::one_of(["reject", "enqueue", "interrupt"])
 }
 
 /// An admitted run: it will reach exactly one end.
@@ -125,6 +131,7 @@ pub(crate) async fn accept(
         agent: body.agent,
         input: input::read(body.input)?,
         if_busy: body.if_busy.unwrap_or_default(),
+        expect_run_id: body.expect_run_id.as_deref().map(read_run_id).transpose()?,
         start: read_start(body.run_at.as_deref(), body.delay.as_deref())?,
         trigger: Trigger::Api,
         created_by: Some(origin.caller.name),
@@ -159,6 +166,11 @@ fn answer(admitted: &Admitted) -> Response {
     response
 }
 
+/// What is no id at all names no run either.
+fn read_run_id(text: &str) -> Result<RunId, ApiError> {
+    text.parse::<uuid::Uuid>().map(RunId).map_err(|_| SubmitError::SupersedeInvalid.into())
+}
+
 fn read_start(run_at: Option<&str>, delay: Option<&str>) -> Result<Option<StartAt>, ApiError> {
     match (run_at, delay) {
         (None, None) => Ok(None),
@@ -188,6 +200,18 @@ fn text_of(headers: &HeaderMap, name: &str) -> Option<String> {
     headers.get(name).and_then(|value| value.to_str().ok()).map(ToOwned::to_owned)
 }
 
+/// The key itself, which may be quoted.
+pub(crate) fn check_key(text: &str) -> Result<&str, String> {
+    let key = text.strip_prefix('"').and_then(|rest| rest.strip_suffix('"')).unwrap_or(text);
+    if key.is_empty() || key.len() > MAX_KEY_LEN {
+        return Err(format!("must have 1 to {MAX_KEY_LEN} characters"));
+    }
+    if !key.bytes().all(|byte| (b' '..=b'~').contains(&byte)) {
+        return Err("must be printable ASCII".to_owned());
+    }
+    Ok(key)
+}
+
 /// The key under which a repeat is recognised: bare, or quoted as a structured field.
 fn idempotency(origin: &Origin<'_>) -> Result<Option<IdempotencyKey>, ApiError> {
     const NAME: &str = "Idempotency-Key";
@@ -197,10 +221,7 @@ fn idempotency(origin: &Origin<'_>) -> Result<Option<IdempotencyKey>, ApiError> 
         return Err(ApiError::header(NAME, "must be given once"));
     }
     let text = value.to_str().map_err(|_| ApiError::header(NAME, "must be printable ASCII"))?.trim();
-    let key = text.strip_prefix('"').and_then(|rest| rest.strip_suffix('"')).unwrap_or(text);
-    if key.is_empty() || key.len() > MAX_KEY_LEN {
-        return Err(ApiError::header(NAME, format!("must have 1 to {MAX_KEY_LEN} characters")));
-    }
+    let key = check_key(text).map_err(|detail| ApiError::header(NAME, detail))?;
     // A chat that stands in the path, not in the body, belongs to what was asked for.
     let mut fingerprint = Sha256::new();
     fingerprint.update(origin.chat_id.map_or(uuid::Uuid::nil(), |chat| chat.0));

@@ -188,7 +188,14 @@ impl Api {
     /// The one run that waits for a worker, taken by one.
     pub(super) async fn claim(&self) -> Claim {
         let id = WorkerId::generate();
-        let worker = NewWorker { id, host: "test".into(), version: "0".into(), slots: 8, lease_ms: 60_000 };
+        let worker = NewWorker {
+            id,
+            host: "test".into(),
+            version: "0".into(),
+            slots: 8,
+            lease_ms: 60_000,
+            presence: None,
+        };
         self.store.register_worker(&worker).await.unwrap();
         let mut claims = self.store.claim(id, &["default".to_owned()], 1).await.unwrap();
         claims.remove(0).0

@@ -1,6 +1,7 @@
 //! Runs: submit, read, list, stop.
 
 use axum::http::Method;
+use longhaul_shared::store::KeyRole;
 use serde_json::json;
 use uuid::Uuid;
 
@@ -273,4 +274,39 @@ async fn a_stop_that_waits_answers_with_the_end_or_with_what_is_known_by_then() 
     let ended = waiting.await.unwrap().ok(200);
     assert_eq!(ended["stopping"], false);
     assert!(ended["finishedAt"].is_string());
+}
+
+#[tokio::test]
+async fn a_run_is_stopped_by_the_key_of_its_submission() {
+    let api = Api::start().await;
+    let submit = async |key: &str| {
+        let headers = [("content-type", "application/json"), ("idempotency-key", key)];
+        api.call_with(Method::POST, "/v1/runs", &headers, r#"{"agent":"helper","input":"hi"}"#).await
+    };
+    let stop = async |key: &str| api.post("/v1/runs/stop", json!({"idempotencyKey": key})).await;
+    let run = submit("known").await.ok(202);
+    let stopped = stop("known").await.ok(202);
+    assert_eq!((&stopped["runId"], &stopped["status"]), (&run["runId"], &json!("aborted")));
+    assert_eq!(stop("\"known\"").await.ok(200)["status"], "aborted", "it was over already");
+
+    let noted = stop("early").await.ok(202);
+    assert_eq!(noted["idempotencyKey"], "early");
+    assert!(noted["stopRequestedAt"].is_string() && noted["expiresAt"].is_string(), "{noted}");
+    assert_eq!(stop("early").await.ok(202), noted);
+    let early = submit("early").await;
+    assert_eq!(early.ok(202)["status"], "aborted");
+    assert_eq!(submit("early").await.body, early.body);
+
+    let other = api.key("default", KeyRole::Operator).await;
+    let foreign =
+        api.call(&other, Method::POST, "/v1/runs/stop", Some(json!({"idempotencyKey": "known"}))).await;
+    assert_eq!(foreign.ok(202)["idempotencyKey"], "known", "keys are their callers' own");
+    let viewer = api.key("default", KeyRole::Viewer).await;
+    let refused =
+        api.call(&viewer, Method::POST, "/v1/runs/stop", Some(json!({"idempotencyKey": "known"}))).await;
+    refused.refused(403, "FORBIDDEN");
+    for key in ["", &"k".repeat(256), "\u{e4}"] {
+        let problem = stop(key).await.refused(400, "INVALID_REQUEST");
+        assert_eq!(problem["errors"][0]["pointer"], "/idempotencyKey");
+    }
 }

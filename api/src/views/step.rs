@@ -3,7 +3,7 @@
 use longhaul_shared::{
     domain::{
         step::{FinishReason, OutputPart, Step},
-        tool::{CallState, Effect, ToolCall},
+        tool::{CallState, Effect, LateResult, ToolCall},
     },
     store::RunRecord,
 };
@@ -68,6 +68,22 @@ pub(crate) struct ToolCallView {
     dispatched_at: Option<Timestamp>,
     #[serde(skip_serializing_if = "Option::is_none")]
     settled_at: Option<Timestamp>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    late: Option<LateResultView>,
+}
+
+/// What the call came to after its run was over. The state does not change by it.
+#[derive(Serialize, ToSchema)]
+#[schema(as = LateResult)]
+pub(crate) struct LateResultView {
+    /// `succeeded` or `failed`.
+    #[schema(schema_with = words::call_state)]
+    state: CallState,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    output: Option<String>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    error: Option<String>,
+    at: Timestamp,
 }
 
 /// The saved steps of a run, each with its calls.
@@ -128,6 +144,13 @@ impl From<ToolCall> for ToolCallView {
             planned_at: call.planned_at.map(Timestamp),
             dispatched_at: call.dispatched_at.map(Timestamp),
             settled_at: call.settled_at.map(Timestamp),
+            late: call.late.map(Into::into),
         }
+    }
+}
+
+impl From<LateResult> for LateResultView {
+    fn from(late: LateResult) -> Self {
+        Self { state: late.state, output: late.output, error: late.error, at: Timestamp(late.at) }
     }
 }

@@ -100,6 +100,24 @@ async fn stopping_succeeds_however_the_run_ended() {
 }
 
 #[tokio::test]
+async fn a_key_stops_its_run_or_leaves_a_note() {
+    let output = Output::new(Format::Jsonl, true);
+    for (answered, paths) in [
+        (r#"{"runId":"r","status":"aborted"}"#, &["/v1/runs/stop", "/v1/runs/r/stop"][..]),
+        (r#"{"idempotencyKey":"k"}"#, &["/v1/runs/stop"]),
+    ] {
+        let server = FakeServer::start(move |_, _| answer(202, "", answered)).await;
+        assert_eq!(stop_by_key(&server.client(), "k", false, output).await.unwrap(), Exit::Ok);
+        let requests = server.requests();
+        assert_eq!(requests.len(), paths.len());
+        for (request, path) in requests.iter().zip(paths) {
+            assert!(request.starts_with(&format!("POST {path} HTTP/1.1")), "{request}");
+        }
+        assert!(requests[0].contains(r#"{"idempotencyKey":"k"}"#), "{}", requests[0]);
+    }
+}
+
+#[tokio::test]
 async fn stopping_an_unknown_run_is_not_found() {
     let server = FakeServer::start(|_, _| answer(404, "", r#"{"title":"Not found"}"#)).await;
     let failure = stop(&server.client(), "r", false, Output::new(Format::Table, true)).await.unwrap_err();

@@ -110,6 +110,10 @@ impl Bus for RedisBus {
     }
 
     fn signal(&self, signal: Signal) {
+        // While nothing comes back from Redis, this process at least hears itself.
+        if !self.is_connected() {
+            self.fanout.signal(signal.clone());
+        }
         self.publisher.push(Outgoing::Signal(signal));
     }
 

@@ -22,6 +22,11 @@ pub struct LimitsConfig {
     pub first_byte: Duration,
     pub max_output_bytes: ByteSize,
     pub max_calls_per_step: u32,
+    /// Repetitions from which on something is a loop; 0 is never.
+    pub loop_lines: u32,
+    pub loop_blocks: u32,
+    pub loop_characters: u32,
+    pub loop_calls: u32,
 }
 
 impl Default for LimitsConfig {
@@ -35,6 +40,10 @@ impl Default for LimitsConfig {
             first_byte: Duration::from_mins(2),
             max_output_bytes: ByteSize::mib(4),
             max_calls_per_step: 64,
+            loop_lines: 25,
+            loop_blocks: 20,
+            loop_characters: 60,
+            loop_calls: 10,
         }
     }
 }
@@ -50,5 +59,13 @@ impl LimitsConfig {
         report.require(self.max_output_bytes.as_u64() > 0, "limits.max_output_bytes", || {
             "must be above 0".to_owned()
         });
+        for (key, threshold) in [
+            ("limits.loop_lines", self.loop_lines),
+            ("limits.loop_blocks", self.loop_blocks),
+            ("limits.loop_characters", self.loop_characters),
+            ("limits.loop_calls", self.loop_calls),
+        ] {
+            report.require(threshold != 1, key, || "must be 0 (off) or above 1: once is no loop".to_owned());
+        }
     }
 }

@@ -15,6 +15,7 @@ mod error;
 mod layers;
 mod limits;
 mod log;
+mod metrics;
 mod net;
 mod origin;
 mod providers;
@@ -46,6 +47,7 @@ pub use self::{
     layers::{Overrides, Profile, Sources},
     limits::LimitsConfig,
     log::{LogConfig, LogFormat},
+    metrics::MetricsConfig,
     net::NetConfig,
     origin::Shown,
     providers::{ProviderConfig, ProviderKind},
@@ -71,6 +73,7 @@ pub struct Config {
     pub limits: LimitsConfig,
     pub auth: AuthConfig,
     pub log: LogConfig,
+    pub metrics: MetricsConfig,
     pub net: NetConfig,
     pub providers: BTreeMap<String, ProviderConfig>,
     pub agents: BTreeMap<String, AgentConfig>,

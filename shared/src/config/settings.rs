@@ -90,6 +90,14 @@ pub(super) const SETTINGS: &[Setting] = &[
     ),
     list("worker.queues", "The queues that this worker takes jobs from."),
     text(
+        "worker.presence",
+        "The address at which other workers ask whether this process lives, so that they need not wait for the lease of a dead one; port 0 takes a free one. A loopback address helps workers on the same host, in the same network namespace.",
+    ),
+    text(
+        "worker.presence_advertise",
+        "The `IP:port` at which workers on other hosts reach `worker.presence`, if it is another one. It must lead to this worker and to no other.",
+    ),
+    text(
         "stream.heartbeat",
         "How often a silent event stream sends a comment, so that proxies keep it open.",
     ),
@@ -106,6 +114,16 @@ pub(super) const SETTINGS: &[Setting] = &[
     text("limits.first_byte", "How long a model may take to begin its answer."),
     text("limits.max_output_bytes", "The largest output of one model call."),
     number("limits.max_calls_per_step", "The most tool calls that one model output may ask for."),
+    number(
+        "limits.loop_lines",
+        "A run whose model goes on writing the same line ends when it has done so this often; 0 is never.",
+    ),
+    number("limits.loop_blocks", "The same for a piece of up to 150 characters."),
+    number("limits.loop_characters", "The same for a single character."),
+    number(
+        "limits.loop_calls",
+        "A run ends when each of so many steps in a row was the same tool call with the same result; 0 is never.",
+    ),
     text(
         "auth.mode",
         "`required`: every call carries a key. `loopback`: no key, only while the server listens on a loopback address, as `longhaul dev` does.",
@@ -118,6 +136,10 @@ pub(super) const SETTINGS: &[Setting] = &[
         )
     },
     text("log.format", "`text`, `json`, or `auto`: text on a terminal, JSON otherwise."),
+    text(
+        "metrics.listen",
+        "The `IP:port` at which this process serves its metrics for Prometheus under `/metrics`, to anybody who asks. Without it nothing is served.",
+    ),
     list(
         "net.allow",
         "Addresses inside the own network that providers and tools may have, each as `host:port`. Everything public is allowed, everything else is not.",
@@ -205,6 +227,13 @@ pub(super) const SETTINGS: &[Setting] = &[
         ..text("tools.<name>.timeout", "How long one call may take.")
     },
     text("tools.<name>.max_bytes", "The largest answer that is read."),
+    Setting {
+        default: Some("none"),
+        ..text(
+            "tools.<name>.reconcile_url",
+            "Asked what became of a `once` call whose answer was not seen; see docs/tools.md. Without it such a call stays `unknown`.",
+        )
+    },
 ];
 
 impl Setting {

@@ -256,11 +256,62 @@ fn a_file_that_was_named_must_exist() {
 }
 
 #[test]
+fn a_presence_that_nobody_could_find_is_refused() {
+    for (file, key) in [
+        ("presence = \"0.0.0.0:4690\"", "worker.presence_advertise"),
+        ("presence = \"0.0.0.0:4690\"\npresence_advertise = \"0.0.0.0:4690\"", "worker.presence_advertise"),
+        ("presence = \"0.0.0.0:4690\"\npresence_advertise = \"10.0.0.7:0\"", "worker.presence_advertise"),
+        ("presence = \"0.0.0.0:0\"\npresence_advertise = \"10.0.0.7:4690\"", "worker.presence"),
+        ("presence = \"somewhere:4690\"", "worker.presence"),
+    ] {
+        let text = given(&format!("[worker]\n{file}")).refused();
+        assert!(text.contains(key), "{text}");
+    }
+    let config = given("[worker]\npresence = \"[::]:4690\"\npresence_advertise = \"10.0.0.7:4690\"").load();
+    assert_eq!(config.unwrap().worker.presence_advertise, Some("10.0.0.7:4690".parse().unwrap()));
+}
+
+#[test]
 fn a_lease_shorter_than_three_heartbeats_is_refused() {
     let text = given("").env("LONGHAUL_WORKER_LEASE", "4s").refused();
     assert!(text.contains("worker.lease (the environment variable LONGHAUL_WORKER_LEASE)"), "{text}");
     assert!(text.contains("at least 3 × worker.heartbeat (5s), not 4s"), "{text}");
     given("").env("LONGHAUL_WORKER_LEASE", "3s").env("LONGHAUL_WORKER_HEARTBEAT", "1s").load().unwrap();
+}
+
+#[test]
+fn time_limits_nest_and_those_that_do_not_are_refused() {
+    let times = |lease: &str, heartbeat: &str, poll: &str, statement: &str, drain: &str| {
+        let statement =
+            if statement.is_empty() { String::new() } else { format!("statement_timeout = \"{statement}\"") };
+        let file = format!(
+            "[worker]\nlease = \"{lease}\"\nheartbeat = \"{heartbeat}\"\npoll = \"{poll}\"\n\
+             drain_timeout = \"{drain}\"\n[database]\n{statement}"
+        );
+        given(&file).load().map_err(|error| error.to_string())
+    };
+    for (lease, heartbeat, poll, statement, drain) in [
+        ("15s", "5s", "1s", "", "30s"),
+        ("15s", "5s", "15s", "14999ms", "0s"),
+        ("3s", "1s", "1s", "2s", "59m"),
+        ("1h", "1s", "1s", "", "30s"),
+    ] {
+        let config = times(lease, heartbeat, poll, statement, drain).unwrap();
+        let WorkerConfig { lease, heartbeat, .. } = config.worker;
+        assert!(config.statement_timeout() < lease && heartbeat * 3 <= lease);
+    }
+    for (lease, heartbeat, poll, statement, drain, key) in [
+        ("14999ms", "5s", "1s", "", "30s", "worker.lease"),
+        ("15s", "5001ms", "1s", "", "30s", "worker.lease"),
+        ("15s", "5s", "15001ms", "", "30s", "worker.poll"),
+        ("15s", "5s", "1s", "15s", "30s", "database.statement_timeout"),
+        ("15s", "5s", "1s", "0s", "30s", "database.statement_timeout"),
+        ("0s", "0s", "0s", "", "30s", "worker.heartbeat"),
+        ("15s", "5s", "1s", "", "1h", "worker.drain_timeout"),
+    ] {
+        let refused = times(lease, heartbeat, poll, statement, drain).expect_err(key);
+        assert!(refused.contains(key), "{refused}");
+    }
 }
 
 #[test]

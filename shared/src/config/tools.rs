@@ -58,6 +58,9 @@ pub struct ToolConfig {
     pub timeout: Option<Duration>,
     #[serde(default = "default_max_bytes")]
     pub max_bytes: ByteSize,
+    /// Where to ask what became of a call that was not answered.
+    #[serde(default)]
+    pub reconcile_url: Option<HttpUrl>,
 }
 
 /// A tool that says nothing about itself is never called twice.
@@ -109,6 +112,11 @@ impl ToolConfig {
             let own = OWN_HEADERS.iter().any(|own| own.eq_ignore_ascii_case(header));
             report.require(!own, key("headers"), || format!("`{header}` is set by the worker itself"));
         }
+        report.require(
+            self.reconcile_url.is_none() || self.effect == Effect::Once,
+            key("reconcile_url"),
+            || "goes with effect = \"once\": every other call is simply made again".to_owned(),
+        );
         report.positive(key("timeout"), self.timeout);
         report.require(self.max_bytes.as_u64() > 0, key("max_bytes"), || "must be above 0".to_owned());
     }

@@ -1,6 +1,9 @@
 //! `[worker]`: how much one worker takes on, and how long it may be silent before others take over.
 
-use std::time::Duration;
+use std::{
+    net::{IpAddr, Ipv4Addr, SocketAddr},
+    time::Duration,
+};
 
 use serde::{Deserialize, Serialize};
 
@@ -26,6 +29,10 @@ pub struct WorkerConfig {
     #[serde(with = "span")]
     pub drain_timeout: Duration,
     pub queues: Vec<String>,
+    /// Where other workers ask whether this process lives; port 0 takes a free one.
+    pub presence: SocketAddr,
+    /// Where they find it, if not there.
+    pub presence_advertise: Option<SocketAddr>,
 }
 
 impl Default for WorkerConfig {
@@ -37,6 +44,8 @@ impl Default for WorkerConfig {
             poll: Duration::from_secs(1),
             drain_timeout: Duration::from_secs(30),
             queues: vec!["default".to_owned()],
+            presence: SocketAddr::new(IpAddr::V4(Ipv4Addr::LOCALHOST), 0),
+            presence_advertise: None,
         }
     }
 }
@@ -66,6 +75,7 @@ impl WorkerConfig {
                 humantime::format_duration(LONGEST_DRAIN)
             )
         });
+        self.check_presence(report);
         report.require(!self.queues.is_empty(), "worker.queues", || {
             "must name at least one queue: a worker without one never gets a job".to_owned()
         });
@@ -73,6 +83,28 @@ impl WorkerConfig {
             report.require(is_name(queue), "worker.queues", || {
                 format!("`{queue}` is not a queue name: 1 to 64 letters, digits, `_` or `-`")
             });
+        }
+    }
+
+    /// An address that leads nowhere proves nothing, and one that leads to another worker would prove what is not so.
+    fn check_presence(&self, report: &mut Report) {
+        match self.presence_advertise {
+            None => report.require(!self.presence.ip().is_unspecified(), "worker.presence_advertise", || {
+                format!(
+                    "must say where the others find this worker when worker.presence is {}",
+                    self.presence
+                )
+            }),
+            Some(address) => {
+                report.require(
+                    !address.ip().is_unspecified() && address.port() != 0,
+                    "worker.presence_advertise",
+                    || format!("must be an address that leads to this worker, not {address}"),
+                );
+                report.require(self.presence.port() != 0, "worker.presence", || {
+                    "must name its port when worker.presence_advertise is set".to_owned()
+                });
+            }
         }
     }
 }

@@ -70,6 +70,16 @@ pub enum ReleaseReason {
     Broken,
 }
 
+/// How far a stop has come. The third stage is `run.finished`.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum StopStage {
+    /// It is a durable fact.
+    Requested,
+    /// The run's holder has heard of it and has left off.
+    Delivered,
+}
+
 /// The data of each event type.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(tag = "type", content = "data", rename_all_fields = "camelCase")]
@@ -87,7 +97,12 @@ pub enum EventData {
     #[serde(rename = "run.released")]
     RunReleased { reason: ReleaseReason, epoch: Epoch },
     #[serde(rename = "run.stopping")]
-    RunStopping {},
+    RunStopping {
+        stage: StopStage,
+        /// Of the stage `requested`.
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        requested_at: Option<Millis>,
+    },
     #[serde(rename = "run.finished")]
     RunFinished {
         status: RunStatus,

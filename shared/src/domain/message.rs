@@ -37,7 +37,7 @@ pub enum Part {
     Tool {
         call_id: String,
         name: String,
-        /// The arguments: JSON if they parse, else the text as the model wrote it.
+        /// The arguments: the object that is executed, else the text as the model wrote it.
         arguments: Value,
         state: CallState,
         #[serde(default, skip_serializing_if = "Option::is_none")]

@@ -1,5 +1,6 @@
 //! Values and rules: no I/O, no clock, no async.
 
+pub mod arguments;
 pub mod chat;
 pub mod event;
 pub mod ids;

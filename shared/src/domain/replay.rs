@@ -9,6 +9,7 @@ use std::collections::BTreeMap;
 use serde_json::Value;
 
 use super::{
+    arguments,
     event::{Event, EventData, Segment},
     ids::{Millis, RunId, Seq},
     message::Part,
@@ -184,7 +185,7 @@ impl Replay {
                 EventData::RunQueued { .. }
                 | EventData::RunClaimed { .. }
                 | EventData::RunReleased { .. }
-                | EventData::RunStopping {},
+                | EventData::RunStopping { .. },
             )
             | None => {}
         }
@@ -223,6 +224,7 @@ impl Replay {
             planned_at: None,
             dispatched_at: None,
             settled_at: None,
+            late: None,
         });
     }
 
@@ -301,7 +303,7 @@ fn tool_part(call: &ToolCall) -> Part {
     Part::Tool {
         call_id: call.call_id.clone(),
         name: call.name.clone(),
-        arguments: serde_json::from_str(&call.arguments)
+        arguments: arguments::parse(&call.arguments)
             .unwrap_or_else(|_| Value::String(call.arguments.clone())),
         state: call.state,
         output: call.output.clone(),
@@ -456,6 +458,7 @@ mod tests {
                 planned_at: None,
                 dispatched_at: None,
                 settled_at: None,
+                late: None,
             };
             let mut replay = Replay::from_rows(run_id, [step.clone()], [call]);
             for (seq, event) in (1..).zip(&events) {

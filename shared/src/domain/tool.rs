@@ -83,6 +83,18 @@ pub struct ToolSpec {
     pub effect: Effect,
 }
 
+/// What a call came to whose outcome nobody waited for any more.
+#[derive(Clone, Debug, PartialEq, Serialize)]
+#[serde(rename_all = "camelCase")]
+pub struct LateResult {
+    /// `succeeded` or `failed`.
+    pub state: CallState,
+    pub output: Option<String>,
+    pub error: Option<String>,
+    /// 0 before it is stored.
+    pub at: Millis,
+}
+
 /// One row of the ledger.
 #[derive(Clone, Debug, PartialEq, Serialize)]
 #[serde(rename_all = "camelCase")]
@@ -109,11 +121,20 @@ pub struct ToolCall {
     pub planned_at: Option<Millis>,
     pub dispatched_at: Option<Millis>,
     pub settled_at: Option<Millis>,
+    /// What is known since; the state does not change by it.
+    pub late: Option<LateResult>,
 }
 
 impl ToolCall {
     /// What the model reads as the result of this call, whatever became of it.
     pub fn result_for_model(&self) -> String {
+        match &self.late {
+            Some(late) => format!("{} {}", self.told_at_the_end(), late.told()),
+            None => self.told_at_the_end(),
+        }
+    }
+
+    fn told_at_the_end(&self) -> String {
         match self.state {
             CallState::Succeeded => self.output.clone().unwrap_or_default(),
             CallState::Failed => {
@@ -130,6 +151,20 @@ impl ToolCall {
             CallState::AwaitingApproval | CallState::Planned | CallState::Dispatched => {
                 "This call has no result yet.".to_owned()
             }
+        }
+    }
+}
+
+impl LateResult {
+    fn told(&self) -> String {
+        match self.state {
+            CallState::Succeeded => {
+                format!("Its answer came later: it succeeded. {}", self.output.as_deref().unwrap_or_default())
+            }
+            _ => format!(
+                "Its answer came later: it failed. Error: {}",
+                self.error.as_deref().unwrap_or("the tool gave no reason")
+            ),
         }
     }
 }

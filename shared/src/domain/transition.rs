@@ -47,6 +47,8 @@ pub enum Reason {
     Provider,
     Tool,
     Loop,
+    OutputLimit,
+    CallLimit,
     CrashLimit,
     NoProgress,
     ChatDeleted,
@@ -120,6 +122,8 @@ stored_words!(Reason, "reason", {
     Provider => "provider",
     Tool => "tool",
     Loop => "loop",
+    OutputLimit => "output_limit",
+    CallLimit => "call_limit",
     CrashLimit => "crash_limit",
     NoProgress => "no_progress",
     ChatDeleted => "chat_deleted",
@@ -180,6 +184,8 @@ impl Reason {
             | Self::Provider
             | Self::Tool
             | Self::Loop
+            | Self::OutputLimit
+            | Self::CallLimit
             | Self::CrashLimit
             | Self::NoProgress
             | Self::Internal => RunStatus::Failed,

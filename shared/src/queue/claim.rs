@@ -75,7 +75,8 @@ impl Claimer {
                     if claimed == wanted {
                         continue;
                     }
-                    self.poll
+                    // Not in step with the other workers, and never later than promised.
+                    self.poll.mul_f64(0.5 + jitter() / 2.0)
                 }
                 Err(error) => {
                     failures += 1;
@@ -93,7 +94,7 @@ impl Claimer {
     }
 
     /// Claims up to one run for each permit. A lost answer leaves runs that this worker holds without knowing it; the
-    /// heartbeat finds and disowns them.
+    /// worker finds and disowns them.
     async fn claim(
         &self,
         worker_id: WorkerId,

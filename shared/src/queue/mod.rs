@@ -1,19 +1,25 @@
 //! Who works next: claim, hold, hand back.
 //!
-//! [`Holdings`] is what one worker holds; the [`claim`] loop adds to it and never claims more than there are free
+//! [`Holdings`] is what one worker holds, and [`Validity`] until when it may be sure of that; the [`claim`] loop adds to it and never claims more than there are free
 //! slots; the [`backend`] hands each claim to the worker framework. A claim's tokens tell its attempt that the run is
 //! to stop or that it was lost; both are hints, the log is the fence.
 
 pub mod backend;
 pub mod claim;
+mod validity;
 
 use std::{
     collections::BTreeMap,
     sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError},
 };
 
-use tokio::sync::{Notify, OwnedSemaphorePermit};
+use tokio::{
+    sync::{Notify, OwnedSemaphorePermit},
+    time::Instant,
+};
 use tokio_util::sync::CancellationToken;
+
+pub use validity::Validity;
 
 use crate::{
     domain::{
@@ -22,6 +28,7 @@ use crate::{
         transition::Reason,
     },
     store::StopRequest,
+    telemetry::metrics,
 };
 
 /// What the holder of a run is told from outside.
@@ -31,18 +38,25 @@ pub struct Orders {
     pub lost: CancellationToken,
     /// The run is to end.
     pub stop: CancellationToken,
-    reason: OnceLock<Reason>,
+    /// Until when the run is surely held.
+    pub validity: Validity,
+    wish: OnceLock<StopRequest>,
 }
 
 impl Orders {
-    pub fn request_stop(&self, reason: Reason) {
-        self.reason.get_or_init(|| reason);
+    pub fn request_stop(&self, wish: StopRequest) {
+        self.wish.get_or_init(|| wish);
         self.stop.cancel();
+    }
+
+    /// The wish that the run ends, once there is one.
+    pub fn stop_request(&self) -> Option<StopRequest> {
+        self.wish.get().copied()
     }
 
     /// Why the run is to end, once it is.
     pub fn stop_reason(&self) -> Option<Reason> {
-        self.stop.is_cancelled().then(|| *self.reason.get().unwrap_or(&Reason::Stop))
+        self.stop_request().map(|wish| wish.reason)
     }
 }
 
@@ -58,6 +72,7 @@ pub struct Leased {
 impl Drop for Leased {
     fn drop(&mut self) {
         self.holdings.remove(&self.claim);
+        metrics::slot_freed();
     }
 }
 
@@ -65,6 +80,7 @@ impl Drop for Leased {
 #[derive(Debug, Default)]
 pub struct Holdings {
     inner: Mutex<Inner>,
+    validity: Validity,
     begun: Notify,
 }
 
@@ -84,6 +100,11 @@ impl Holdings {
     pub fn begin(&self, worker_id: WorkerId) {
         self.lock().worker_id = Some(worker_id);
         self.begun.notify_waiters();
+    }
+
+    /// The lease is confirmed to hold until then, by this machine's monotonic clock.
+    pub fn confirm(&self, valid_until: Instant) {
+        self.validity.extend(valid_until);
     }
 
     /// Waits until there is a lease to claim by.
@@ -119,6 +140,18 @@ impl Holdings {
         self.len() == 0
     }
 
+    /// The runs that are held now, each with the claim it is held by.
+    pub fn held(&self) -> Vec<(RunId, Epoch)> {
+        self.lock().held.iter().map(|(run_id, (epoch, _))| (*run_id, *epoch)).collect()
+    }
+
+    /// Somebody has ended the run or taken it, which its attempt would only learn when it has something to write.
+    pub fn lose(&self, run_id: RunId, epoch: Epoch) {
+        if let Some((_, orders)) = self.lock().held.get(&run_id).filter(|(held, _)| *held == epoch) {
+            orders.lost.cancel();
+        }
+    }
+
     pub fn holds(&self, run_id: RunId) -> bool {
         self.lock().held.contains_key(&run_id)
     }
@@ -128,16 +161,17 @@ impl Holdings {
         let inner = self.lock();
         for request in requests {
             if let Some((_, orders)) = inner.held.get(&request.run_id) {
-                orders.request_stop(request.reason);
+                orders.request_stop(*request);
             }
         }
     }
 
     /// Takes a claim into the books. If the lease it was made by is gone already, it begins as lost.
-    fn add(self: &Arc<Self>, claim: Claim, slot: OwnedSemaphorePermit) -> Leased {
-        let orders = Arc::new(Orders::default());
-        if claim.run.stop_requested_at.is_some() {
-            orders.request_stop(claim.run.stop_reason.unwrap_or(Reason::Stop));
+    pub fn add(self: &Arc<Self>, claim: Claim, slot: OwnedSemaphorePermit) -> Leased {
+        let orders = Arc::new(Orders { validity: self.validity.clone(), ..Orders::default() });
+        if let Some(requested_at) = claim.run.stop_requested_at {
+            let reason = claim.run.stop_reason.unwrap_or(Reason::Stop);
+            orders.request_stop(StopRequest { run_id: claim.run.id, reason, requested_at });
         }
         let mut inner = self.lock();
         if inner.worker_id != Some(claim.worker_id) {
@@ -145,6 +179,7 @@ impl Holdings {
         }
         inner.held.insert(claim.run.id, (claim.epoch, Arc::clone(&orders)));
         drop(inner);
+        metrics::slot_taken();
         Leased { claim, orders, holdings: Arc::clone(self), _slot: slot }
     }
 

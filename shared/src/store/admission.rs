@@ -19,6 +19,8 @@ pub enum IfBusy {
     #[default]
     Reject,
     Enqueue,
+    /// Admitted like `Reject`; whoever asks makes way by [`Runs::supersede`](super::Runs::supersede).
+    Interrupt,
 }
 
 /// When a run is to start, if not at once.
@@ -28,6 +30,15 @@ pub enum StartAt {
     At(Millis),
     /// Milliseconds from now, by the database's clock.
     In(i64),
+}
+
+/// Where an idempotency key counts.
+#[derive(Clone, Copy, Debug)]
+pub struct KeyName<'a> {
+    pub key: &'a str,
+    /// Who calls, so that two callers' keys do not meet.
+    pub caller: &'a str,
+    pub route: &'a str,
 }
 
 /// Makes a repeated call answer like the first.

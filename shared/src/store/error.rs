@@ -33,14 +33,30 @@ pub enum StoreError {
 impl StoreError {
     /// Somebody holds a lock for too long: only calls that need it fail.
     pub fn is_about_locks(&self) -> bool {
-        let Self::Unavailable(error) = self else { return false };
-        let code = error.as_database_error().and_then(sqlx::error::DatabaseError::code);
-        code.is_some_and(|code| matches!(&*code, "55P03" | "40P01"))
+        self.code().is_some_and(|code| matches!(&*code, "55P03" | "40P01"))
     }
 
     /// Whether the same call may succeed a moment later.
     pub fn is_transient(&self) -> bool {
         matches!(self, Self::Unavailable(_) | Self::TimedOut)
+    }
+
+    /// The transaction was rolled back in favour of another one, as a deadlock's victim or because it cannot be put in
+    /// order with the others: nothing of it happened, and it can be done again at once.
+    pub fn is_rolled_back(&self) -> bool {
+        self.code().is_some_and(|code| matches!(&*code, "40P01" | "40001"))
+    }
+
+    /// The database is there and lets nobody in under this name: passwords are changed and databases restored while
+    /// processes run, so that it may pass, but whoever starts should not wait for it.
+    pub fn is_about_access(&self) -> bool {
+        self.code().is_some_and(|code| code.starts_with("28") || code == "3D000")
+    }
+
+    /// What the database itself called it.
+    fn code(&self) -> Option<std::borrow::Cow<'_, str>> {
+        let Self::Unavailable(error) = self else { return None };
+        error.as_database_error().and_then(sqlx::error::DatabaseError::code)
     }
 }
 
@@ -75,16 +91,18 @@ impl From<sqlx::Error> for StoreError {
 /// The SQLSTATE that the schema's `fence` function raises.
 const LEASE_LOST_STATE: &str = "LH001";
 
-/// SQLSTATE classes and SQLite result codes that pass: connection trouble, rollbacks for serialization and deadlock,
-/// lack of resources, operator intervention, lock timeouts, read-only phases, busy and full files.
+/// SQLSTATE classes and SQLite result codes that pass: connection trouble, a login that is refused, rollbacks for
+/// serialization and deadlock, lack of resources, operator intervention, lock timeouts, read-only phases, busy, full and
+/// write-protected files.
 fn is_transient_code(code: &str) -> bool {
     if code.len() == 5 {
         let class = &code[..2];
-        return matches!(class, "08" | "40" | "53" | "57" | "58")
-            || matches!(code, "55P03" | "25006" | "25P02");
+        return matches!(class, "08" | "28" | "40" | "53" | "57" | "58")
+            || matches!(code, "3D000" | "55P03" | "25006" | "25P02");
     }
-    // SQLite reports the extended code; its low byte is the primary one: BUSY, LOCKED, IOERR, FULL, CANTOPEN.
-    code.parse::<u32>().is_ok_and(|code| matches!(code & 0xff, 5 | 6 | 10 | 13 | 14))
+    // SQLite reports the extended code; its low byte is the primary one: BUSY, LOCKED, NOMEM, READONLY, IOERR, FULL,
+    // CANTOPEN, PROTOCOL.
+    code.parse::<u32>().is_ok_and(|code| matches!(code & 0xff, 5 | 6 | 7 | 8 | 10 | 13 | 14 | 15))
 }
 
 #[cfg(test)]
@@ -93,12 +111,67 @@ mod tests {
 
     #[test]
     fn trouble_that_passes_is_told_from_trouble_that_stays() {
-        for code in ["08006", "40001", "40P01", "53300", "57P01", "57P03", "55P03", "25006", "5", "13", "261"]
-        {
-            assert!(is_transient_code(code), "{code}");
+        for (code, what) in [
+            ("08000", "connection exception"),
+            ("08006", "connection failure"),
+            ("08P01", "protocol violation, as poolers report a time-out"),
+            ("25006", "read-only transaction"),
+            ("25P02", "in failed transaction"),
+            ("28000", "invalid authorization, while access is changed"),
+            ("28P01", "invalid password, while it is rotated"),
+            ("3D000", "no such database, while it is restored"),
+            ("40001", "serialization failure"),
+            ("40003", "completion unknown"),
+            ("40P01", "deadlock"),
+            ("53000", "insufficient resources"),
+            ("53100", "disk full"),
+            ("53200", "out of memory"),
+            ("53300", "too many connections"),
+            ("53400", "configuration limit exceeded"),
+            ("55P03", "lock not available"),
+            ("57014", "query canceled, as by statement_timeout"),
+            ("57P01", "admin shutdown"),
+            ("57P02", "crash shutdown"),
+            ("57P03", "cannot connect now: it starts up"),
+            ("57P05", "idle session timeout"),
+            ("58000", "system error"),
+            ("58030", "I/O error"),
+            ("5", "SQLITE_BUSY"),
+            ("6", "SQLITE_LOCKED"),
+            ("7", "SQLITE_NOMEM"),
+            ("8", "SQLITE_READONLY"),
+            ("13", "SQLITE_FULL"),
+            ("14", "SQLITE_CANTOPEN"),
+            ("15", "SQLITE_PROTOCOL"),
+            ("261", "SQLITE_BUSY_RECOVERY"),
+            ("778", "SQLITE_IOERR_WRITE"),
+        ] {
+            assert!(is_transient_code(code), "{code}: {what}");
         }
-        for code in ["23505", "42P01", "22P05", "1", "19", "1555"] {
-            assert!(!is_transient_code(code), "{code}");
+        for (code, what) in [
+            ("0A000", "feature not supported"),
+            ("22021", "character not in repertoire"),
+            ("22P02", "invalid text representation"),
+            ("22P05", "untranslatable character"),
+            ("23502", "not null violation"),
+            ("23503", "foreign key violation"),
+            ("23505", "unique violation"),
+            ("23514", "check violation"),
+            ("42501", "insufficient privilege"),
+            ("42703", "undefined column"),
+            ("42P01", "undefined table"),
+            ("54000", "program limit exceeded"),
+            ("LH001", "our own fence"),
+            ("XX000", "internal error"),
+            ("XX001", "data corrupted"),
+            ("1", "SQLITE_ERROR"),
+            ("11", "SQLITE_CORRUPT"),
+            ("18", "SQLITE_TOOBIG"),
+            ("19", "SQLITE_CONSTRAINT"),
+            ("26", "SQLITE_NOTADB"),
+            ("1555", "SQLITE_CONSTRAINT_PRIMARYKEY"),
+        ] {
+            assert!(!is_transient_code(code), "{code}: {what}");
         }
     }
 }

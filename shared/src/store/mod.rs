@@ -17,7 +17,7 @@ pub mod sqlite;
 #[cfg(test)]
 mod conformance;
 
-use std::{fmt, str::FromStr, sync::Arc};
+use std::{fmt, net::SocketAddr, str::FromStr, sync::Arc};
 
 use async_trait::async_trait;
 use serde_json::Value;
@@ -29,11 +29,11 @@ use crate::domain::{
     message::Message,
     run::{BlockedBy, Claim, Ending, Run},
     step::Step,
-    tool::ToolCall,
+    tool::{LateResult, ToolCall},
     transition::{Reason, RunStatus, stored_words},
 };
 
-pub use admission::{AdmitError, Admitted, IfBusy, NewRun};
+pub use admission::{AdmitError, Admitted, IfBusy, KeyName, NewRun};
 pub use error::StoreError;
 pub use page::{Listed, Page};
 
@@ -95,6 +95,8 @@ pub trait Workspaces: Send + Sync {
     async fn migrations(&self) -> Result<Vec<(i64, String, bool)>>;
     /// The database's clock.
     async fn now(&self) -> Result<Millis>;
+    /// Whether the database takes writes; one that is read-only, as a replica is, cannot serve.
+    async fn is_writable(&self) -> Result<bool>;
     /// The version of the database itself, such as `17.2`.
     async fn server_version(&self) -> Result<String>;
     /// `postgres` or `sqlite`.
@@ -191,6 +193,18 @@ impl StopOutcome {
     }
 }
 
+/// What became of a stop that names its run by the idempotency key of its submission.
+#[derive(Clone, Debug)]
+#[expect(clippy::large_enum_variant, reason = "one for each call, and it is moved once")]
+pub enum KeyStop {
+    Known(StopOutcome),
+    /// Nobody has submitted with this key. Whoever does so within the key's time gets a run that is over.
+    Noted {
+        requested_at: Millis,
+        expires_at: Millis,
+    },
+}
+
 #[async_trait]
 pub trait Runs: Send + Sync {
     async fn run(&self, workspace: WorkspaceId, run: RunId) -> Result<Run>;
@@ -207,8 +221,15 @@ pub trait Runs: Send + Sync {
     async fn blocked_by(&self, run: &Run) -> Result<Option<BlockedBy>>;
     /// Steps, ledger and the log behind the steps, for several runs at once, in the order asked for.
     async fn records(&self, workspace: WorkspaceId, runs: &[RunId]) -> Result<Vec<RunRecord>>;
-    /// Records the wish to stop, and ends the run at once if no live worker holds it.
+    /// Records the wish to stop, and ends the run at once if no live worker holds it, or if its holder has not followed
+    /// an earlier wish within [`STOP_GRACE_MS`].
     async fn stop_run(&self, workspace: WorkspaceId, run: RunId) -> Result<StopOutcome>;
+    /// The same for the run that was submitted with this key, or that will be.
+    async fn stop_by_key(&self, workspace: WorkspaceId, key: KeyName<'_>) -> Result<KeyStop>;
+    /// Makes way in the run's chat, if it is still the one that holds the slot: in one transaction every run that waits
+    /// there ends with the reason `superseded`, and this one is stopped for it like by [`stop_run`](Self::stop_run).
+    /// Empty when another run holds the slot by now, or none.
+    async fn supersede(&self, workspace: WorkspaceId, run: RunId) -> Result<Vec<StopOutcome>>;
 }
 
 /// The one way in for a run.
@@ -241,12 +262,6 @@ impl Append {
     pub fn last_seq(&self) -> Seq {
         self.first_seq + self.events.len() as Seq - 1
     }
-
-    /// What it would look like in the log, without a time.
-    pub fn as_segment(&self) -> Segment {
-        let (first, last) = (self.first_seq, self.last_seq());
-        Segment { run_id: self.run_id, first, last, at: 0, events: self.events.clone() }
-    }
 }
 
 /// What a committed append made visible.
@@ -278,6 +293,10 @@ pub trait Log: LogReader {
     /// disturb the others. At most one append for each run. An append that is committed already, because the answer
     /// was lost, is answered like the first time, without what it caused. The caller awaits it to its end.
     async fn commit(&self, appends: &[Append]) -> Vec<Result<Committed>>;
+    /// Writes into the ledger what a call came to that was dispatched under `call.epoch` and settled without an answer,
+    /// by that holder or by whoever took the run from it. `false`, and nothing is changed, when it was settled otherwise
+    /// or later, or when something is known already.
+    async fn record_late(&self, workspace: WorkspaceId, call: &ToolCall, late: &LateResult) -> Result<bool>;
 }
 
 #[async_trait]
@@ -305,7 +324,8 @@ pub struct Released {
 #[async_trait]
 pub trait Jobs: Send + Sync {
     /// Takes up to `limit` due jobs for a worker whose lease is alive: job to worker, epoch + 1, run to running,
-    /// `run.claimed` appended. Highest priority first, then oldest.
+    /// `run.claimed` appended. Highest priority first, then oldest. Of runs whose last attempts all crashed a worker
+    /// holds one at a time, until it has saved a step.
     async fn claim(&self, worker: WorkerId, queues: &[String], limit: u32) -> Result<Vec<(Claim, Segment)>>;
     /// The holder gives a run back: it is pending again, due after `delay_ms`. Not counted as a crash unless
     /// `reason` is `broken`; too many of those end the run. `last_seq` is the last event that the holder appended. A run whose stop is requested ends
@@ -319,7 +339,7 @@ pub trait Jobs: Send + Sync {
     ) -> Result<Released>;
     /// Jobs whose worker's lease ran out go back to pending with `run.released` appended and their crash counted;
     /// after more than `max_crashes` without progress the run fails with `crash_limit`. A run whose stop is requested
-    /// ends. Up to `limit`; the expiry is checked again under the job's lock. A run that cannot be released now does not
+    /// ends, and so does one whose live holder has not followed its stop within [`STOP_GRACE_MS`]. Up to `limit`; the expiry is checked again under the job's lock. A run that cannot be released now does not
     /// keep the others waiting: an error is told only when nothing was released.
     async fn reap(&self, max_crashes: i32, limit: u32) -> Result<Vec<Released>>;
     /// Scheduled runs that are due take the chat's slot or queue up for it.
@@ -329,7 +349,8 @@ pub trait Jobs: Send + Sync {
     /// Gives back a run that the worker holds without knowing it: the answer to its claim was lost. A run whose stop is
     /// requested ends instead.
     async fn disown(&self, worker: WorkerId, workspace: WorkspaceId, run: RunId) -> Result<Option<Released>>;
-    /// Repairs what no path should produce: active runs without a job, streaming messages of finished runs. The
+    /// Repairs what no path should produce: active runs without a job or held by nobody, waiting ones that are held,
+    /// streaming messages of finished runs. The
     /// count is that of repaired rows; above zero is a bug.
     async fn reconcile(&self) -> Result<u64>;
     /// Forgets what nobody can ask for any more: idempotency keys that have expired, and workers that ended a day ago
@@ -344,6 +365,24 @@ pub struct NewWorker {
     pub version: String,
     pub slots: u32,
     pub lease_ms: i64,
+    /// Where its peers may ask whether it lives.
+    pub presence: Option<Presence>,
+}
+
+/// Where a worker's process can be asked whether it lives.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Presence {
+    pub address: SocketAddr,
+    /// The kernel and network namespace that it runs in, if they can be told: a loopback address means the same process
+    /// only to those in the same place.
+    pub place: Option<String>,
+}
+
+/// A worker whose lease is alive, and where to ask whether its process is.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Peer {
+    pub id: WorkerId,
+    pub presence: Presence,
 }
 
 #[derive(Clone, Debug)]
@@ -364,7 +403,11 @@ pub struct WorkerRow {
 pub struct StopRequest {
     pub run_id: RunId,
     pub reason: Reason,
+    pub requested_at: Millis,
 }
+
+/// How long the holder of a run has to follow a stop. After that anybody carries it out.
+pub const STOP_GRACE_MS: i64 = 2_000;
 
 /// Leases: a worker's row is its lease on everything it holds.
 #[async_trait]
@@ -377,6 +420,11 @@ pub trait Workers: Send + Sync {
     async fn stop_requests(&self, worker: WorkerId) -> Result<Vec<StopRequest>>;
     /// Ends the lease at once. What the worker still holds is for the reaper.
     async fn retire_worker(&self, worker: WorkerId) -> Result<()>;
+    /// Ends the lease of a worker whose process is proven dead. False when there was none any more; then nothing
+    /// changes.
+    async fn expire_worker(&self, worker: WorkerId) -> Result<bool>;
+    /// Every worker with a lease that can be asked whether it lives, in the order of their ids.
+    async fn live_peers(&self) -> Result<Vec<Peer>>;
     /// Ends all leases: for the one process that holds its database file for itself.
     async fn retire_all_workers(&self) -> Result<u64>;
     async fn list_workers(&self) -> Result<Vec<WorkerRow>>;

@@ -20,6 +20,7 @@ use crate::{
         event::Segment,
         ids::{RunId, Seq},
     },
+    mutant::{self, Mutant},
 };
 
 /// The rhythm without a bus.
@@ -54,6 +55,9 @@ async fn poll(inner: Weak<Inner>) {
         let Some(inner) = inner.upgrade() else { return };
         if inner.watchers.poll_may_end() {
             return;
+        }
+        if mutant::is(Mutant::TailEndFromRedisOnly) {
+            continue;
         }
         if !inner.bus.is_connected() || looked_at.elapsed() >= CONNECTED {
             looked_at = Instant::now();

@@ -22,7 +22,7 @@ use crate::{
         redis::{RedisBus, test_server::PrivateRedis},
     },
     domain::{
-        event::EventData,
+        event::{EventData, StopStage},
         ids::{RunId, WorkspaceId},
         run::Usage,
         transition::{Reason, RunStatus},
@@ -422,7 +422,10 @@ async fn two_thousand_tails_that_lose_their_feed_at_once_are_served_by_a_few_que
     }
     join_all(tails.iter_mut().map(StreamExt::next)).await;
     for run in &runs {
-        world.commit(*run, vec![EventData::RunStopping {}.of_run()]);
+        world.commit(
+            *run,
+            vec![EventData::RunStopping { stage: StopStage::Delivered, requested_at: None }.of_run()],
+        );
         world.bus.deliver(*run, Live::Resync);
     }
     let before = world.log.reads.load(SeqCst);

@@ -123,6 +123,7 @@ impl Api {
                 client_message_id: message.message_id.map(|id| format!("message {id}")),
                 agent: Some(AGENT.to_owned()),
                 input: Input::Text(format!("message {origin}")),
+                expect_run_id: None,
                 if_busy: if message.enqueue { IfBusy::Enqueue } else { IfBusy::Reject },
                 start: message.delay.map(|delay| StartAt::In(delay as i64)),
                 trigger: Trigger::User,

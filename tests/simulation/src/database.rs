@@ -12,12 +12,13 @@ use longhaul_shared::{
         ids::{ChatId, KeyId, MessageId, Millis, RunId, Seq, WorkerId, WorkspaceId},
         message::Message,
         run::{BlockedBy, Claim, Run},
+        tool::{LateResult, ToolCall},
     },
-    mutant,
+    mutant::{self, Mutant},
     store::{
-        Admission, AdmitError, Admitted, ApiKey, Append, ChatPatch, Chats, Committed, Jobs, Listed, Log,
-        LogCursor, LogReader, NewChat, NewKey, NewRun, NewWorker, Page, Released, Result, RunFilter,
-        RunRecord, Runs, StopOutcome, StopRequest, StoreError, WorkerRow, Workers, Workspaces,
+        Admission, AdmitError, Admitted, ApiKey, Append, ChatPatch, Chats, Committed, Jobs, KeyName, KeyStop,
+        Listed, Log, LogCursor, LogReader, NewChat, NewKey, NewRun, NewWorker, Page, Peer, Released, Result,
+        RunFilter, RunRecord, Runs, StopOutcome, StopRequest, StoreError, WorkerRow, Workers, Workspaces,
         memory::{MemoryStore, unavailable},
     },
 };
@@ -157,6 +158,9 @@ impl Workspaces for Connection {
     async fn now(&self) -> Result<Millis> {
         local!(now())
     }
+    async fn is_writable(&self) -> Result<bool> {
+        local!(is_writable())
+    }
     async fn server_version(&self) -> Result<String> {
         local!(server_version())
     }
@@ -240,12 +244,22 @@ impl Runs for Connection {
     async fn stop_run(&self, workspace: WorkspaceId, run: RunId) -> Result<StopOutcome> {
         remote!(self, stop_run(workspace, run))
     }
+    async fn stop_by_key(&self, workspace: WorkspaceId, key: KeyName<'_>) -> Result<KeyStop> {
+        let [name, caller, route] = [key.key, key.caller, key.route].map(ToOwned::to_owned);
+        self.call("stop_by_key", move |store| {
+            at_once(store.stop_by_key(workspace, KeyName { key: &name, caller: &caller, route: &route }))
+        })
+        .await?
+    }
+    async fn supersede(&self, workspace: WorkspaceId, run: RunId) -> Result<Vec<StopOutcome>> {
+        remote!(self, supersede(workspace, run))
+    }
 }
 
 #[async_trait]
 impl Admission for Connection {
     async fn admit(&self, mut new: NewRun) -> std::result::Result<Admitted, AdmitError> {
-        if let Some(key) = new.idempotency.as_mut().filter(|_| mutant::is("idempotency_per_process")) {
+        if let Some(key) = new.idempotency.as_mut().filter(|_| mutant::is(Mutant::IdempotencyPerProcess)) {
             key.caller = format!("{} of {} {}", key.caller, self.process, self.incarnation);
         }
         self.call("admit", move |store| at_once(store.admit(new))).await?
@@ -273,6 +287,10 @@ impl Log for Connection {
             answers
         });
         answers.await.unwrap_or_else(|error| vec![Err(error); count])
+    }
+    async fn record_late(&self, workspace: WorkspaceId, call: &ToolCall, late: &LateResult) -> Result<bool> {
+        let (call, late) = (call.clone(), late.clone());
+        self.call("record_late", move |store| at_once(store.record_late(workspace, &call, &late))).await?
     }
 }
 
@@ -355,6 +373,12 @@ impl Workers for Connection {
     }
     async fn retire_worker(&self, worker: WorkerId) -> Result<()> {
         remote!(self, retire_worker(worker))
+    }
+    async fn expire_worker(&self, worker: WorkerId) -> Result<bool> {
+        remote!(self, expire_worker(worker))
+    }
+    async fn live_peers(&self) -> Result<Vec<Peer>> {
+        local!(live_peers())
     }
     async fn retire_all_workers(&self) -> Result<u64> {
         local!(retire_all_workers())

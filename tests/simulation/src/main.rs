@@ -3,6 +3,7 @@
 use std::{process::ExitCode, thread, time::Duration};
 
 use clap::Parser;
+use longhaul_shared::faults;
 use longhaul_simulation::{
     campaign::{self, Result},
     schedule::Schedule,
@@ -33,6 +34,10 @@ struct Cli {
 
 fn main() -> ExitCode {
     let cli = Cli::parse();
+    if let Err(error) = faults::arm() {
+        eprintln!("{error}");
+        return ExitCode::FAILURE;
+    }
     catch_panics();
     if cli.trace {
         let schedule = Schedule::of(cli.seed);

@@ -12,7 +12,7 @@ use fastrand::Rng;
 use longhaul_shared::{
     admission,
     bus::{Bus, in_process::InProcessBus},
-    config::Config,
+    config::{Config, LimitsConfig},
     domain::event::ReleaseReason,
     queue::{Holdings, backend::LeasedBackend, claim::Claimer},
     store::{LogReader, SharedStore},
@@ -23,7 +23,7 @@ use longhaul_worker::{
     lease::{self, Lease},
     reaper,
     recorder::{Coalesce, Recorder},
-    run::attempt::Attempts,
+    run::{attempt::Attempts, late::Late},
 };
 use serde_json::json;
 use tokio::{
@@ -32,7 +32,7 @@ use tokio::{
     task::{JoinHandle, JoinSet},
     time::{Instant, advance, sleep, sleep_until},
 };
-use tokio_util::sync::CancellationToken;
+use tokio_util::{sync::CancellationToken, task::TaskTracker};
 
 use crate::{
     client::{AGENT, Api},
@@ -49,10 +49,11 @@ pub const LEASE: Duration = Duration::from_millis(600);
 const HEARTBEAT: Duration = Duration::from_millis(200);
 const POLL: Duration = Duration::from_millis(400);
 const DRAIN: Duration = Duration::from_millis(150);
-const MAX_CALLS: usize = 16;
+/// What the recorder gets to write what was said last.
+const LAST_COMMITS: Duration = Duration::from_secs(5);
 
 static AGENTS: LazyLock<Agents> = LazyLock::new(|| {
-    Agents::of([Agent {
+    Agents::from_iter([Agent {
         name: AGENT.to_owned(),
         model: Arc::new(SimModel),
         model_name: "sim-1".to_owned(),
@@ -151,15 +152,15 @@ impl Process {
 
 /// One worker from start to stop: `longhaul_worker::run` without the framework between the backend and the attempts.
 async fn work(connection: Arc<Connection>, bus: Arc<dyn Bus>, slots: u32, soft: CancellationToken) {
-    let store: SharedStore = connection;
+    let store: SharedStore = connection.clone();
     let coalesce = Coalesce { time: Duration::from_millis(15), bytes: 64 };
     let (recorder, recording) = Recorder::new(Arc::clone(&store), Arc::clone(&bus), coalesce);
     let holdings = Arc::new(Holdings::default());
     let (hard_stop, done) = (CancellationToken::new(), CancellationToken::new());
     let lease = Lease {
-        store: Arc::clone(&store),
-        bus: Arc::clone(&bus),
+        store: connection,
         holdings: Arc::clone(&holdings),
+        listener: None,
         slots,
         lease: LEASE,
         heartbeat: HEARTBEAT,
@@ -192,12 +193,14 @@ async fn work(connection: Arc<Connection>, bus: Arc<dyn Bus>, slots: u32, soft: 
         poll: POLL,
         stop: soft.clone(),
     });
+    let (late, late_stop) = (TaskTracker::new(), hard_stop.clone());
     let attempts = Arc::new(Attempts {
         store: Arc::clone(&store),
         bus: Arc::clone(&bus),
         recorder,
         agents: AGENTS.clone(),
-        max_calls_per_step: MAX_CALLS,
+        limits: LimitsConfig::default(),
+        late: Late { store: Arc::clone(&store), tasks: late.clone(), hard_stop: hard_stop.clone() },
         hand_backs: Semaphore::new(2),
         drain: soft.clone(),
         hard_stop,
@@ -222,6 +225,12 @@ async fn work(connection: Arc<Connection>, bus: Arc<dyn Bus>, slots: u32, soft: 
         if let Ok(released) = store.hand_back(claim, claim.last_seq, ReleaseReason::HandBack, 0).await {
             admission::announce(&*bus, released.segments, released.wake);
         }
+    }
+    late.close();
+    tokio::select! {
+        biased;
+        () = late.wait() => {}
+        () = async { late_stop.cancelled().await; sleep(LAST_COMMITS).await } => {}
     }
     cutting.abort();
     // A recorder that panicked has told the world by its panic.

@@ -40,6 +40,7 @@ struct Answering<'a> {
     model: &'a str,
     number: usize,
     fault: Option<&'a Fault>,
+    is_quirky: bool,
 }
 
 /// Whether the answer goes on after a place where it might have been stopped.
@@ -60,11 +61,15 @@ async fn complete(
     let whole_conversation = script.as_ref().is_some_and(|script| script.whole_conversation);
     let number = conversation::turn(messages, whole_conversation);
     let key = conversation::key(asked.header("x-longhaul-run-id"), &request, messages);
+    let said = conversation::key(None, &Value::Null, messages);
     for text in conversation::violations(messages) {
         state.log.violation(&model, &key, &text);
     }
     let streamed = request["stream"] == true;
     let wants_usage = request["stream_options"]["include_usage"] == true;
+    let history = conversation::digests(messages);
+    let (headers, request) =
+        if state.is_lean { (Vec::new(), Value::Null) } else { (asked.headers.clone(), request) };
     let entry = state.log.begin(Call {
         model: model.clone(),
         key: key.clone(),
@@ -73,7 +78,8 @@ async fn complete(
         begin: Instant::now(),
         pieces: 0,
         end: None,
-        headers: asked.headers.clone(),
+        history,
+        headers,
         request: Arc::new(request),
     });
 
@@ -88,21 +94,21 @@ async fn complete(
         entry.end(End::Unscripted);
         return connection.answer_json(500, &error(&text)).await;
     };
-    let fault = turn.fault_of(entry.attempt);
-    let id_prefix: String = key.chars().filter(char::is_ascii_alphanumeric).take(8).collect();
-    let mut answering = Answering { state, connection, entry, model: &model, number, fault };
-    answering.whole(turn, &id_prefix, wants_usage).await
+    let fault = script.fault_of(turn, &said, number, entry.attempt);
+    let is_quirky = turn.is_quirky;
+    let mut answering = Answering { state, connection, entry, model: &model, number, fault, is_quirky };
+    answering.whole(turn, &key, wants_usage).await
 }
 
 impl Answering<'_> {
-    async fn whole(&mut self, turn: &Turn, id_prefix: &str, wants_usage: bool) -> io::Result<()> {
+    async fn whole(&mut self, turn: &Turn, key: &str, wants_usage: bool) -> io::Result<()> {
         self.stand(At::BeforeHead).await?;
         if let Next::Over = self.answer_otherwise().await? {
             return Ok(());
         }
         self.connection.begin_chunks(EVENT_STREAM).await?;
 
-        let deltas = turn.deltas(self.entry.attempt, self.number, id_prefix);
+        let deltas = turn.deltas(self.entry.attempt, self.number, key);
         // An interval keeps the pace of the whole answer: the time that writing takes does not add up.
         let mut pace = (!turn.delay.is_zero()).then(|| {
             let mut pace = interval_at(tokio::time::Instant::now() + turn.delay, turn.delay);
@@ -125,7 +131,11 @@ impl Answering<'_> {
 
         let mut ending = self.chunk("{}", &json!(turn.finish()).to_string());
         if wants_usage && !turn.without_usage {
-            ending.push_str(&self.usage(turn.tokens_used(deltas.len())));
+            let usage = self.usage(turn.tokens_used(deltas.len()));
+            ending.push_str(&usage);
+            if self.is_quirky {
+                ending.push_str(&usage);
+            }
         }
         ending.push_str("data: [DONE]\n\n");
         // Written down first: whoever reads the end of the stream finds it in the log.
@@ -213,6 +223,11 @@ impl Answering<'_> {
     }
 
     fn chunk(&self, delta: &str, finish_reason: &str) -> String {
+        if self.is_quirky && finish_reason == "null" {
+            let choice = format!(r#"{{"delta":{delta},"finish_reason":"","logprobs":{{"content":[]}}}}"#);
+            let usage = r#"{"prompt_tokens":"1","completion_tokens":1.0}"#;
+            return self.event(&format!(r#""choices":[{choice}],"usage":{usage},"error":null"#));
+        }
         let choice = format!(r#"{{"index":0,"delta":{delta},"finish_reason":{finish_reason}}}"#);
         self.event(&format!(r#""choices":[{choice}]"#))
     }
@@ -226,9 +241,14 @@ impl Answering<'_> {
     fn event(&self, rest: &str) -> String {
         let (attempt, number, model) = (self.entry.attempt, self.number, json!(self.model));
         let id = format!("chatcmpl-s{number}-a{attempt}");
-        format!(
-            "data: {{\"id\":\"{id}\",\"object\":\"chat.completion.chunk\",\"created\":{CREATED},\"model\":{model},{rest}}}\n\n"
-        )
+        let begin = format!("\"id\":\"{id}\",\"object\":\"chat.completion.chunk\",\"created\":{CREATED}");
+        if self.is_quirky {
+            // Data lines are joined by a line break, which is as good as a space between two fields.
+            return format!(
+                ": quirk\r\ndata:{{{begin}.5,\r\ndata: \"model\":{model},{rest}}}\r\n\r\n: quirk\r\n\r\n"
+            );
+        }
+        format!("data: {{{begin},\"model\":{model},{rest}}}\n\n")
     }
 }
 

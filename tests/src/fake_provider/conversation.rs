@@ -32,6 +32,16 @@ pub(super) fn turn(messages: &[Value], whole_conversation: bool) -> usize {
     1 + messages[from..].iter().filter(|message| message["role"] == "assistant").count()
 }
 
+/// A digest of each message but the system's, which may carry the time of day.
+pub(super) fn digests(messages: &[Value]) -> Vec<u64> {
+    let digest = |message: &Value| {
+        let mut hasher = DefaultHasher::new();
+        message.to_string().hash(&mut hasher);
+        hasher.finish()
+    };
+    messages.iter().filter(|message| !is_system(message)).map(digest).collect()
+}
+
 fn last_user(messages: &[Value]) -> Option<usize> {
     messages.iter().rposition(|message| message["role"] == "user")
 }

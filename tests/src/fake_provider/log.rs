@@ -37,9 +37,11 @@ pub struct Call {
     pub pieces: usize,
     /// `None` while the answer is under way.
     pub end: Option<(Instant, End)>,
-    /// In lower case, as they came.
+    /// A digest of each message, without the system's.
+    pub history: Vec<u64>,
+    /// In lower case, as they came; a lean provider keeps none.
     pub headers: Vec<(String, String)>,
-    /// The whole body.
+    /// The whole body; null at a lean provider.
     pub request: Arc<Value>,
 }
 

@@ -35,6 +35,8 @@ struct State {
     scripts: Mutex<HashMap<String, Arc<Script>>>,
     gates: Mutex<Vec<Placed>>,
     log: Log,
+    /// Of what it was asked, only digests are kept.
+    is_lean: bool,
 }
 
 /// A gate and where it stands.
@@ -48,7 +50,16 @@ struct Placed {
 
 impl FakeProvider {
     pub async fn start() -> io::Result<Self> {
-        let state = Arc::new(State::default());
+        Self::start_with(State::default()).await
+    }
+
+    /// One that can be asked for hours: it keeps no request, only digests of it.
+    pub async fn start_lean() -> io::Result<Self> {
+        Self::start_with(State { is_lean: true, ..State::default() }).await
+    }
+
+    async fn start_with(state: State) -> io::Result<Self> {
+        let state = Arc::new(state);
         let shared = Arc::clone(&state);
         let server = Server::start(move |connection| talk(Arc::clone(&shared), connection)).await?;
         Ok(Self { server, state })

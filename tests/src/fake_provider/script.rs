@@ -1,5 +1,6 @@
 //! What the fake provider says: a script per model, a turn per call of a conversation, and how a turn goes wrong.
 
+use std::hash::{DefaultHasher, Hash, Hasher};
 use std::time::Duration;
 
 use serde_json::{Value, json};
@@ -62,6 +63,7 @@ impl Fault {
 #[derive(Clone, Debug, Default)]
 pub struct Script {
     pub(super) turns: Vec<Turn>,
+    weather: Vec<(f64, Fault)>,
     pub(super) repeat_last: bool,
     pub(super) whole_conversation: bool,
 }
@@ -76,6 +78,33 @@ impl Script {
     pub fn repeat_last(mut self) -> Self {
         self.repeat_last = true;
         self
+    }
+
+    /// Each request fails like this with that probability. The dice depend on what is asked and how often it was, so
+    /// they fall alike in every test run.
+    #[must_use]
+    pub fn weather(mut self, faults: impl IntoIterator<Item = (f64, Fault)>) -> Self {
+        self.weather.extend(faults);
+        self
+    }
+
+    /// How this attempt fails, if it does: as its turn says, else by the weather. `asked` names the conversation.
+    pub(super) fn fault_of<'a>(
+        &'a self,
+        turn: &'a Turn,
+        asked: &str,
+        number: usize,
+        attempt: u32,
+    ) -> Option<&'a Fault> {
+        turn.fault_of(attempt).or_else(|| {
+            let mut hasher = DefaultHasher::new();
+            (asked, number, attempt).hash(&mut hasher);
+            let mut dice = (hasher.finish() >> 11) as f64 / (1_u64 << 53) as f64;
+            self.weather.iter().find_map(|(share, fault)| {
+                dice -= share;
+                (dice < 0.0).then_some(fault)
+            })
+        })
     }
 
     /// Turns are counted from the beginning of the conversation. Without this each user message starts at turn 1.
@@ -104,7 +133,7 @@ impl Script {
 enum Text {
     Given(String),
     /// A JSON string literal, sent byte for byte: for what no JSON library would write.
-    Literal(&'static str),
+    Literal(String),
     /// `a{attempt}.s{turn}.{i} `, so that mixed attempts and gaps show in the text.
     Mark(usize),
 }
@@ -126,6 +155,7 @@ pub struct Turn {
     usage: Option<(u64, u64)>,
     faults: Vec<(Fault, u32)>,
     pub(super) without_usage: bool,
+    pub(super) is_quirky: bool,
     pub(super) delay: Duration,
 }
 
@@ -153,13 +183,21 @@ impl Turn {
 
     #[must_use]
     pub fn and_nul(mut self) -> Self {
-        self.text.push(Text::Literal(r#""nul \u0000 here ""#));
+        self.text.push(Text::Literal(r#""nul \u0000 here ""#.to_owned()));
         self
     }
 
     #[must_use]
     pub fn and_lone_surrogate(mut self) -> Self {
-        self.text.push(Text::Literal(r#""lone \ud83d here ""#));
+        self.text.push(Text::Literal(r#""lone \ud83d here ""#.to_owned()));
+        self
+    }
+
+    /// A piece in whose delta an unknown field is nested so many levels deep.
+    #[must_use]
+    pub fn and_deep(mut self, levels: usize) -> Self {
+        let (open, close) = ("[".repeat(levels), "]".repeat(levels));
+        self.text.push(Text::Literal(format!(r#""deep ","extra":{open}{close}"#)));
         self
     }
 
@@ -170,7 +208,7 @@ impl Turn {
         self
     }
 
-    /// A tool call; several make parallel calls.
+    /// A tool call; several make parallel calls. `{run}` in its arguments becomes the conversation's key.
     #[must_use]
     pub fn and_call(self, name: &str, arguments: &Value) -> Self {
         self.and_raw_call(name, &arguments.to_string(), 1)
@@ -201,6 +239,15 @@ impl Turn {
     #[must_use]
     pub fn usage(mut self, prompt: u64, completion: u64) -> Self {
         self.usage = Some((prompt, completion));
+        self
+    }
+
+    /// The same answer with everything that providers are known to do otherwise: CRLF, comments, data in two lines,
+    /// usage in every chunk and twice at the end, empty finish reasons, indices and ids of calls that are missing,
+    /// repeated or other ones in each piece.
+    #[must_use]
+    pub fn quirky(mut self) -> Self {
+        self.is_quirky = true;
         self
     }
 
@@ -240,7 +287,8 @@ impl Turn {
     }
 
     /// The pieces of one attempt, as the JSON of their `delta` objects.
-    pub(super) fn deltas(&self, attempt: u32, number: usize, id_prefix: &str) -> Vec<String> {
+    pub(super) fn deltas(&self, attempt: u32, number: usize, key: &str) -> Vec<String> {
+        let id_prefix: String = key.chars().filter(char::is_ascii_alphanumeric).take(8).collect();
         let mut deltas = Vec::new();
         deltas.extend(self.reasoning.iter().map(|token| json!({"reasoning_content": token}).to_string()));
         deltas.extend(self.text.iter().map(|text| match text {
@@ -252,15 +300,21 @@ impl Turn {
         for (index, call) in self.calls.iter().enumerate() {
             let id = format!("call_{id_prefix}_s{number}_{index}_a{attempt}");
             let cut = truncated && index + 1 == self.calls.len();
-            deltas.extend(call.deltas(index, &id, cut));
+            let pieces = call.deltas(&call.arguments.replace("{run}", key), index, &id, cut);
+            deltas.extend(pieces.into_iter().enumerate().map(|(piece, mut delta)| {
+                if self.is_quirky {
+                    make_quirky(&mut delta["tool_calls"][0], index, piece);
+                }
+                delta.to_string()
+            }));
         }
         deltas
     }
 }
 
 impl ToolCall {
-    fn deltas(&self, index: usize, id: &str, cut: bool) -> Vec<String> {
-        let mut letters: Vec<char> = self.arguments.chars().collect();
+    fn deltas(&self, arguments: &str, index: usize, id: &str, cut: bool) -> Vec<Value> {
+        let mut letters: Vec<char> = arguments.chars().collect();
         if cut {
             letters.truncate(letters.len() / 2);
         }
@@ -272,7 +326,25 @@ impl ToolCall {
         }]});
         let rest =
             parts.map(|part| json!({"tool_calls": [{"index": index, "function": {"arguments": part}}]}));
-        std::iter::once(first).chain(rest).map(|delta| delta.to_string()).collect()
+        std::iter::once(first).chain(rest).collect()
+    }
+}
+
+/// Each call has another one of the ways in which pieces of a call are told apart badly.
+fn make_quirky(call: &mut Value, index: usize, piece: usize) {
+    match index % 3 {
+        // The index is right, and the id another one in every piece.
+        0 => call["id"] = json!(format!("id{index}-{piece}")),
+        // Only the id, in every piece.
+        1 => {
+            call["index"] = Value::Null;
+            call["id"] = json!(format!("id{index}"));
+        }
+        // Neither: a name begins a call.
+        _ => {
+            call["index"] = Value::Null;
+            call["id"] = Value::Null;
+        }
     }
 }
 
@@ -296,6 +368,19 @@ mod tests {
         assert!(Script::from_model_name("tokens-3").is_some());
         assert!(Script::from_model_name("tokens-3-5").is_none());
         assert!(Script::from_model_name("gpt-4o").is_none());
+    }
+
+    #[test]
+    fn the_weather_is_the_same_for_the_same_request_and_keeps_to_its_shares() {
+        let script = Script::new([Turn::marked(1)]).weather([(0.3, Fault::Html), (0.2, Fault::status(500))]);
+        let turn = script.turn(1).unwrap();
+        let falls = &|n: u32| script.fault_of(turn, &n.to_string(), 1, 1);
+        let count = |html: bool| {
+            (0..10_000).filter(move |n| falls(*n).is_some_and(|f| matches!(f, Fault::Html) == html))
+        };
+        assert!((2800..3200).contains(&count(true).count()));
+        assert!((1800..2200).contains(&count(false).count()));
+        assert_eq!(falls(7).is_some(), falls(7).is_some());
     }
 
     #[test]

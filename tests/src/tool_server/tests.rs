@@ -66,3 +66,26 @@ async fn a_tool_answers_as_it_is_told() {
     assert!(ask(&url, "x", "k").await.is_err());
     assert_eq!(tools.effects("x"), 3);
 }
+
+#[tokio::test]
+async fn a_key_that_never_came_is_refused_once_it_was_asked_about() {
+    let tools = ToolServer::start().await.unwrap();
+    let (url, gate) = (tools.tool_url("pay"), tools.gate_before("pay"));
+    let state = async |key: &str| {
+        let question = http_client().post(tools.reconcile_url("pay")).json(&json!({"idempotencyKey": key}));
+        let answer: Value = question.send().await.unwrap().json().await.unwrap();
+        answer
+    };
+    let begun = tokio::spawn({
+        let url = url.clone();
+        async move { result(&url, "x", "k1").await }
+    });
+    gate.reached().await;
+    assert_eq!(state("k1").await, json!({"state": "pending"}));
+    gate.open();
+    let told = begun.await.unwrap();
+    assert_eq!(state("k1").await, json!({"state": "succeeded", "output": told}));
+    assert_eq!(state("k2").await, json!({"state": "not_received"}));
+    assert_eq!(ask(&url, "y", "k2").await.unwrap().status(), 409);
+    assert_eq!((tools.effects("x"), tools.effects("y"), tools.questions().len()), (1, 0, 3));
+}

@@ -13,7 +13,8 @@ use std::time::Duration;
 use tempfile::TempDir;
 
 pub use self::config::{Bus, Setup, Store};
-pub use self::server::Server;
+pub use self::server::{FAILPOINTS, Server};
+use crate::audit;
 use crate::client::Client;
 use crate::invariants;
 use crate::postgres::Database;
@@ -23,7 +24,7 @@ use crate::relay::Relay;
 use crate::rows::Rows;
 use crate::story::Event;
 use crate::tail::Tail;
-use crate::{FakeProvider, Program, ToolServer};
+use crate::{Cluster, FakeProvider, Program, ToolServer};
 
 /// The running installation.
 #[derive(Debug)]
@@ -36,11 +37,15 @@ pub struct World {
     pub provider: FakeProvider,
     pub tools: ToolServer,
     pub redis: Option<Redis>,
+    /// In front of a Redis of this world's own.
+    pub redis_cable: Option<Relay>,
     pub rows: Rows,
     /// The secret of an admin of the workspace `default`, where keys are asked for.
     pub key: Option<String>,
     tails: Mutex<Vec<(String, i64, Tail)>>,
     database: Data,
+    /// The server of that database, where it is the test's own. It outlives the database.
+    pub cluster: Option<Cluster>,
     env: Vec<(&'static str, String)>,
     config: PathBuf,
     setup: Setup,
@@ -74,25 +79,40 @@ impl World {
             Bus::Own => Some(Redis::start().await.expect("a Redis can be started")),
             Bus::Absent | Bus::Shared => None,
         };
-        let redis_url = match setup.bus {
-            Bus::Absent => None,
-            Bus::Shared => Some(redis::shared_url()),
-            Bus::Own => redis.as_ref().map(Redis::url),
+        let (redis_cable, redis_url) = match (setup.bus, &redis) {
+            (Bus::Shared, _) => (None, Some(redis::shared_url())),
+            (Bus::Own, Some(redis)) => {
+                let (cable, url) = Relay::in_front_of(&redis.url()).await.expect("a free port");
+                (Some(cable), Some(url))
+            }
+            _ => (None, None),
         };
-        let env = redis_url.map(|url| ("LONGHAUL_REDIS_URL", url)).into_iter().collect();
+        let mut env = setup.env.clone();
+        env.extend(redis_url.map(|url| ("LONGHAUL_REDIS_URL", url)));
 
         let mut apis = Vec::new();
+        let cluster = if setup.own_server {
+            Some(Cluster::start().await.expect("a Postgres can be started"))
+        } else {
+            None
+        };
         let (database, rows) = match setup.store {
             Store::Postgres => {
-                let database = Database::create().await.expect("the test server makes databases");
+                let database = match &cluster {
+                    Some(cluster) => Database::create_on(cluster.url()).await,
+                    None => Database::create().await,
+                };
+                let database = database.expect("the test server makes databases");
                 let rows = Rows::Postgres(database.connect().await.expect("the database was just made"));
                 (Data::Postgres(database), rows)
             }
             Store::Sqlite => {
                 let file = dir.path().join("dev.db");
-                let program = Program::dev("dev", dir.path(), free_port(), &file);
+                let dev = Program::dev("dev", dir.path(), free_port(), &file);
+                let program = env.iter().fold(dev, |dev, (name, value)| dev.env(name, value));
                 apis.push(Server::start(program.args(["--config".as_ref(), config.as_os_str()]), true).await);
                 let rows = Rows::of_file(&file).await.expect("the server made the file");
+                audit::install(&rows).await;
                 (Data::File(file), rows)
             }
         };
@@ -103,10 +123,12 @@ impl World {
             provider,
             tools,
             redis,
+            redis_cable,
             rows,
             key: None,
             tails,
             database,
+            cluster,
             env,
             config,
             setup,
@@ -119,6 +141,7 @@ impl World {
     async fn populate(&mut self) {
         if self.setup.store == Store::Postgres {
             self.command("migrate").args(["migrate", "up"]).run().await.expect("the binary can be run");
+            audit::install(&self.rows).await;
             for _ in 0..self.setup.apis {
                 self.start_api().await;
             }
@@ -149,28 +172,70 @@ impl World {
 
     /// Starts one more API process.
     pub async fn start_api(&mut self) {
+        self.start_api_that("").await;
+    }
+
+    /// The same for one that fails at these points.
+    pub async fn start_api_that(&mut self, failpoints: &str) {
+        self.start_api_at(&self.database.url(), |program| program.env(FAILPOINTS, failpoints)).await;
+    }
+
+    /// The same for an API process that reaches the database by a cable of its own.
+    pub async fn start_api_on_a_cable(&mut self) -> Relay {
+        let (relay, url) = Relay::in_front_of(&self.database.url()).await.expect("a free port");
+        self.start_api_at(&url, |program| program).await;
+        relay
+    }
+
+    async fn start_api_at(&mut self, database_url: &str, change: impl FnOnce(Program) -> Program) {
         let name = format!("api{}", self.apis.len() + 1);
-        let program = Program::api(&name, self.dir.path(), free_port(), &self.database.url());
-        self.apis.push(Server::start(self.configured(program), true).await);
+        let program = Program::api(&name, self.dir.path(), free_port(), database_url);
+        self.apis.push(Server::start(change(self.configured(program)), true).await);
+    }
+
+    /// The address of the database.
+    pub fn database_url(&self) -> String {
+        self.database.url()
     }
 
     /// Starts one more worker and waits until it holds a lease.
     pub async fn start_worker(&mut self) {
-        self.start_worker_at(&self.database.url()).await;
+        self.start_worker_with(|program| program).await;
+    }
+
+    /// The same for one that is started otherwise.
+    pub async fn start_worker_with(&mut self, change: impl FnOnce(Program) -> Program) {
+        self.start_worker_at(&self.database.url(), change).await;
+    }
+
+    /// The same for one that fails at these points.
+    pub async fn start_worker_that(&mut self, failpoints: &str) {
+        self.start_worker_with(|program| program.env(FAILPOINTS, failpoints)).await;
     }
 
     /// The same for a worker that reaches the database by a cable of its own.
     pub async fn start_worker_on_a_cable(&mut self) -> Relay {
-        let (relay, url) = Relay::in_front_of(&self.database.url()).await.expect("a free port");
-        self.start_worker_at(&url).await;
+        self.start_victim("").await
+    }
+
+    /// The same for one that fails at these points.
+    pub async fn start_victim(&mut self, failpoints: &str) -> Relay {
+        let (relay, url) = self.cable().await;
+        self.start_worker_at(&url, |program| program.env(FAILPOINTS, failpoints)).await;
         relay
     }
 
-    async fn start_worker_at(&mut self, database_url: &str) {
+    /// A cable to the database, and the URL that leads through it.
+    pub async fn cable(&self) -> (Relay, String) {
+        Relay::in_front_of(&self.database.url()).await.expect("a free port")
+    }
+
+    /// Starts a worker, changed like this, that reaches the database by this URL.
+    pub async fn start_worker_at(&mut self, database_url: &str, change: impl FnOnce(Program) -> Program) {
         let before = self.live_workers().await;
         let name = format!("worker{}", self.workers.len() + 1);
         let program = Program::worker(&name, self.dir.path(), database_url);
-        self.workers.push(Server::start(self.configured(program), false).await);
+        self.workers.push(Server::start(change(self.configured(program)), false).await);
         self.rows.until("the worker registered", WORKERS, |now| now > before).await;
     }
 
@@ -182,6 +247,18 @@ impl World {
     /// How many workers ever registered and were not retired.
     async fn live_workers(&self) -> i64 {
         self.rows.number(WORKERS).await
+    }
+
+    /// What all processes printed so far.
+    pub fn outputs(&self) -> String {
+        let servers = self.apis.iter().chain(&self.workers);
+        let outputs: Vec<String> =
+            servers.map(|server| format!("---- {server}\n{}", server.output())).collect();
+        outputs.concat()
+    }
+
+    pub fn store(&self) -> Store {
+        self.setup.store
     }
 
     pub fn lease(&self) -> Duration {
@@ -224,24 +301,34 @@ impl World {
 
     /// Waits until nothing moves any more and checks that no promise was broken.
     pub async fn finish(self) {
+        let broken = self.settled().await;
+        assert!(broken.is_empty(), "promises were broken: {broken:#?}");
+    }
+
+    /// Waits until nothing moves any more and tells, in words, every promise that was broken so far. The tails are let go.
+    pub async fn settled(&self) -> Vec<String> {
         let moving = "select count(*) from runs where status in ('queued', 'pending', 'running', 'waiting')";
         self.rows.until("all runs are over", moving, |count| count == 0).await;
         self.rows
             .until("the queue is empty", "select count(*) from jobs where kind = 'run'", |n| n == 0)
             .await;
         let mut broken = invariants::broken(&self.rows).await;
+        broken.extend(audit::found(&self.rows).await);
         broken.extend(self.provider.violations());
-        let doubled = self.tools.ledger().into_iter().filter(|entry| entry.tool == "charge");
+        let doubled =
+            self.tools.ledger().into_iter().filter(|entry| ["charge", "pay"].contains(&entry.tool.as_str()));
         let doubled = doubled.filter(|entry| entry.nth.is_some_and(|nth| nth > 1));
         broken.extend(doubled.map(|entry| format!("charged {} more than once", entry.op)));
         for server in self.apis.iter().chain(&self.workers) {
             let output = server.output();
-            // No process may panic, and no secret and no prompt may reach a log.
-            let unheard_of = ["panicked", config::PROVIDER_KEY, config::INSTRUCTIONS]
+            // No process may panic or find something to repair, and no secret and no prompt may reach a log.
+            let unheard_of = ["panicked", "repaired rows", config::PROVIDER_KEY, config::INSTRUCTIONS]
                 .into_iter()
                 .chain(self.key.as_deref());
             let unheard_of: Vec<&str> = unheard_of.collect();
             let bad = output.lines().filter(|line| unheard_of.iter().any(|word| line.contains(word)));
+            // But for a panic that the test asked for.
+            let bad = bad.filter(|line| !line.contains("panicked: failpoint"));
             broken.extend(bad.map(|line| format!("a process says: {line}")));
         }
         let tails = std::mem::take(&mut *self.tails.lock().unwrap_or_else(PoisonError::into_inner));
@@ -257,7 +344,7 @@ impl World {
                 ));
             }
         }
-        assert!(broken.is_empty(), "promises were broken: {broken:#?}");
+        broken
     }
 }
 

@@ -5,6 +5,15 @@ use std::process::ExitStatus;
 
 use crate::{Process, Program, Signal};
 
+/// Where and how a process of the product is to fail; see the product's `failpoint` module.
+pub const FAILPOINTS: &str = "LONGHAUL_FAILPOINTS";
+
+impl std::fmt::Display for Server {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str(self.process.name())
+    }
+}
+
 /// A program and its present process.
 #[derive(Debug)]
 pub struct Server {
@@ -35,6 +44,25 @@ impl Server {
         self.ready().await;
     }
 
+    /// Starts otherwise from the next time on.
+    pub fn change(&mut self, change: impl FnOnce(Program) -> Program) {
+        self.program = change(self.program.clone());
+    }
+
+    /// Starts again without its failpoints: what killed it once must not do so for ever.
+    pub async fn restart_unharmed(&mut self) {
+        self.program = self.program.clone().without_env(FAILPOINTS);
+        self.restart().await;
+    }
+
+    pub fn is_alive(&mut self) -> bool {
+        self.process.is_alive()
+    }
+
+    pub fn is_frozen(&self) -> bool {
+        self.process.is_frozen()
+    }
+
     pub fn addr(&self) -> SocketAddr {
         self.process.addr()
     }
@@ -46,6 +74,10 @@ impl Server {
     /// As a crash would.
     pub fn kill(&mut self) {
         self.process.kill();
+    }
+
+    pub fn process(&self) -> &Process {
+        &self.process
     }
 
     pub fn freeze(&mut self) {

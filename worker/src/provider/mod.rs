@@ -6,6 +6,7 @@
 //! end is an error.
 
 pub mod openai;
+mod retry_budget;
 pub mod scripted;
 
 use std::{sync::Arc, time::Duration};
@@ -72,6 +73,12 @@ pub trait Model: Send + Sync {
     /// Begins an answer. What may be sent again before anything came back has been sent again in here: an error
     /// of this call is final, unless [`ModelError::is_torn`].
     async fn stream(&self, request: ModelRequest) -> Result<ModelStream, ModelError>;
+
+    /// Whether a torn answer may be asked for once more. May take a while: it waits while the provider is asked
+    /// again for too much already.
+    async fn may_repeat(&self) -> bool {
+        true
+    }
 }
 
 /// Why there is no whole answer. The texts are for the person who started the run: one line, bounded, no key.
@@ -96,6 +103,8 @@ pub enum ModelError {
     Malformed { sample: String },
     #[error("the model's output is larger than {limit} {of}")]
     OutputTooLarge { limit: usize, of: &'static str },
+    #[error("the model asked for more than {limit} tool calls in one step")]
+    TooManyCalls { limit: usize },
     #[error("the provider must not be called: {0}")]
     Refused(#[from] Refused),
     #[error("the model cannot be asked: {0}")]
@@ -129,6 +138,17 @@ impl ModelError {
         }
     }
 
+    /// The same error with no wait beyond `cap`.
+    #[must_use]
+    pub fn with_retry_after_up_to(mut self, cap: Duration) -> Self {
+        if let Self::Status { retry_after: Some(asked), .. }
+        | Self::InStream { retry_after: Some(asked), .. } = &mut self
+        {
+            *asked = (*asked).min(cap);
+        }
+        self
+    }
+
     /// The stable word for it in a run's error.
     pub fn code(&self) -> &'static str {
         match self {
@@ -139,6 +159,7 @@ impl ModelError {
             Self::Truncated | Self::Broken => "provider_truncated",
             Self::Malformed { .. } => "provider_malformed",
             Self::OutputTooLarge { .. } => "output_too_large",
+            Self::TooManyCalls { .. } => "too_many_calls",
             Self::Refused(_) => "provider_address_refused",
             Self::NotConfigured(_) => "provider_not_configured",
         }

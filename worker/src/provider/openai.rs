@@ -5,7 +5,8 @@
 //! one. Here the body is pulled event by event ([`sse`]), read leniently ([`chunk`]) and added up within limits
 //! ([`answer`]).
 //!
-//! Before the first byte of an answer the request is sent again where that can help; afterwards never. Silence is
+//! Before the first byte of an answer the request is sent again where that can help, within the provider's
+//! [`RetryBudget`]; afterwards never. Silence is
 //! counted in tokens: comments, padding and dripping bytes do not keep a stream alive. Once the model has finished,
 //! nothing that the provider does or omits delays the end by more than a moment.
 
@@ -29,6 +30,7 @@ use bytes::Bytes;
 use longhaul_shared::{
     domain::{ids::RunId, retry::Backoff},
     net_guard::GuardedClient,
+    telemetry::metrics::{self, StepRetry},
 };
 use reqwest::{
     Method, RequestBuilder,
@@ -42,14 +44,17 @@ use self::{
     sse::Frame,
     transport::{BodyLimits, Frames},
 };
-use super::{Model, ModelError, ModelEvent, ModelRequest, ModelStream};
-use crate::redact::Redactor;
+use super::{Model, ModelError, ModelEvent, ModelRequest, ModelStream, retry_budget::RetryBudget};
+use crate::redact::{Redactor, fingerprint};
 
 /// How long the count of tokens is waited for once the model has finished.
 const USAGE_GRACE: Duration = Duration::from_secs(2);
 
 /// How long the end of the body is waited for after that, to keep the connection.
 const LINGER: Duration = Duration::from_millis(50);
+
+/// So many of the longest waits a repeat is waited for, if there are too many of them already.
+const PATIENCE: u32 = 5;
 
 /// A JSON string can be six times as long as what it says, and each token has a chunk around it.
 const WIRE_FACTOR: usize = 128;
@@ -100,6 +105,7 @@ pub struct OpenAi {
     options: OpenAiOptions,
     url: Url,
     redactor: Redactor,
+    budget: RetryBudget,
 }
 
 impl fmt::Debug for OpenAi {
@@ -129,11 +135,14 @@ impl OpenAi {
         let path = format!("{}/chat/completions", url.path().trim_end_matches('/'));
         url.set_path(&path);
         let redactor = Redactor::new(options.api_key.as_deref());
-        Self { options, url, redactor }
+        Self { options, url, redactor, budget: RetryBudget::new() }
     }
 
     async fn open_with_retries(&self, caller: Caller, body: &Bytes) -> Result<Opened, ModelError> {
         let mut retry = 0;
+        if caller.attempt == 1 {
+            self.budget.earn();
+        }
         loop {
             let error = match self.open(caller, body).await {
                 Ok(opened) => return Ok(opened),
@@ -141,10 +150,11 @@ impl OpenAi {
             };
             // A torn answer is the step's to do over: it has been paid for.
             let again = error.is_retryable_before_output() && !error.is_torn();
-            if !again || retry == self.options.max_retries {
+            if !again || retry == self.options.max_retries || !self.may_repeat().await {
                 return Err(error);
             }
             retry += 1;
+            metrics::step_retried(StepRetry::Request);
             let wait = self.wait(retry, error.retry_after());
             tracing::warn!(
                 run.id = %caller.run_id,
@@ -180,6 +190,14 @@ impl OpenAi {
                     ModelError::Status { status, message, retry_after }
                 }
                 error => error,
+            })
+            .map_err(|error| match (error, &self.options.api_key) {
+                // Which of several keys it was, for whoever has to replace it.
+                (ModelError::Status { status: status @ (401 | 403), message, retry_after }, Some(key)) => {
+                    let message = format!("key {}: {message}", fingerprint(key));
+                    ModelError::Status { status, message, retry_after }
+                }
+                (error, _) => error,
             })
     }
 
@@ -225,6 +243,7 @@ impl OpenAi {
         let Opened { mut frames, mut answer, first } = opened;
         let silence = self.options.silence_timeout;
         let redactor = self.redactor.clone();
+        let retry_after_cap = self.options.retry_after_cap;
         Box::pin(try_stream! {
             for event in first {
                 yield event;
@@ -255,7 +274,9 @@ impl OpenAi {
                     // The answer is whole; what is broken is the rest.
                     Err(_) if closing => break,
                     Err(ModelError::Malformed { .. }) if frames.has_ended() => break,
-                    Err(error) => Err::<Vec<ModelEvent>, ModelError>(error)?,
+                    Err(error) => {
+                        Err::<Vec<ModelEvent>, ModelError>(error.with_retry_after_up_to(retry_after_cap))?
+                    }
                 };
                 if !events.is_empty() && !closing {
                     deadline = Instant::now() + silence;
@@ -282,5 +303,9 @@ impl Model for OpenAi {
         let body = request::body(request)?;
         let opened = self.open_with_retries(caller, &body).await?;
         Ok(self.read(opened))
+    }
+
+    async fn may_repeat(&self) -> bool {
+        self.budget.spend(self.options.retry_after_cap * PATIENCE).await
     }
 }

@@ -6,14 +6,16 @@ use futures::FutureExt;
 use longhaul_shared::{
     admission::announce,
     bus::Bus,
+    config::LimitsConfig,
     domain::{
-        event::{Event, EventData, ReleaseReason},
+        event::{Event, ReleaseReason},
         replay::{ModelMessage, Replay},
         retry::Backoff,
         run::{Ending, Run, RunError, Usage},
-        settle::settle,
+        settle::{Stop, settle},
         transition::Reason,
     },
+    failpoint::{Point, hit, hit_if},
     jitter::jitter,
     queue::Leased,
     store::{SharedStore, StoreError},
@@ -29,7 +31,9 @@ use tracing::Instrument;
 use super::{
     decide::{Next, State, next},
     interrupt::{Exit, Interrupts},
+    late::Late,
     prompt,
+    tool_calls::Sent,
 };
 use crate::{
     agents::{Agent, Agents},
@@ -42,7 +46,8 @@ pub struct Attempts {
     pub bus: Arc<dyn Bus>,
     pub recorder: Recorder,
     pub agents: Agents,
-    pub max_calls_per_step: usize,
+    pub limits: LimitsConfig,
+    pub late: Late,
     /// How many runs are handed back at the same time.
     pub hand_backs: Semaphore,
     /// No new work is begun; attempts hand back at their next saved point.
@@ -70,6 +75,7 @@ impl Attempts {
     async fn work_in_span(&self, leased: Leased) {
         let log = self.recorder.open(&leased.claim, leased.orders.lost.clone()).await;
         tracing::debug!("the attempt begins");
+        hit(Point::AfterClaim);
         let (reason, delay) = match AssertUnwindSafe(self.attempt(&leased, &log)).catch_unwind().await {
             Ok(Ok(())) => return,
             Ok(Err(Broken::Lost)) => {
@@ -91,6 +97,8 @@ impl Attempts {
     }
 
     async fn attempt(&self, leased: &Leased, log: &RunLog) -> Result<(), Broken> {
+        hit_if(Point::AbortIfTag, || leased.claim.run.tags.iter().any(|tag| tag == "abort"));
+        hit_if(Point::PanicIfTag, || leased.claim.run.tags.iter().any(|tag| tag == "panic"));
         let mut attempt = Attempt::load(self, leased, log).await?;
         loop {
             let exit = match attempt.next() {
@@ -129,10 +137,12 @@ impl Attempts {
         loop {
             // A drain hands everything back at once; the heartbeat needs a connection too.
             let turn = self.hand_backs.acquire().await;
+            hit(Point::BeforeHandBack);
             let released = self.store.hand_back(&leased.claim, position, reason, delay_ms).await;
             drop(turn);
             match released {
                 Ok(released) => {
+                    hit(Point::AfterHandBack);
                     announce(&*self.bus, released.segments, released.wake);
                     return Ok(());
                 }
@@ -182,6 +192,8 @@ pub(super) struct Attempt<'a> {
     pub(super) steps_in_conversation: u32,
     pub(super) usage: Usage,
     pub(super) interrupts: Interrupts,
+    /// Calls under way that the end of the run does not wait for.
+    pub(super) unanswered: Vec<Sent>,
     /// The end is written.
     pub(super) is_over: bool,
 }
@@ -205,7 +217,7 @@ impl<'a> Attempt<'a> {
                 // Nobody has worked on it: there is nothing to read.
                 Replay::new(run.id)
             };
-            Ok((replay, prompt::conversation(&*cx.store, run, &agent.instructions).await?))
+            Ok((replay, prompt::conversation(&*cx.store, run, &agent).await?))
         })
         .await?;
         Ok(Self {
@@ -219,6 +231,7 @@ impl<'a> Attempt<'a> {
             steps_in_conversation: 0,
             usage: run.usage,
             interrupts,
+            unanswered: vec![],
             is_over: false,
         })
     }
@@ -227,6 +240,7 @@ impl<'a> Attempt<'a> {
         next(State {
             replay: &self.replay,
             max_steps: self.run.limits.max_steps,
+            max_same_calls: self.cx.limits.loop_calls,
             stop: self.interrupts.orders.stop_reason(),
             is_past_deadline: Instant::now() >= self.interrupts.deadline,
             is_draining: self.cx.drain.is_cancelled(),
@@ -241,7 +255,12 @@ impl<'a> Attempt<'a> {
     /// Writes the end of the run.
     async fn finish(&mut self, ending: Ending) -> Result<(), Broken> {
         let write = self.ending(ending);
-        match self.log.write(write).await {
+        let written = self.log.write(write).await;
+        // Also when somebody else ended the run meanwhile: the answer will be its too.
+        if !matches!(written, Err(RecordError::Refused(_))) {
+            self.cx.late.follow(self.run.workspace_id, std::mem::take(&mut self.unanswered));
+        }
+        match written {
             Ok(_) => {
                 self.is_over = true;
                 Ok(())
@@ -253,10 +272,9 @@ impl<'a> Attempt<'a> {
 
     /// Everything that the end of the run consists of.
     pub(super) fn ending(&self, ending: Ending) -> Write {
-        let (mut events, settlement) = settle(self.run.id, &self.replay, self.usage, &ending, self.epoch);
-        if ending.reason.is_ordered() {
-            events.insert(0, EventData::RunStopping {}.of_run());
-        }
+        let wish = self.interrupts.orders.stop_request().filter(|_| ending.reason.is_ordered());
+        let stop = wish.map(|wish| Stop { requested_at: wish.requested_at, is_delivered: true });
+        let (events, settlement) = settle(self.run.id, &self.replay, self.usage, &ending, stop, self.epoch);
         tracing::info!(status = %ending.status(), reason = %ending.reason, "the run ends");
         Write { events, steps: settlement.steps, calls: settlement.calls, ending: Some(ending) }
     }

@@ -4,14 +4,19 @@ use longhaul_shared::domain::{
     replay::Replay,
     run::{Ending, RunError},
     step::FinishReason,
+    text::one_line,
+    tool::ToolCall,
     transition::Reason,
 };
+use serde_json::Value;
 
 /// What the decision depends on.
 #[derive(Clone, Copy, Debug)]
 pub struct State<'a> {
     pub replay: &'a Replay,
     pub max_steps: u32,
+    /// The same call with the same result, step after step, so often is a loop; 0 is never.
+    pub max_same_calls: u32,
     /// The run is to end for this reason.
     pub stop: Option<Reason>,
     pub is_past_deadline: bool,
@@ -53,9 +58,44 @@ pub fn next(state: State<'_>) -> Next {
                 RunError::new("step_limit", format!("the run used all of its {} steps", state.max_steps));
             Next::Finish(Ending::failed(Reason::StepLimit, error))
         }
-        Some((step, _)) => Next::CallModel { step: step + 1 },
+        Some((step, _)) => match same_call(state.replay, step, state.max_same_calls) {
+            Some(call) => {
+                let told = format!(
+                    "the model went round in circles: it called `{}` {} times in a row with the same arguments and \
+                     got the same result each time",
+                    one_line(&call.name, 64),
+                    state.max_same_calls
+                );
+                Next::Finish(Ending::failed(Reason::Loop, RunError::new("loop", told)))
+            }
+            None => Next::CallModel { step: step + 1 },
+        },
         None => Next::CallModel { step: 1 },
     }
+}
+
+/// The call that each of the last `times` steps consists of, if it and its result are the same in all of them.
+fn same_call(replay: &Replay, last: u32, times: u32) -> Option<&ToolCall> {
+    let only_call = |step: u32| {
+        let mut calls = replay.calls_of(step);
+        calls.next().filter(|_| calls.next().is_none())
+    };
+    if times == 0 || last < times {
+        return None;
+    }
+    let call = only_call(last)?;
+    let is_same = |other: &ToolCall| {
+        (&other.name, other.state, &other.output, &other.error)
+            == (&call.name, call.state, &call.output, &call.error)
+            && are_same_arguments(&other.arguments, &call.arguments)
+    };
+    (last - times + 1..last).all(|step| only_call(step).is_some_and(is_same)).then_some(call)
+}
+
+/// As JSON, if both are.
+fn are_same_arguments(one: &str, other: &str) -> bool {
+    let parse = |text: &str| serde_json::from_str::<Value>(text).ok();
+    one == other || parse(one).is_some_and(|one| Some(one) == parse(other))
 }
 
 /// How a run ends whose model has planned no more calls.
@@ -118,7 +158,14 @@ mod tests {
     }
 
     fn state(replay: &Replay) -> State<'_> {
-        State { replay, max_steps: 3, stop: None, is_past_deadline: false, is_draining: false }
+        State {
+            replay,
+            max_steps: 3,
+            max_same_calls: 0,
+            stop: None,
+            is_past_deadline: false,
+            is_draining: false,
+        }
     }
 
     const CALLS: (FinishReason, &[CallState]) = (FinishReason::ToolCalls, &[CallState::Succeeded]);
@@ -152,5 +199,63 @@ mod tests {
         let late = State { is_past_deadline: true, ..state(&calling) };
         assert_eq!(next(late), Next::Finish(past_deadline()));
         assert_eq!(next(State { is_draining: true, ..state(&calling) }), Next::HandBack);
+    }
+
+    /// Steps with one call each, by name, arguments and output.
+    fn called(steps: &[(&str, &str, &str)]) -> Replay {
+        let mut events = vec![];
+        for (step, (name, arguments, output)) in (1..).zip(steps) {
+            let (call, call_id) = (1, "c".to_owned());
+            let planned = EventData::ToolPlanned {
+                call,
+                call_id: call_id.clone(),
+                name: (*name).into(),
+                arguments: (*arguments).into(),
+                effect: Effect::Read,
+            };
+            let (finish_reason, usage) = (FinishReason::ToolCalls, Usage::default());
+            let (state, output) = (CallState::Succeeded, Some((*output).into()));
+            let finished = EventData::ToolFinished { call, call_id, state, output, error: None };
+            events.push(planned.of_step(step, 1));
+            events.push(EventData::StepFinished { finish_reason, usage, tool_calls: 1 }.of_step(step, 1));
+            events.push(finished.of_step(step, 1));
+        }
+        let mut replay = Replay::new(RunId::generate());
+        for (seq, event) in (1..).zip(&events) {
+            replay.apply(seq, 0, event);
+        }
+        replay
+    }
+
+    #[test]
+    fn the_same_call_with_the_same_result_so_often_in_a_row_is_a_loop() {
+        let one = ("look", r#"{"a": 1, "b": 2}"#, "nothing");
+        let reordered = ("look", r#"{"b":2,"a":1}"#, "nothing");
+        for (steps, is_loop) in [
+            (&[one, one, reordered][..], true),
+            (&[("other", "{}", ""), one, one, one], true),
+            (&[one, one], false),
+            (&[one, one, ("look", r#"{"a": 2, "b": 2}"#, "nothing")], false),
+            (&[one, one, ("look", one.1, "something")], false),
+            (&[one, ("other", one.1, one.2), one], false),
+            (&[one, one, one, ("other", one.1, one.2)], false),
+        ] {
+            let replay = called(steps);
+            let state = State { max_steps: 9, max_same_calls: 3, ..state(&replay) };
+            let reason = match next(state) {
+                Next::Finish(ending) => Some(ending.reason),
+                _ => None,
+            };
+            assert_eq!(reason, is_loop.then_some(Reason::Loop), "{steps:?}");
+            assert!(matches!(next(State { max_same_calls: 0, ..state }), Next::CallModel { .. }), "off");
+        }
+    }
+
+    #[test]
+    fn several_calls_in_a_step_are_no_loop() {
+        let both: &[CallState] = &[CallState::Succeeded, CallState::Succeeded];
+        let replay = replay(&[(FinishReason::ToolCalls, both); 3]);
+        let state = State { max_steps: 9, max_same_calls: 3, ..state(&replay) };
+        assert!(matches!(next(state), Next::CallModel { step: 4 }));
     }
 }

@@ -3,18 +3,20 @@
 use std::collections::BTreeMap;
 
 use futures::StreamExt;
+use longhaul_shared::domain::{
+    event::EventData,
+    ids::Seq,
+    replay::ModelMessage,
+    retry::Backoff,
+    run::{Ending, RunError, Usage},
+    step::{FinishReason, OutputPart, Step},
+    tool::{CallState, Effect, ToolCall, call_id, idempotency_key},
+    transition::Reason,
+};
 use longhaul_shared::{
-    domain::{
-        event::EventData,
-        ids::Seq,
-        replay::ModelMessage,
-        retry::Backoff,
-        run::{Ending, Usage},
-        step::{FinishReason, OutputPart, Step},
-        tool::{CallState, Effect, ToolCall, call_id, idempotency_key},
-        transition::Reason,
-    },
+    failpoint::{Point, hit},
     jitter::jitter,
+    telemetry::metrics::{self, StepRetry},
 };
 use std::{sync::Arc, time::Duration};
 use tokio::time::sleep;
@@ -23,6 +25,7 @@ use super::{
     attempt::Attempt,
     decide::{Next, State, next},
     interrupt::Exit,
+    repetition::{Detector, Repetition, Thresholds},
 };
 use crate::{
     provider::{CallDelta, ModelError, ModelEvent, ModelRequest},
@@ -66,24 +69,31 @@ impl Attempt<'_> {
         if let Some(open) = self.replay.open() {
             let first_seq = open.first_seq;
             attempt = open.attempt + 1;
+            metrics::step_retried(StepRetry::Takeover);
             self.restart(step, attempt, first_seq, "the worker before was lost").await;
         }
         let mut restarts = 0;
         loop {
             let error = match self.stream(step, attempt).await {
-                Ok(answer) => return self.save(step, attempt, answer).await,
+                Ok(answer) => {
+                    hit(Point::AfterModelBeforePersist);
+                    return self.save(step, attempt, answer).await;
+                }
                 Err(Failure::Exit(exit)) => return Err(exit),
                 Err(Failure::Model(error)) => error,
             };
-            if !error.is_torn() || restarts == RESTARTS {
-                return Err(Exit::Finish(Ending::failed(Reason::Provider, (&error).into())));
+            let may_restart = error.is_torn() && restarts < RESTARTS;
+            if !may_restart || !self.interrupts.race(self.agent.model.may_repeat()).await? {
+                return Err(Exit::Finish(Ending::failed(reason_of(&error), (&error).into())));
             }
             restarts += 1;
             attempt += 1;
             tracing::warn!(%error, step, attempt, "the step is done over");
+            metrics::step_retried(StepRetry::Torn);
             let position = self.log.position().await?;
             self.restart(step, attempt, position.step_started, &error.to_string()).await;
-            self.interrupts.race(sleep(RESTART_WAIT.wait(restarts, jitter()))).await?;
+            let wait = RESTART_WAIT.wait(restarts, jitter()) + error.retry_after().unwrap_or_default();
+            self.interrupts.race(sleep(wait)).await?;
         }
     }
 
@@ -109,6 +119,7 @@ impl Attempt<'_> {
             step,
             attempt,
         };
+        hit(Point::BeforeModelCall);
         let interrupt = self.interrupts.clone().wait();
         tokio::pin!(interrupt);
         let mut stream = tokio::select! {
@@ -117,6 +128,7 @@ impl Attempt<'_> {
             stream = self.agent.model.stream(request) => stream.map_err(Failure::Model)?,
         };
         let mut answer = Answer::default();
+        let mut detector = self.detector();
         loop {
             let item = tokio::select! {
                 biased;
@@ -126,13 +138,19 @@ impl Attempt<'_> {
             match item.unwrap_or(Err(ModelError::Truncated)).map_err(Failure::Model)? {
                 ModelEvent::Text(text) => {
                     self.replay.extend_open(OutputPart::Text { text: text.clone() });
+                    let repetition = detector.push(&text);
                     self.log.delta(Delta { kind: DeltaKind::Text, step, attempt, text }).await;
+                    must_go_on(repetition)?;
                 }
                 ModelEvent::Reasoning(text) => {
                     self.replay.extend_open(OutputPart::Reasoning { text: text.clone() });
+                    let repetition = detector.push(&text);
                     self.log.delta(Delta { kind: DeltaKind::Reasoning, step, attempt, text }).await;
+                    must_go_on(repetition)?;
                 }
-                ModelEvent::ToolCall(delta) => answer.add(&delta, self.cx.max_calls_per_step)?,
+                ModelEvent::ToolCall(delta) => {
+                    answer.add(&delta, self.cx.limits.max_calls_per_step as usize)?;
+                }
                 ModelEvent::Usage(usage) => answer.usage = usage,
                 ModelEvent::Finish(finish_reason) => {
                     answer.finish_reason = Some(finish_reason);
@@ -142,6 +160,15 @@ impl Attempt<'_> {
                 }
             }
         }
+    }
+
+    fn detector(&self) -> Detector {
+        let limits = &self.cx.limits;
+        Detector::new(Thresholds {
+            lines: limits.loop_lines as usize,
+            blocks: limits.loop_blocks as usize,
+            characters: limits.loop_characters as usize,
+        })
     }
 
     /// What the model is given. Only the steps since the last call are added: all of them again for each of a thousand
@@ -190,6 +217,7 @@ impl Attempt<'_> {
         let after = next(State {
             replay: &self.replay,
             max_steps: self.run.limits.max_steps,
+            max_same_calls: 0,
             stop: None,
             is_past_deadline: false,
             is_draining: false,
@@ -223,8 +251,25 @@ impl Attempt<'_> {
             planned_at: None,
             dispatched_at: None,
             settled_at: None,
+            late: None,
         }
     }
+}
+
+/// Why a run ends whose model call failed for good: a limit of ours, or the provider.
+fn reason_of(error: &ModelError) -> Reason {
+    match error {
+        ModelError::OutputTooLarge { .. } => Reason::OutputLimit,
+        ModelError::TooManyCalls { .. } => Reason::CallLimit,
+        _ => Reason::Provider,
+    }
+}
+
+/// What was streamed is kept; there is no use in more of it.
+fn must_go_on(repetition: Option<Repetition>) -> Result<(), Failure> {
+    let Some(Repetition { excerpt, times, .. }) = repetition else { return Ok(()) };
+    let told = format!("the model went round in circles: it wrote {excerpt:?} {times} times in a row");
+    Err(Exit::Finish(Ending::failed(Reason::Loop, RunError::new("loop", told))).into())
 }
 
 fn planned_event(call: &ToolCall) -> EventData {
@@ -240,10 +285,7 @@ fn planned_event(call: &ToolCall) -> EventData {
 impl Answer {
     fn add(&mut self, delta: &CallDelta, most: usize) -> Result<(), Failure> {
         if !self.calls.contains_key(&delta.index) && self.calls.len() == most {
-            return Err(Failure::Model(ModelError::OutputTooLarge {
-                limit: most,
-                of: "tool calls in a step",
-            }));
+            return Err(Failure::Model(ModelError::TooManyCalls { limit: most }));
         }
         let call = self.calls.entry(delta.index).or_default();
         call.name.push_str(delta.name.as_deref().unwrap_or_default());

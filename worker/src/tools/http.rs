@@ -2,9 +2,11 @@
 //!
 //! Each request carries the call's idempotency key, which stays the same however often the call is repeated. What may
 //! be repeated without harm is repeated a few times when the connection fails or the endpoint is away; a call that
-//! must happen once is sent once, and if no answer was seen its outcome is unknown. An answer is read up to a limit,
-//! sanitised, and cleared of the secrets that were sent with the request.
+//! must happen once is sent once, and if no answer was seen its outcome is unknown. Nothing is sent once the run may be
+//! somebody else's. An answer is read up to a limit, sanitised, and cleared of the secrets that were sent with the request.
+//! [`reconcile`] asks about calls without one.
 
+mod reconcile;
 #[cfg(test)]
 mod tests;
 
@@ -52,6 +54,8 @@ pub struct HttpToolOptions {
     /// The longest silence in the middle of an answer.
     pub idle_timeout: Duration,
     pub max_bytes: usize,
+    /// Where to ask what became of a call whose answer was not seen.
+    pub reconcile_url: Option<Url>,
     pub client: GuardedClient,
     pub backoff: Backoff,
     /// In `0.0..1.0`.
@@ -69,6 +73,7 @@ impl HttpToolOptions {
             timeout: None,
             idle_timeout: Duration::from_secs(30),
             max_bytes: 200_000,
+            reconcile_url: None,
             client,
             backoff: Backoff::new(Duration::from_millis(200), Duration::from_secs(2)),
             random: rand::random,
@@ -138,7 +143,10 @@ impl HttpTool {
             Ok(request) => request,
             Err(refused) => return Sent::Settled(self.failed(&refused.to_string())),
         };
-        match request.headers(self.headers(cx)).body(body.to_vec()).send().await {
+        let request = request.headers(self.headers(cx)).body(body.to_vec());
+        // The last thing before it leaves: a worker that was frozen until now has perhaps been replaced.
+        cx.validity.held().await;
+        match request.send().await {
             Ok(response) => self.read(response).await,
             Err(error) => {
                 if let Some(refused) = Refused::find(&error) {
@@ -185,6 +193,11 @@ impl HttpTool {
 
     /// The text of an answer, cut to `limit` bytes.
     async fn body(&self, mut response: Response, limit: usize) -> Result<String, String> {
+        Ok(self.clean(&self.bytes(&mut response, limit).await?, limit))
+    }
+
+    /// Its first bytes, a little more than `limit`.
+    async fn bytes(&self, response: &mut Response, limit: usize) -> Result<Vec<u8>, String> {
         let mut body = vec![];
         let enough = limit.saturating_add(MARGIN);
         while body.len() <= enough {
@@ -199,7 +212,11 @@ impl HttpTool {
                 Err(_) => return Err("the tool went silent in the middle of its answer".to_owned()),
             }
         }
-        Ok(clean_and_cut(&self.redactor.redact(&String::from_utf8_lossy(&body)), limit))
+        Ok(body)
+    }
+
+    fn clean(&self, text: &[u8], limit: usize) -> String {
+        clean_and_cut(&self.redactor.redact(&String::from_utf8_lossy(text)), limit)
     }
 
     /// The outcome of a request that nobody will repeat.
@@ -212,6 +229,10 @@ impl HttpTool {
                 Effect::Read | Effect::Idempotent => ToolOutcome::Failed(why),
             },
         }
+    }
+
+    fn time_limit(&self, cx: &ToolContext) -> Duration {
+        self.options.timeout.map_or(cx.timeout, |own| own.min(cx.timeout))
     }
 
     fn failed(&self, why: &str) -> ToolOutcome {
@@ -230,7 +251,7 @@ impl Tool for HttpTool {
     }
 
     async fn call(&self, arguments: &Value, cx: &ToolContext) -> ToolOutcome {
-        let limit = self.options.timeout.map_or(cx.timeout, |own| own.min(cx.timeout));
+        let limit = self.time_limit(cx);
         let deadline = Instant::now() + limit;
         let body = json!({ "arguments": arguments }).to_string().into_bytes();
         let repeatable = self.options.spec.effect != Effect::Once;
@@ -254,6 +275,14 @@ impl Tool for HttpTool {
             );
             sleep(wait).await;
         }
+    }
+
+    fn can_reconcile(&self) -> bool {
+        self.options.reconcile_url.is_some()
+    }
+
+    async fn reconcile(&self, arguments: &Value, cx: &ToolContext) -> ToolOutcome {
+        self.ask(arguments, cx).await
     }
 }
 

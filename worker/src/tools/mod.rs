@@ -4,7 +4,6 @@
 //! heard back. What a model wrote is checked before anything is dispatched, by the one parser whose result is also
 //! what is executed.
 
-pub mod arguments;
 pub mod clock;
 pub mod http;
 
@@ -12,10 +11,14 @@ use std::{collections::BTreeMap, sync::Arc, time::Duration};
 
 use async_trait::async_trait;
 use jsonschema::{Draft, PatternOptions, Validator};
-use longhaul_shared::domain::{
-    ids::{RunId, WorkspaceId},
-    text::one_line,
-    tool::ToolSpec,
+use longhaul_shared::{
+    domain::{
+        arguments,
+        ids::{RunId, WorkspaceId},
+        text::one_line,
+        tool::ToolSpec,
+    },
+    queue::Validity,
 };
 use serde_json::Value;
 
@@ -30,6 +33,8 @@ pub struct ToolContext {
     pub idempotency_key: String,
     pub traceparent: Option<String>,
     pub timeout: Duration,
+    /// Nothing leaves while the run may be somebody else's.
+    pub validity: Validity,
 }
 
 /// What became of a call. The text is for the model.
@@ -48,6 +53,16 @@ pub trait Tool: Send + Sync {
     fn spec(&self) -> &ToolSpec;
 
     async fn call(&self, arguments: &Value, cx: &ToolContext) -> ToolOutcome;
+
+    /// Whether the tool can tell what became of a call.
+    fn can_reconcile(&self) -> bool {
+        false
+    }
+
+    /// What became of a call that was sent and whose answer was not seen. Never sends the call.
+    async fn reconcile(&self, _arguments: &Value, _cx: &ToolContext) -> ToolOutcome {
+        ToolOutcome::Unknown("the tool cannot tell what became of this call".to_owned())
+    }
 }
 
 /// Why a tool cannot be offered.
@@ -115,6 +130,10 @@ impl Registry {
 
     pub fn get(&self, name: &str) -> Option<&Arc<dyn Tool>> {
         self.tools.get(name).map(|entry| &entry.tool)
+    }
+
+    pub fn is_empty(&self) -> bool {
+        self.tools.is_empty()
     }
 
     pub fn specs(&self) -> impl Iterator<Item = &ToolSpec> {

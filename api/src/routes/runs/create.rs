@@ -8,7 +8,7 @@ use crate::{
     error::{ApiError, Code},
     extract::{JsonBody, parse_id},
     openapi::Failures,
-    routes::submission::{Origin, SubmissionAnswer, SubmissionBody, accept},
+    routes::submission::{Origin, SUBMIT_RUN, SubmissionAnswer, SubmissionBody, accept},
     state::AppState,
 };
 
@@ -32,6 +32,6 @@ pub(crate) async fn create_run(
     // A chat that cannot exist is answered like one that does not.
     let chat_id =
         body.chat_id.as_deref().map(|text| parse_id::<ChatId>(text).ok_or(Code::NotFound)).transpose()?;
-    let origin = Origin { caller, headers: &headers, route: "POST /v1/runs", chat_id, fingerprint };
+    let origin = Origin { caller, headers: &headers, route: SUBMIT_RUN, chat_id, fingerprint };
     accept(&state, origin, body).await
 }

@@ -7,3 +7,4 @@ pub(crate) mod list;
 mod sse;
 pub(crate) mod steps;
 pub(crate) mod stop;
+pub(crate) mod stop_by_key;

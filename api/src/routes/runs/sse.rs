@@ -74,7 +74,9 @@ fn frames(
                 }
                 next = tail.next() => match next {
                     Some(Ok(slice)) => {
-                        let bytes = state.frames.render(&slice.segment, slice.after.max(after));
+                        // Whoever waits beyond the end is told of it, too.
+                        let seen = if slice.is_end() { after.min(slice.last() - 1) } else { after };
+                        let bytes = state.frames.render(&slice.segment, slice.after.max(seen));
                         if !bytes.is_empty() {
                             yield Ok(bytes);
                         }

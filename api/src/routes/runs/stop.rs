@@ -27,6 +27,7 @@ use crate::{
 };
 
 const MAX_WAIT_SECONDS: u64 = 60;
+pub(crate) const MAX_WAIT: Duration = Duration::from_secs(MAX_WAIT_SECONDS);
 
 #[derive(Debug, Deserialize, IntoParams)]
 #[serde(rename_all = "camelCase", deny_unknown_fields)]
@@ -35,6 +36,16 @@ pub(crate) struct StopRun {
     /// Seconds to wait for the end.
     #[param(minimum = 0, maximum = 60, default = 0)]
     wait: Option<u64>,
+}
+
+impl StopRun {
+    pub(super) fn wait(&self) -> Result<Duration, ApiError> {
+        let seconds = self.wait.unwrap_or(0);
+        if seconds > MAX_WAIT_SECONDS {
+            return Err(ApiError::parameter("wait", format!("must be at most {MAX_WAIT_SECONDS}")));
+        }
+        Ok(Duration::from_secs(seconds))
+    }
 }
 
 /// Stop a run
@@ -57,19 +68,27 @@ pub(crate) async fn stop_run(
     PathId(id): PathId<RunId>,
     Params(query): Params<StopRun>,
 ) -> Result<Response, ApiError> {
-    let wait = query.wait.unwrap_or(0);
-    if wait > MAX_WAIT_SECONDS {
-        return Err(ApiError::parameter("wait", format!("must be at most {MAX_WAIT_SECONDS}")));
-    }
+    let wait = query.wait()?;
     let before = state.store.run(caller.workspace_id, id).await?;
     if before.status.is_terminal() {
         return Ok((StatusCode::OK, Json(RunView::from(before))).into_response());
     }
-    let mut run = stop(&*state.store, &*state.bus, caller.workspace_id, id).await?;
-    if wait > 0 && !run.status.is_terminal() {
-        run = wait_for_end(&state, run, Duration::from_secs(wait)).await?;
+    let run = stop(&*state.store, &*state.bus, caller.workspace_id, id).await?;
+    answer(&state, run, false, wait).await
+}
+
+/// The run as it is after the stop, or at its end if that comes in time.
+pub(super) async fn answer(
+    state: &AppState,
+    mut run: Run,
+    was_over: bool,
+    wait: Duration,
+) -> Result<Response, ApiError> {
+    if !wait.is_zero() && !run.status.is_terminal() {
+        run = wait_for_end(state, run, wait).await?;
     }
-    let status = if wait > 0 && run.status.is_terminal() { StatusCode::OK } else { StatusCode::ACCEPTED };
+    let is_ok = was_over || (!wait.is_zero() && run.status.is_terminal());
+    let status = if is_ok { StatusCode::OK } else { StatusCode::ACCEPTED };
     Ok((status, Json(RunView::from(run))).into_response())
 }
 

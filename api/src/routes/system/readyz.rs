@@ -1,4 +1,4 @@
-//! `GET /readyz`: whether this process can serve: database reachable, migrations current, not draining.
+//! `GET /readyz`: whether this process can serve: database reachable and writable, migrations current, not draining.
 //!
 //! A bus that is down makes everything slower and nothing wrong, so it does not count.
 
@@ -10,6 +10,7 @@ use axum::{
     http::StatusCode,
     response::{IntoResponse, Response},
 };
+use longhaul_shared::store::StoreError;
 use serde::Serialize;
 use url::form_urlencoded;
 use utoipa::ToSchema;
@@ -85,13 +86,14 @@ fn is_verbose(query: &str) -> Result<bool, ApiError> {
 async fn database_checks(state: &AppState) -> [Check; 2] {
     let store = state.store.clone();
     // In a task of its own: a query that takes too long is left to end, not dropped in the middle.
-    let asked = state.tasks.spawn(async move { store.migrations().await });
+    let asked = state.tasks.spawn(async move { Ok((store.is_writable().await?, store.migrations().await?)) });
     let (database, migrations) = match tokio::time::timeout(TIMEOUT, asked).await {
-        Ok(Ok(Ok(migrations))) => {
+        Ok(Ok(Ok((is_writable, migrations)))) => {
             let missing = migrations.iter().filter(|(_, _, applied)| !applied).count();
-            (Ok(()), if missing == 0 { Ok(()) } else { Err(format!("{missing} to be applied")) })
+            let database = if is_writable { Ok(()) } else { Err("is read-only".to_owned()) };
+            (database, if missing == 0 { Ok(()) } else { Err(format!("{missing} to be applied")) })
         }
-        Ok(Ok(Err(error))) => {
+        Ok(Ok(Err::<_, StoreError>(error))) => {
             tracing::warn!(error = %error, "the readiness check cannot read the database");
             (Err("cannot be read".to_owned()), Err("not known".to_owned()))
         }

@@ -185,6 +185,15 @@ async fn a_redis_that_is_absent_at_the_start_is_used_once_it_is_there() {
     .await;
 }
 
+#[tokio::test]
+async fn without_redis_a_process_still_hears_its_own_signals() {
+    let bus = RedisBus::start("redis://127.0.0.1:1", "t").unwrap();
+    let mut signals = bus.signals();
+    let wake = Signal::Wake { queue: "default".to_owned() };
+    bus.signal(wake.clone());
+    assert_eq!(signals.try_recv().unwrap(), wake);
+}
+
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn connections_that_are_cut_again_and_again_come_back_with_a_resync() {
     let Some(mut redis) = PrivateRedis::absent() else { return };

@@ -59,8 +59,14 @@ impl Database {
     /// A worker with a lease of a minute.
     pub(super) async fn worker(&self, slots: u32) -> WorkerId {
         let id = WorkerId::generate();
-        let worker =
-            NewWorker { id, host: "test".to_owned(), version: "0".to_owned(), slots, lease_ms: 60_000 };
+        let worker = NewWorker {
+            id,
+            host: "test".to_owned(),
+            version: "0".to_owned(),
+            slots,
+            lease_ms: 60_000,
+            presence: None,
+        };
         self.store.register_worker(&worker).await.unwrap();
         id
     }
@@ -77,6 +83,20 @@ impl Database {
     pub(super) async fn expire(&self, worker: WorkerId) {
         let sql = format!("update workers set expires_at = 1 where id = {}", self.id(worker.0));
         self.edit(&sql, |rows| rows.workers.get_mut(&worker).unwrap().expires_at = 1).await;
+    }
+
+    /// What waits for later is due now.
+    pub(super) async fn make_due(&self) {
+        self.edit("update jobs set run_at = 0", |rows| rows.jobs.values_mut().for_each(|job| job.run_at = 0))
+            .await;
+    }
+
+    /// The same, and no crash counts.
+    pub(super) async fn forgive(&self) {
+        self.edit("update jobs set run_at = 0, crashes = 0", |rows| {
+            rows.jobs.values_mut().for_each(|job| (job.run_at, job.crashes) = (0, 0));
+        })
+        .await;
     }
 
     /// The run as it is now.
@@ -217,6 +237,7 @@ pub(super) fn planned(claim: &Claim, step: u32, call: u32) -> ToolCall {
         planned_at: None,
         dispatched_at: None,
         settled_at: None,
+        late: None,
     }
 }
 

@@ -9,7 +9,7 @@ use std::{
     future::Future,
     panic::AssertUnwindSafe,
     str::FromStr,
-    sync::Arc,
+    sync::{Arc, Once},
     time::{Duration, SystemTime, UNIX_EPOCH},
 };
 
@@ -22,10 +22,13 @@ use sqlx::{
 };
 use uuid::Uuid;
 
-use crate::store::{
-    SharedStore, Workspaces,
-    memory::{MemoryStore, State},
-    postgres, sqlite,
+use crate::{
+    faults,
+    store::{
+        SharedStore, Workspaces,
+        memory::{MemoryStore, State},
+        postgres, sqlite,
+    },
 };
 
 /// No test here takes a tenth of this, even on a busy machine.
@@ -142,6 +145,7 @@ impl Database {
 }
 
 pub(super) async fn on_memory<F: Future<Output = ()>>(test: impl FnOnce(Database) -> F) {
+    arm();
     let now = || SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |since| since.as_millis() as i64);
     let memory = MemoryStore::new(now);
     let store: SharedStore = Arc::new(memory.clone());
@@ -149,7 +153,14 @@ pub(super) async fn on_memory<F: Future<Output = ()>>(test: impl FnOnce(Database
     outcome(test(db)).await.unwrap_or_else(|panic| std::panic::resume_unwind(panic));
 }
 
+/// Also these tests can be run with a mutant, which some of them must see.
+fn arm() {
+    static ARMED: Once = Once::new();
+    ARMED.call_once(|| faults::arm().expect("the environment names a fault that there is"));
+}
+
 pub(super) async fn on_sqlite<F: Future<Output = ()>>(test: impl FnOnce(Database) -> F) {
+    arm();
     let folder = tempfile::tempdir().expect("the temporary folder can be written to");
     let path = folder.path().join("test.db");
     let store = sqlite::SqlStore::open(&sqlite::Options::new(&path)).expect("the path is valid");
@@ -164,6 +175,7 @@ pub(super) async fn on_sqlite<F: Future<Output = ()>>(test: impl FnOnce(Database
 }
 
 pub(super) async fn on_postgres<F: Future<Output = ()>>(test: impl FnOnce(Database) -> F) {
+    arm();
     let Some(server) = postgres_server() else { return };
     let mut admin = server.clone().connect().await.expect("Postgres answers at LONGHAUL_TEST_POSTGRES_URL");
     let template = template(&mut admin, &server).await;

@@ -87,8 +87,14 @@ const FORBIDDEN: &[(&str, &str)] = &[
         "select 1 from runs where (finished_at is null) = (status in ('succeeded', 'failed', 'aborted'))",
     ),
     (
+        "a late result of a call that was answered in time or never sent",
+        "select 1 from tool_calls where (late_at is null) <> (late_state is null) \
+         or (late_at is not null and (state not in ('unknown', 'cancelled') or dispatched_at is null))",
+    ),
+    (
         "an idempotency key without its answer",
-        "select 1 from idempotency where run_id is null or answer is null",
+        "select 1 from idempotency where (run_id is null or answer is null) \
+         and (stop_requested_at is null or run_id is not null or answer is not null)",
     ),
 ];
 

@@ -12,6 +12,8 @@ mod fixtures;
 mod harness;
 mod idempotency;
 mod invariants;
+mod key_stops;
+mod late;
 mod log;
 mod log_read;
 mod queue;
@@ -20,7 +22,9 @@ mod runs;
 mod schema;
 mod stops;
 mod storm;
+mod supersede;
 mod tenants;
+mod trouble;
 mod workspaces;
 
 /// Makes `async fn name(db: Database)` a test on every back-end, or on those that speak SQL.
@@ -45,6 +49,19 @@ macro_rules! conformance {
     };
 }
 use conformance;
+
+/// Makes `async fn name(db: Database)` a test on Postgres, of what SQLite does not have.
+macro_rules! on_postgres {
+    ($($name:ident),+ $(,)?) => {
+        mod postgres {
+            $(#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+            async fn $name() {
+                crate::store::conformance::harness::on_postgres(super::$name).await;
+            })+
+        }
+    };
+}
+use on_postgres;
 
 /// The same, and each test ends with the invariants.
 macro_rules! upheld {

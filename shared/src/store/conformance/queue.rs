@@ -15,7 +15,7 @@ use crate::{
         ids::{RunId, WorkerId},
         transition::{Reason, RunStatus},
     },
-    store::{NewRun, NewWorker, StoreError},
+    store::{NewRun, NewWorker, Peer, Presence, StoreError},
 };
 
 upheld! {
@@ -26,8 +26,11 @@ upheld! {
     a_heartbeat_extends_the_lease_and_tells_of_stops,
     an_expired_lease_is_never_revived,
     a_retired_worker_holds_no_lease,
+    a_worker_that_is_proven_dead_loses_its_lease_at_once_and_only_once,
+    a_heartbeat_never_revives_a_worker_that_is_proven_dead,
     workers_are_listed_with_what_they_hold;
     sql:
+    peers_are_the_live_workers_that_can_be_asked,
     a_heartbeat_and_a_reaper_never_both_win,
     claimers_take_every_job_once_and_never_more_than_the_limit,
     a_claim_keeps_to_its_limit_under_any_plan,
@@ -272,6 +275,88 @@ async fn a_retired_worker_holds_no_lease(db: Database) {
     assert_eq!(db.store.reap(3, 9).await.unwrap()[0].run_id, other.run.id);
 }
 
+async fn a_worker_that_is_proven_dead_loses_its_lease_at_once_and_only_once(db: Database) {
+    let acme = db.workspace("acme").await;
+    let claim = db.held_run(acme).await;
+    assert!(db.store.expire_worker(claim.worker_id).await.unwrap());
+    let row = || async { db.store.list_workers().await.unwrap().remove(0) };
+    let ended = row().await;
+    assert!(ended.draining && ended.expires_at <= db.store.now().await.unwrap());
+    assert!(claimed(&db, claim.worker_id, QUEUE, 5).await.is_empty());
+    let released = db.store.reap(3, 9).await.unwrap();
+    assert_eq!(released.iter().map(|one| one.run_id).collect::<Vec<_>>(), [claim.run.id]);
+    // Its end stays what it was, whoever else finds it dead.
+    db.expire(claim.worker_id).await;
+    for worker in [claim.worker_id, WorkerId::generate()] {
+        assert!(!db.store.expire_worker(worker).await.unwrap());
+    }
+    assert_eq!(row().await.expires_at, 1);
+}
+
+async fn a_heartbeat_never_revives_a_worker_that_is_proven_dead(db: Database) {
+    let acme = db.workspace("acme").await;
+    db.store.admit(new_run(acme, None)).await.unwrap();
+    let mut beats_before = 0;
+    for round in 0..200 {
+        let worker = db.worker(1).await;
+        db.forgive().await;
+        let claim = db.claim(worker).await;
+        let barrier = Barrier::new(2);
+        let beat = async {
+            barrier.wait().await;
+            db.store.heartbeat(worker, 60_000, false).await
+        };
+        let expire = async {
+            barrier.wait().await;
+            db.second.expire_worker(worker).await
+        };
+        // Either may be polled first.
+        let (beat, expired) = if round % 2 == 0 {
+            tokio::join!(beat, expire)
+        } else {
+            let (expired, beat) = tokio::join!(expire, beat);
+            (beat, expired)
+        };
+        assert!(expired.unwrap(), "round {round}: its lease was alive");
+        match beat {
+            Ok(_) => beats_before += 1,
+            Err(StoreError::LeaseLost) => {}
+            other => panic!("round {round}: {other:?}"),
+        }
+        let refused = db.store.heartbeat(worker, 60_000, false).await;
+        assert!(matches!(refused, Err(StoreError::LeaseLost)), "round {round}: {refused:?}");
+        assert!(db.store.list_workers().await.unwrap().iter().all(|row| !row.is_alive), "round {round}");
+        let released = db.store.reap(1_000, 9).await.unwrap();
+        assert_eq!(released.iter().map(|one| one.run_id).collect::<Vec<_>>(), [claim.run.id]);
+        db.edit("delete from workers", |rows| rows.workers.clear()).await;
+    }
+    assert!((1..200).contains(&beats_before), "{beats_before} heartbeats came first");
+}
+
+async fn peers_are_the_live_workers_that_can_be_asked(db: Database) {
+    let at = |address: &str, place: Option<&str>| {
+        Some(Presence { address: address.parse().unwrap(), place: place.map(str::to_owned) })
+    };
+    let mut peers = vec![];
+    for presence in
+        [at("127.0.0.1:4690", Some("here")), None, at("[2001:db8::1]:80", None), at("192.0.2.1:1", None)]
+    {
+        let id = WorkerId::generate();
+        let (host, version) = ("t".to_owned(), "0".to_owned());
+        let worker = NewWorker { id, host, version, slots: 1, lease_ms: 60_000, presence: presence.clone() };
+        db.store.register_worker(&worker).await.unwrap();
+        peers.extend(presence.map(|presence| Peer { id, presence }));
+    }
+    assert_eq!(db.store.live_peers().await.unwrap(), peers);
+    db.expire(peers.remove(2).id).await;
+    assert_eq!(db.store.live_peers().await.unwrap(), peers);
+    // An address of another version is no reason to look after nobody.
+    let sql =
+        format!("update workers set presence_address = 'a moon' where id = {}", db.id(peers.remove(0).id.0));
+    db.execute(&sql).await.unwrap();
+    assert_eq!(db.store.live_peers().await.unwrap(), peers);
+}
+
 async fn a_heartbeat_and_a_reaper_never_both_win(db: Database) {
     let acme = db.workspace("acme").await;
     db.store.admit(new_run(acme, None)).await.unwrap();
@@ -279,12 +364,16 @@ async fn a_heartbeat_and_a_reaper_never_both_win(db: Database) {
     let (mut renewed, mut reaped) = (0, 0);
     for round in 0..rounds {
         let worker = WorkerId::generate();
-        let new = NewWorker { id: worker, host: "t".into(), version: "0".into(), slots: 1, lease_ms: 60_000 };
+        let new = NewWorker {
+            id: worker,
+            host: "t".into(),
+            version: "0".into(),
+            slots: 1,
+            lease_ms: 60_000,
+            presence: None,
+        };
         db.store.register_worker(&new).await.unwrap();
-        db.edit("update jobs set run_at = 0, crashes = 0", |rows| {
-            rows.jobs.values_mut().for_each(|job| (job.run_at, job.crashes) = (0, 0));
-        })
-        .await;
+        db.forgive().await;
         let claim = db.claim(worker).await;
         // The lease runs out about when both of them look.
         let left = i64::from(round % 8);

@@ -28,9 +28,13 @@ upheld! {
     a_run_whose_attempts_keep_breaking_is_given_up,
     a_reaped_run_whose_stop_was_requested_ends_with_that_reason,
     a_run_that_is_held_unknowingly_is_given_back,
+    a_crash_is_charged_once_to_each_run_of_the_worker_and_delays_them_more_and_more,
     reconcile_finds_nothing_in_a_healthy_database,
-    reconcile_gives_active_runs_their_jobs_back;
+    reconcile_gives_active_runs_their_jobs_back,
+    reconcile_frees_runs_whose_holder_is_contradictory,
+    a_worker_holds_one_suspect_at_a_time;
     sql:
+    a_run_that_nobody_can_read_is_counted_until_it_is_given_up,
     an_orphan_that_cannot_be_reaped_keeps_nobody_waiting,
     reconcile_closes_what_the_end_of_a_run_left_open,
 }
@@ -254,6 +258,58 @@ async fn a_run_that_is_held_unknowingly_is_given_back(db: Database) {
     assert!(db.store.disown(worker, acme, id).await.unwrap().is_none());
 }
 
+async fn a_run_that_nobody_can_read_is_counted_until_it_is_given_up(db: Database) {
+    let acme = db.workspace("acme").await;
+    let run = db.store.admit(new_run(acme, None)).await.unwrap().run;
+    let healthy = db.store.admit(new_run(acme, None)).await.unwrap().run;
+    let sql = format!("update runs set limits = '[]' where id = {}", db.id(run.id.0));
+    db.execute(&sql).await.unwrap();
+    let worker = db.worker(9).await;
+    let claims = db.store.claim(worker, &["default".to_owned()], 9).await.unwrap();
+    assert_eq!(claims.len(), 1, "the other one is claimed and known to nobody");
+    assert_eq!(claims[0].0.run.id, healthy.id);
+    for crash in 1..=4 {
+        let released = db.store.disown(worker, acme, run.id).await.unwrap().unwrap();
+        assert_eq!(released.ended, crash == 4, "crash {crash}");
+        db.make_due().await;
+        assert!(db.store.claim(worker, &["default".to_owned()], 9).await.unwrap().is_empty());
+    }
+    let end = format!("select status || ' ' || reason from runs where id = {}", db.id(run.id.0));
+    assert_eq!(db.texts(&end).await, ["failed crash_limit"]);
+}
+
+async fn a_crash_is_charged_once_to_each_run_of_the_worker_and_delays_them_more_and_more(db: Database) {
+    let acme = db.workspace("acme").await;
+    let (poison, neighbour) = (
+        db.store.admit(new_run(acme, None)).await.unwrap().run,
+        db.store.admit(new_run(acme, None)).await.unwrap().run,
+    );
+    let charged = async |run: &crate::domain::run::Run| {
+        let sql = format!("select cast(crashes as text) from jobs where run_id = {}", db.id(run.id.0));
+        db.look(&sql, |rows| vec![rows.jobs[&run.id].crashes]).await.concat()
+    };
+    let mut delays = vec![];
+    for crash in 1..=3 {
+        let worker = db.worker(9).await;
+        let claims = db.store.claim(worker, &["default".to_owned()], 9).await.unwrap();
+        assert_eq!(claims.len(), 2);
+        for (claim, _) in claims.iter().filter(|(claim, _)| claim.run.id == neighbour.id) {
+            db.commit(saving(claim, claim.last_seq + 1, crash)).await;
+        }
+        db.expire(worker).await;
+        let now = db.store.now().await.unwrap();
+        let (one, other) = tokio::join!(db.store.reap(3, 9), db.second.reap(3, 9));
+        assert_eq!(one.unwrap().len() + other.unwrap().len(), 2);
+        assert_eq!((charged(&poison).await, charged(&neighbour).await), (crash.to_string(), "1".to_owned()));
+        let sql =
+            format!("select cast(run_at - {now} as text) from jobs where run_id = {}", db.id(poison.id.0));
+        let delay = db.look(&sql, |rows| vec![rows.jobs[&poison.id].run_at - now]).await;
+        delays.push(delay[0].parse::<i64>().unwrap());
+        db.make_due().await;
+    }
+    assert!(delays[0] < 2_000 && delays[1] >= 2_000 && delays[2] >= 10_000, "{delays:?}");
+}
+
 async fn reconcile_finds_nothing_in_a_healthy_database(db: Database) {
     let acme = db.workspace("acme").await;
     db.held_run(acme).await;
@@ -283,6 +339,79 @@ async fn reconcile_gives_active_runs_their_jobs_back(db: Database) {
     assert_eq!((released.len(), released[0].run_id), (1, running.run.id));
     let next = db.claim(db.worker(1).await).await;
     assert_eq!((next.run.id, next.epoch, next.run.attempts), (running.run.id, running.epoch + 1, 2));
+}
+
+async fn reconcile_frees_runs_whose_holder_is_contradictory(db: Database) {
+    let acme = db.workspace("acme").await;
+    let nobody = WorkerId::generate();
+    for _ in 0..3 {
+        db.store.admit(new_run(acme, None)).await.unwrap();
+    }
+    db.edit(&format!("update jobs set worker_id = {}", db.id(nobody.0)), |rows| {
+        rows.jobs.values_mut().for_each(|job| job.worker_id = Some(nobody));
+    })
+    .await;
+    let orphan = db.held_run(acme).await;
+    db.expire(orphan.worker_id).await;
+    let released = db.store.reap(3, 2).await.unwrap();
+    assert_eq!(released.len(), 1, "what cannot be reaped takes nobody's place");
+    assert_eq!(released[0].run_id, orphan.run.id);
+
+    let held = db.claim(db.worker(1).await).await;
+    assert_eq!(held.run.id, orphan.run.id, "the others are not to be had yet");
+    let id = held.run.id;
+    db.edit(&format!("update jobs set worker_id = null where run_id = {}", db.id(id.0)), |rows| {
+        rows.jobs.get_mut(&id).unwrap().worker_id = None;
+    })
+    .await;
+    assert_eq!(db.store.reconcile().await.unwrap(), 4);
+    assert_eq!(db.store.reconcile().await.unwrap(), 0);
+    let released = db.store.reap(3, 9).await.unwrap();
+    assert_eq!((released.len(), released[0].run_id), (1, held.run.id));
+    db.forgive().await;
+    let claims = db.store.claim(db.worker(9).await, &["default".to_owned()], 9).await.unwrap();
+    assert_eq!(claims.len(), 4);
+}
+
+async fn a_worker_holds_one_suspect_at_a_time(db: Database) {
+    let acme = db.workspace("acme").await;
+    let queues = ["default".to_owned()];
+    for _ in 0..3 {
+        db.store.admit(new_run(acme, None)).await.unwrap();
+    }
+    for _ in 0..2 {
+        let claims = db.store.claim(db.worker(9).await, &queues, 9).await.unwrap();
+        assert_eq!(claims.len(), 3, "one crash says nothing yet");
+        db.store.retire_all_workers().await.unwrap();
+        assert_eq!(db.store.reap(3, 9).await.unwrap().len(), 3);
+        db.make_due().await;
+    }
+    // Another run is in nobody's way, and nobody in its.
+    let fresh = db.store.admit(new_run(acme, None)).await.unwrap().run;
+    let (one, two) = (db.worker(9).await, db.worker(9).await);
+    let claims = db.store.claim(one, &queues, 9).await.unwrap();
+    let (suspects, others): (Vec<_>, Vec<_>) =
+        claims.into_iter().map(|(claim, _)| claim).partition(|claim| claim.run.id != fresh.id);
+    assert_eq!((suspects.len(), others.len()), (1, 1));
+    assert!(db.store.claim(one, &queues, 9).await.unwrap().is_empty());
+    let claims = db.store.claim(two, &queues, 9).await.unwrap();
+    assert_eq!(claims.len(), 1, "each worker has one");
+
+    // With a step saved it is no suspect any more, neither in these hands nor in the next.
+    let suspect = &suspects[0];
+    let last = db.commit(saving(suspect, suspect.last_seq + 1, 1)).await.last;
+    let third = db.store.claim(one, &queues, 9).await.unwrap();
+    assert_eq!(third.len(), 1);
+    db.store.hand_back(suspect, last, ReleaseReason::HandBack, 0).await.unwrap();
+    let again = db.store.claim(one, &queues, 9).await.unwrap();
+    assert_eq!(again.len(), 1);
+    assert_eq!(again[0].0.run.id, suspect.run.id);
+
+    // A planned restart keeps the suspicion, and the first that comes may have it.
+    let (third, _) = &third[0];
+    db.store.hand_back(third, third.last_seq, ReleaseReason::HandBack, 0).await.unwrap();
+    assert!(db.store.claim(two, &queues, 9).await.unwrap().is_empty(), "it has one already");
+    assert_eq!(db.store.claim(one, &queues, 9).await.unwrap().len(), 1);
 }
 
 async fn reconcile_closes_what_the_end_of_a_run_left_open(db: Database) {

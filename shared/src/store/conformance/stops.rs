@@ -1,17 +1,17 @@
 //! Stops: a run that nobody holds ends at once, a held one is asked to, and once is enough.
 
 use super::{
-    fixtures::{append, deltas, finishing, new_run},
+    fixtures::{append, cursor, deltas, finishing, new_run},
     harness::Database,
     upheld,
 };
 use crate::{
     domain::{
-        event::ReleaseReason,
+        event::{Event, EventData, ReleaseReason, StopStage},
         run::{Ending, Run},
         transition::{MessageStatus, Reason, RunStatus},
     },
-    store::{NewRun, StopOutcome, StoreError, admission::StartAt},
+    store::{NewRun, STOP_GRACE_MS, StopOutcome, StoreError, admission::StartAt},
 };
 
 upheld! {
@@ -23,6 +23,10 @@ upheld! {
     a_run_that_is_over_is_not_stopped_again,
     many_stops_are_one_end,
     an_unknown_or_foreign_run_is_not_stopped,
+    the_store_tells_that_a_stop_was_requested_and_not_that_it_was_delivered,
+    a_stop_that_a_live_holder_does_not_follow_is_carried_out_after_the_grace,
+    a_stop_that_is_repeated_after_the_grace_needs_no_reaper,
+    a_holder_that_ends_the_run_while_its_grace_runs_out_makes_one_end_with_the_reaper,
 }
 
 async fn assert_stopped(db: &Database, run: &Run) {
@@ -133,7 +137,7 @@ async fn many_stops_are_one_end(db: Database) {
         }
     }
     assert_eq!(ended, 1);
-    assert_eq!(db.kinds(&db.store.run(acme, run.id).await.unwrap()).await, ["run.queued", "run.finished"]);
+    assert_eq!(db.kinds(&run).await, ["run.queued", "run.stopping", "run.finished"]);
 }
 
 async fn an_unknown_or_foreign_run_is_not_stopped(db: Database) {
@@ -144,4 +148,122 @@ async fn an_unknown_or_foreign_run_is_not_stopped(db: Database) {
     let refused = db.store.delete_chat(evil, run.chat_id).await;
     assert!(matches!(refused, Err(StoreError::NotFound)), "{refused:?}");
     assert_eq!(db.now(&run).await.status, RunStatus::Pending);
+}
+
+/// The stages in the run's log.
+async fn stages(db: &Database, run: &Run) -> Vec<EventData> {
+    let log = db.store.read_log(cursor(run, 0), 1_000).await.unwrap();
+    let events = log.iter().flat_map(|segment| &segment.events).filter_map(Event::data);
+    events.filter(|data| matches!(data, EventData::RunStopping { .. })).collect()
+}
+
+async fn the_store_tells_that_a_stop_was_requested_and_not_that_it_was_delivered(db: Database) {
+    let acme = db.workspace("acme").await;
+    let pending = db.store.admit(new_run(acme, None)).await.unwrap().run;
+    db.store.stop_run(acme, pending.id).await.unwrap();
+    let (handed_back, reaped) = (db.held_run(acme).await, db.held_run(acme).await);
+    for claim in [&handed_back, &reaped] {
+        db.store.stop_run(acme, claim.run.id).await.unwrap();
+    }
+    let last = handed_back.last_seq;
+    db.store.hand_back(&handed_back, last, ReleaseReason::HandBack, 0).await.unwrap();
+    db.expire(reaped.worker_id).await;
+    db.store.reap(3, 9).await.unwrap();
+    for run in [&pending, &handed_back.run, &reaped.run] {
+        let requested_at = db.now(run).await.stop_requested_at;
+        assert!(requested_at.is_some());
+        let requested = EventData::RunStopping { stage: StopStage::Requested, requested_at };
+        assert_eq!(stages(&db, run).await, [requested]);
+        assert_stopped(&db, run).await;
+    }
+}
+
+/// The stop was requested longer ago than its grace.
+async fn let_the_grace_run_out(db: &Database, run: &Run) {
+    let sql = format!(
+        "update runs set stop_requested_at = stop_requested_at - {STOP_GRACE_MS} where id = {}",
+        db.id(run.id.0)
+    );
+    db.edit(&sql, |rows| {
+        let row = rows.runs.get_mut(&run.id).unwrap();
+        row.run.stop_requested_at = row.run.stop_requested_at.map(|at| at - STOP_GRACE_MS);
+    })
+    .await;
+}
+
+async fn a_stop_that_a_live_holder_does_not_follow_is_carried_out_after_the_grace(db: Database) {
+    let acme = db.workspace("acme").await;
+    let (claim, free) = (db.held_run(acme).await, db.held_run(acme).await);
+    let said = db.commit(append(&claim, claim.last_seq + 1, deltas(1, 2))).await;
+    db.store.stop_run(acme, claim.run.id).await.unwrap();
+    assert!(db.store.reap(3, 9).await.unwrap().is_empty(), "its holder may still follow");
+    assert_eq!(db.now(&claim.run).await.status, RunStatus::Running);
+
+    let_the_grace_run_out(&db, &claim.run).await;
+    let [released] = &db.store.reap(3, 9).await.unwrap()[..] else { panic!("one stop is overdue") };
+    assert_eq!((released.run_id, released.ended), (claim.run.id, true));
+    assert_stopped(&db, &claim.run).await;
+    assert_eq!(stages(&db, &claim.run).await.len(), 1, "it was not delivered");
+    let before = db.everything().await;
+    db.refused(append(&claim, said.last + 1, deltas(1, 1))).await;
+    db.refused(finishing(&claim, said.last + 1, Ending::done())).await;
+    assert!(db.store.reap(3, 9).await.unwrap().is_empty());
+    assert_eq!(db.everything().await, before, "it ended once, and its holder changes nothing");
+    db.submit(acme, claim.run.chat_id).await;
+    let workers = db.store.list_workers().await.unwrap();
+    assert!(workers.iter().any(|worker| worker.id == claim.worker_id && worker.is_alive));
+    assert_eq!(db.now(&free.run).await.status, RunStatus::Running);
+}
+
+async fn a_stop_that_is_repeated_after_the_grace_needs_no_reaper(db: Database) {
+    let acme = db.workspace("acme").await;
+    let claim = db.held_run(acme).await;
+    db.store.stop_run(acme, claim.run.id).await.unwrap();
+    let again = db.store.stop_run(acme, claim.run.id).await.unwrap();
+    assert!(matches!(again, StopOutcome::Requested(_)), "{again:?}");
+    let_the_grace_run_out(&db, &claim.run).await;
+    let last = db.store.stop_run(acme, claim.run.id).await.unwrap();
+    assert!(matches!(last, StopOutcome::Ended { .. }), "{last:?}");
+    assert_stopped(&db, &claim.run).await;
+    db.refused(finishing(&claim, claim.last_seq + 1, Ending::done())).await;
+}
+
+async fn a_holder_that_ends_the_run_while_its_grace_runs_out_makes_one_end_with_the_reaper(db: Database) {
+    let acme = db.workspace("acme").await;
+    let (mut by_holder, mut by_reaper) = (0, 0);
+    for round in 0..if db.is_postgres() { 200 } else { 40 } {
+        let claim = db.held_run(acme).await;
+        db.store.stop_run(acme, claim.run.id).await.unwrap();
+        let_the_grace_run_out(&db, &claim.run).await;
+        let barrier = tokio::sync::Barrier::new(2);
+        let pause = |is_late: bool| {
+            let micros = if is_late { 2_000 } else { 0 };
+            tokio::time::sleep(std::time::Duration::from_micros(micros))
+        };
+        let end = finishing(&claim, claim.last_seq + 1, Ending::done());
+        let finish = async {
+            barrier.wait().await;
+            pause(round % 4 == 0).await;
+            db.store.commit(std::slice::from_ref(&end)).await.remove(0)
+        };
+        let reap = async {
+            barrier.wait().await;
+            pause(round % 4 == 2).await;
+            db.second.reap(3, 9).await.unwrap()
+        };
+        let (finished, reaped) = tokio::join!(finish, reap);
+        let status = db.now(&claim.run).await.status;
+        match (finished, &reaped[..]) {
+            (Ok(_), []) => {
+                by_holder += 1;
+                assert_eq!(status, RunStatus::Succeeded, "round {round}");
+            }
+            (Err(StoreError::LeaseLost), [_]) => {
+                by_reaper += 1;
+                assert_eq!(status, RunStatus::Aborted, "round {round}");
+            }
+            other => panic!("round {round}: {other:?}"),
+        }
+    }
+    assert!(by_holder > 0 && by_reaper > 0, "{by_holder} by the holder, {by_reaper} by the reaper");
 }

@@ -4,20 +4,21 @@ use async_trait::async_trait;
 
 use super::{
     MemoryStore,
-    state::{ChatRow, KeyRow, RunRow, State},
+    state::{Answer, ChatRow, KeyRow, RunRow, State},
 };
 use crate::{
     domain::{
         event::{Event, EventData},
         ids::{ChatId, MessageId, Millis, RunId, WorkspaceId},
         message::{Message, Role},
-        run::{Run, Usage},
+        run::{Ending, Run, Usage},
+        settle::Stop,
         transition::{MessageStatus, RunStatus},
     },
     store::{AdmitError, Admitted, IfBusy, NewChat, NewRun, StoreError, admission::StartAt},
 };
 
-const IDEMPOTENCY_KEPT_MS: Millis = 24 * 3_600_000;
+pub(super) const IDEMPOTENCY_KEPT_MS: Millis = 24 * 3_600_000;
 
 type Admission = std::result::Result<Admitted, AdmitError>;
 
@@ -34,13 +35,15 @@ impl State {
             .idempotency
             .as_ref()
             .map(|key| (new.workspace_id, key.caller.clone(), key.route.to_owned(), key.key.clone()));
+        let mut noted = None;
         if let (Some(place), Some(key)) = (&key, &new.idempotency)
             && let Some(known) = self.idempotency.get(place).filter(|known| known.expires_at > self.now)
         {
-            if known.fingerprint != key.fingerprint {
-                return Err(AdmitError::KeyReused);
+            match known.answer {
+                None => noted = known.stop_requested_at,
+                Some(_) if known.fingerprint != key.fingerprint => return Err(AdmitError::KeyReused),
+                Some(answer) => return self.replayed(new.workspace_id, answer),
             }
-            return self.replayed(new.workspace_id, known.run_id, known.status, known.position);
         }
         if let Some(chat_id) = new.chat_id {
             self.live_chat(new.workspace_id, chat_id).map_err(|_| AdmitError::ChatNotFound)?;
@@ -58,9 +61,11 @@ impl State {
         .filter(|at| *at > self.now);
         let slot_holder = new.chat_id.and_then(|chat_id| self.slot_holder(chat_id));
         let (status, position) = match (run_at, slot_holder, new.if_busy) {
+            // It ends before it could want the slot.
+            _ if noted.is_some() => (RunStatus::Queued, None),
             (Some(_), ..) => (RunStatus::Scheduled, None),
             (None, None, _) => (RunStatus::Pending, None),
-            (None, Some(_), IfBusy::Reject) => {
+            (None, Some(_), IfBusy::Reject | IfBusy::Interrupt) => {
                 return Err(AdmitError::RunAlreadyActive { active_run_id: slot_holder });
             }
             (None, Some(_), IfBusy::Enqueue) => {
@@ -72,23 +77,33 @@ impl State {
         let (chat_id, turn) = self.take_turn(&new)?;
         let (run_id, queue) = (self.insert_run(&new, chat_id, turn, status, run_at), new.queue);
         let event = EventData::RunQueued { status, position, run_at };
-        let segment = self.append_one(run_id, 0, &event);
+        let mut segments = vec![self.append_one(run_id, 0, &event)];
         if status == RunStatus::Pending {
             self.insert_job(run_id, queue.clone(), new.priority);
         }
-        if let (Some(place), Some(key)) = (key, new.idempotency) {
-            let expires_at = self.now + IDEMPOTENCY_KEPT_MS;
-            let answer = KeyRow { fingerprint: key.fingerprint, run_id, status, position, expires_at };
-            self.idempotency.insert(place, answer);
+        if let Some(requested_at) = noted {
+            let stop = Stop { requested_at, is_delivered: false };
+            let run = self.run(new.workspace_id, run_id)?;
+            segments.push(self.end_run(&run, &Ending::stopped(), Some(stop), 0)?.segment);
         }
-        let run = Run { worker_id: None, last_seq: 1, ..self.run_row(run_id)?.run.clone() };
+        let run = self.run(new.workspace_id, run_id)?;
+        let status = run.status;
+        if let (Some(place), Some(key)) = (key, new.idempotency) {
+            let row = KeyRow {
+                fingerprint: key.fingerprint,
+                answer: Some(Answer { run_id, status, position }),
+                stop_requested_at: noted,
+                expires_at: self.now + IDEMPOTENCY_KEPT_MS,
+            };
+            self.idempotency.insert(place, row);
+        }
         Ok(Admitted {
             message_id: new.client_message_id.unwrap_or_else(|| run.user_message_id.to_string()),
             assistant_message_id: run.assistant_message_id,
             status,
             position,
             replayed: false,
-            segments: vec![segment],
+            segments,
             wake: (status == RunStatus::Pending).then_some(queue),
             run,
         })
@@ -206,24 +221,24 @@ impl State {
                 detail: "the first event is not `run.queued`".to_owned(),
             }));
         };
-        self.replayed(new.workspace_id, run_id, status, position).map(Some)
+        let mut admitted = self.replayed(new.workspace_id, Answer { run_id, status, position })?;
+        if admitted.run.stop_requested_at.is_some_and(|requested_at| requested_at <= admitted.run.created_at)
+        {
+            // Its stop was there before it: it was over when the first call was answered.
+            (admitted.status, admitted.position) = (admitted.run.status, None);
+        }
+        Ok(Some(admitted))
     }
 
-    fn replayed(
-        &self,
-        workspace: WorkspaceId,
-        run_id: RunId,
-        status: RunStatus,
-        position: Option<u32>,
-    ) -> Admission {
-        let run = self.run(workspace, run_id)?;
+    fn replayed(&self, workspace: WorkspaceId, answer: Answer) -> Admission {
+        let run = self.run(workspace, answer.run_id)?;
         let message = self.messages.get(&run.user_message_id).ok_or(StoreError::NotFound)?;
         Ok(Admitted {
             message_id: message.public_id(),
             assistant_message_id: run.assistant_message_id,
             run,
-            status,
-            position,
+            status: answer.status,
+            position: answer.position,
             replayed: true,
             segments: vec![],
             wake: None,

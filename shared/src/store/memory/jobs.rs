@@ -4,15 +4,19 @@ use std::cmp::Reverse;
 
 use async_trait::async_trait;
 
-use super::{MemoryStore, state::State};
+use super::{
+    MemoryStore,
+    state::{JobRow, RunRow, State},
+};
 use crate::{
     domain::{
         event::{EventData, ReleaseReason, Segment},
         ids::{Millis, RunId, Seq, WorkerId, WorkspaceId},
+        retry::SUSPECT_CRASHES,
         run::Claim,
         transition::{MessageStatus, RunStatus},
     },
-    mutant,
+    mutant::{self, Mutant},
     store::{Jobs, Released, Result, StoreError},
 };
 
@@ -36,10 +40,22 @@ impl Jobs for MemoryStore {
 
     async fn reap(&self, max_crashes: i32, limit: u32) -> Result<Vec<Released>> {
         self.transact(|state| {
-            let orphans =
-                state.jobs.iter().filter(|(_, job)| job.worker_id.is_some_and(|w| !state.is_held_by(w)));
-            let orphans: Vec<RunId> = orphans.map(|(run_id, _)| *run_id).take(limit as usize).collect();
-            orphans.into_iter().map(|run_id| state.release_from_dead(run_id, max_crashes)).collect()
+            let limit = limit as usize;
+            let orphans = state.held().filter(|(_, job)| job.worker_id.is_some_and(|w| !state.is_held_by(w)));
+            let orphans: Vec<RunId> = orphans.map(|(row, _)| row.run.id).take(limit).collect();
+            let mut released = vec![];
+            for run_id in orphans {
+                released.push(state.release_from_dead(run_id, max_crashes)?);
+            }
+            let overdue = state.now - state.stop_grace_ms;
+            let unfollowed = state.held().map(|(row, _)| (row.run.stop_requested_at, row.run.id));
+            let mut unfollowed: Vec<_> =
+                unfollowed.filter(|(at, _)| at.is_some_and(|at| at <= overdue)).collect();
+            unfollowed.sort_unstable();
+            for (_, run_id) in unfollowed.into_iter().take(limit) {
+                released.push(state.carry_out_stop(run_id)?);
+            }
+            Ok(released)
         })
     }
 
@@ -93,7 +109,7 @@ impl State {
         if !self.workers.get(&worker).is_some_and(|lease| lease.expires_at > self.now && !lease.draining) {
             return Ok(vec![]);
         }
-        let is_due = |run_id: &RunId, job: &super::JobRow| {
+        let is_due = |run_id: &RunId, job: &JobRow| {
             job.worker_id.is_none()
                 && job.run_at <= self.now
                 && queues.contains(&job.queue)
@@ -106,6 +122,12 @@ impl State {
             .map(|(run_id, job)| ((Reverse(job.priority), job.run_at, job.id), *run_id))
             .collect();
         due.sort_unstable();
+        // Of those that kill their workers one at a time, until it has saved a step.
+        let is_suspect = |run_id: &RunId| self.jobs[run_id].crashes >= SUSPECT_CRASHES;
+        let mut may_be_suspect = !self.held().any(|(row, job)| {
+            job.worker_id == Some(worker) && is_suspect(&row.run.id) && job.crash_step == row.run.step_count
+        });
+        due.retain(|(_, run_id)| !is_suspect(run_id) || std::mem::take(&mut may_be_suspect));
         due.into_iter().take(limit).map(|(_, run_id)| self.take(worker, run_id)).collect()
     }
 
@@ -126,9 +148,16 @@ impl State {
         Ok((Claim { run, epoch, worker_id: worker, last_seq: segment.last, now }, segment))
     }
 
+    /// The running runs that somebody holds, with their jobs.
+    fn held(&self) -> impl Iterator<Item = (&RunRow, &JobRow)> {
+        let held = self.jobs.iter().filter(|(_, job)| job.worker_id.is_some());
+        let held = held.filter_map(|(run_id, job)| Some((self.runs.get(run_id)?, job)));
+        held.filter(|(row, _)| row.run.status == RunStatus::Running)
+    }
+
     /// Whether the lease of a job's worker holds, as the reaper sees it.
     fn is_held_by(&self, worker: WorkerId) -> bool {
-        if mutant::is("reaper_blind_to_renewal") {
+        if mutant::is(Mutant::ReaperBlindToRenewal) {
             return self.workers.get(&worker).is_some_and(|lease| lease.first_expires_at > self.now);
         }
         self.is_alive(worker)
@@ -170,8 +199,19 @@ impl State {
             }
             repaired += 1;
         }
-        let jobs = self.jobs.len();
         let runs = &self.runs;
+        for (run_id, job) in &mut self.jobs {
+            let status = runs.get(run_id).map(|row| row.run.status);
+            let holder = match (status, job.worker_id) {
+                (Some(RunStatus::Running), None) => Some(WorkerId(run_id.0)),
+                // Whoever it is, the next claim fences it off.
+                (Some(RunStatus::Pending), Some(_)) => None,
+                _ => continue,
+            };
+            job.worker_id = holder;
+            repaired += 1;
+        }
+        let jobs = self.jobs.len();
         self.jobs.retain(|run_id, _| runs.get(run_id).is_some_and(|row| row.run.status.holds_slot()));
         repaired += (jobs - self.jobs.len()) as u64;
         for message in self.messages.values_mut() {

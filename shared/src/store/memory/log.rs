@@ -9,13 +9,13 @@ use super::{
 use crate::{
     domain::{
         event::{EventData, Segment},
-        ids::ChatId,
+        ids::{ChatId, WorkspaceId},
         run::Usage,
         step::Step,
-        tool::{CallState, ToolCall},
+        tool::{CallState, LateResult, ToolCall},
         transition::{MessageStatus, RunStatus},
     },
-    mutant,
+    mutant::{self, Mutant},
     store::{Append, Committed, Log, Result, StoreError},
 };
 
@@ -23,6 +23,10 @@ use crate::{
 impl Log for MemoryStore {
     async fn commit(&self, appends: &[Append]) -> Vec<Result<Committed>> {
         appends.iter().map(|append| self.transact(|state| state.commit(append))).collect()
+    }
+
+    async fn record_late(&self, workspace: WorkspaceId, call: &ToolCall, late: &LateResult) -> Result<bool> {
+        self.transact(|state| Ok(state.record_late(workspace, call, late)))
     }
 }
 
@@ -53,7 +57,7 @@ impl State {
             self.write_call(call);
         }
         let mut committed = Committed { segment, caused: vec![], wake: vec![] };
-        if append.ending.is_some() && !mutant::is("finalize_and_job_apart") {
+        if append.ending.is_some() && !mutant::is(Mutant::FinalizeAndJobApart) {
             self.jobs.remove(&append.run_id);
             self.promote_next(append.chat_id, &mut committed);
         }
@@ -65,10 +69,10 @@ impl State {
         let row = self.runs.get(&append.run_id).filter(|row| row.run.workspace_id == append.workspace_id);
         let row = row.ok_or(StoreError::LeaseLost)?;
         // The fence: an append goes right behind the last event there is.
-        if append.first_seq != self.last_seq(append.run_id) + 1 && !mutant::is("no_expected_position") {
+        if append.first_seq != self.last_seq(append.run_id) + 1 && !mutant::is(Mutant::NoExpectedPosition) {
             return Err(StoreError::LeaseLost);
         }
-        if (!append.steps.is_empty() || append.ending.is_some()) && !mutant::is("no_status_condition") {
+        if (!append.steps.is_empty() || append.ending.is_some()) && !mutant::is(Mutant::NoStatusCondition) {
             let message = self.messages.get(&append.assistant_message_id);
             let is_streaming =
                 message.is_some_and(|message| message.status == Some(MessageStatus::Streaming));
@@ -146,6 +150,25 @@ impl State {
             None => row,
         };
         calls.insert((call.step, call.call), row);
+    }
+
+    fn record_late(&mut self, workspace: WorkspaceId, call: &ToolCall, late: &LateResult) -> bool {
+        let now = self.now;
+        if self.run(workspace, call.run_id).is_err() {
+            return false;
+        }
+        let row = self.calls.get_mut(&call.run_id).and_then(|calls| calls.get_mut(&(call.step, call.call)));
+        let Some(row) = row.filter(|row| {
+            // Settled by the sender itself, or by whoever took the run from it.
+            (row.epoch == call.epoch || row.epoch == call.epoch + 1)
+                && matches!(row.state, CallState::Unknown | CallState::Cancelled)
+                && row.dispatched_at.is_some()
+                && row.late.is_none()
+        }) else {
+            return false;
+        };
+        row.late = Some(LateResult { at: now, ..late.clone() });
+        true
     }
 
     /// The chat's next queued run takes the slot if it has become free.

@@ -21,9 +21,9 @@ use std::{
     sync::{Arc, Mutex, PoisonError},
 };
 
-use super::StoreError;
+use super::{STOP_GRACE_MS, StoreError};
 use crate::domain::ids::Millis;
-pub use state::{ChatRow, JobRow, KeyRow, LeaseRow, LogRow, RunRow, State};
+pub use state::{Answer, ChatRow, JobRow, KeyRow, LeaseRow, LogRow, RunRow, State};
 
 /// See [`super::Store`]. Clones are the same store.
 #[derive(Clone)]
@@ -35,7 +35,8 @@ pub struct MemoryStore {
 impl MemoryStore {
     /// An empty store whose time is what `clock` says; it is not allowed to go back.
     pub fn new(clock: impl Fn() -> Millis + Send + Sync + 'static) -> Self {
-        Self { state: Arc::default(), clock: Arc::new(clock) }
+        let state = State { stop_grace_ms: STOP_GRACE_MS, ..State::default() };
+        Self { state: Arc::new(Mutex::new(state)), clock: Arc::new(clock) }
     }
 
     /// Looks at the rows, or changes them as no caller of the store could.

@@ -8,6 +8,7 @@ use crate::{
         ids::{RunId, Seq, WorkerId, WorkspaceId},
         retry::{MAX_CRASHES, crash_delay_ms},
         run::{Claim, Ending, Run, RunError},
+        settle::Stop,
         transition::{Reason, RunStatus},
     },
     store::{Released, Result, StoreError},
@@ -28,8 +29,8 @@ impl State {
         if !is_holder || run.last_seq != last_seq {
             return Err(StoreError::LeaseLost);
         }
-        let crashes = (reason == ReleaseReason::Broken).then(|| crashes_with_this(job, &run));
-        let given_up = crashes.filter(|crashes| *crashes > MAX_CRASHES).map(crash_limit);
+        let crashes = crashes_so_far(job, &run) + i32::from(reason == ReleaseReason::Broken);
+        let given_up = (crashes > MAX_CRASHES).then(|| crash_limit(crashes));
         match stopped(&run).or(given_up) {
             Some(ending) => self.end_released(&run, &ending),
             None => self.make_pending(&run, reason, crashes, delay_ms),
@@ -47,27 +48,43 @@ impl State {
         if run.worker_id != Some(worker) {
             return Ok(None);
         }
-        match stopped(&run) {
-            Some(ending) => self.end_released(&run, &ending),
-            None => self.make_pending(&run, ReleaseReason::Broken, None, 0),
-        }
-        .map(Some)
+        let released = if let Some(ending) = stopped(&run) {
+            self.end_released(&run, &ending)?
+        } else {
+            let crashes = crashes_so_far(self.job(run_id)?, &run);
+            self.make_pending(&run, ReleaseReason::Broken, crashes, 0)?
+        };
+        Ok(Some(released))
     }
 
     /// Its holder is dead.
     pub(super) fn release_from_dead(&mut self, run_id: RunId, max_crashes: i32) -> Result<Released> {
         let workspace = self.run_row(run_id)?.run.workspace_id;
         let run = self.run(workspace, run_id)?;
-        let crashes = crashes_with_this(self.jobs.get(&run_id).ok_or(StoreError::LeaseLost)?, &run);
+        let crashes = crashes_so_far(self.job(run_id)?, &run) + 1;
         match stopped(&run).or_else(|| (crashes > max_crashes).then(|| crash_limit(crashes))) {
             Some(ending) => self.end_released(&run, &ending),
-            None => self.make_pending(&run, ReleaseReason::Expired, Some(crashes), crash_delay_ms(crashes)),
+            None => self.make_pending(&run, ReleaseReason::Expired, crashes, crash_delay_ms(crashes)),
         }
     }
 
+    /// Its holder has not followed its stop in time, dead or alive.
+    pub(super) fn carry_out_stop(&mut self, run_id: RunId) -> Result<Released> {
+        let workspace = self.run_row(run_id)?.run.workspace_id;
+        let run = self.run(workspace, run_id)?;
+        let ending = stopped(&run).ok_or(StoreError::LeaseLost)?;
+        self.end_released(&run, &ending)
+    }
+
+    fn job(&self, run_id: RunId) -> Result<&JobRow> {
+        self.jobs.get(&run_id).ok_or(StoreError::LeaseLost)
+    }
+
     fn end_released(&mut self, run: &Run, ending: &Ending) -> Result<Released> {
-        let epoch = self.jobs.get(&run.id).map_or(0, |job| job.epoch) + 1;
-        let ended = self.end_run(run, ending, epoch)?;
+        let epoch = self.job(run.id)?.epoch + 1;
+        let stop = run.stop_requested_at.filter(|_| ending.reason.is_ordered());
+        let stop = stop.map(|requested_at| Stop { requested_at, is_delivered: false });
+        let ended = self.end_run(run, ending, stop, epoch)?;
         Ok(Released {
             run_id: run.id,
             workspace_id: run.workspace_id,
@@ -77,12 +94,12 @@ impl State {
         })
     }
 
-    /// It waits for a worker again, and a crash is counted if there was one.
+    /// It waits for a worker again, with the crashes since its last saved step.
     fn make_pending(
         &mut self,
         run: &Run,
         reason: ReleaseReason,
-        crashes: Option<i32>,
+        crashes: i32,
         delay_ms: i64,
     ) -> Result<Released> {
         if run.status != RunStatus::Running {
@@ -92,10 +109,7 @@ impl State {
         let job = self.jobs.get_mut(&run.id).ok_or(StoreError::LeaseLost)?;
         job.worker_id = None;
         job.run_at = now + delay_ms;
-        if let Some(crashes) = crashes {
-            job.crashes = crashes;
-            job.crash_step = run.step_count;
-        }
+        (job.crashes, job.crash_step) = (crashes, run.step_count);
         let (epoch, wake) = (job.epoch, vec![job.queue.clone()]);
         self.run_row(run.id)?.run.status = RunStatus::Pending;
         let segments = vec![self.append_one(run.id, epoch, &EventData::RunReleased { reason, epoch })];
@@ -103,9 +117,9 @@ impl State {
     }
 }
 
-/// The crashes of a run without a saved step between them, with the one that has just been found.
-fn crashes_with_this(job: &JobRow, run: &Run) -> i32 {
-    if run.step_count > job.crash_step { 1 } else { job.crashes + 1 }
+/// The crashes of a run since its last saved step.
+fn crashes_so_far(job: &JobRow, run: &Run) -> i32 {
+    if run.step_count > job.crash_step { 0 } else { job.crashes }
 }
 
 /// The end of a run whose stop was requested: nobody is to take it up again only to stop it.

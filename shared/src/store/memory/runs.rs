@@ -9,7 +9,7 @@ use crate::{
         run::{BlockedBy, Run},
         transition::{Reason, RunStatus},
     },
-    store::{Listed, LogCursor, Page, Result, RunFilter, RunRecord, Runs, StopOutcome},
+    store::{KeyName, KeyStop, Listed, LogCursor, Page, Result, RunFilter, RunRecord, Runs, StopOutcome},
 };
 
 #[async_trait]
@@ -64,6 +64,14 @@ impl Runs for MemoryStore {
 
     async fn stop_run(&self, workspace: WorkspaceId, run: RunId) -> Result<StopOutcome> {
         self.transact(|state| state.stop(workspace, run, Reason::Stop))
+    }
+
+    async fn stop_by_key(&self, workspace: WorkspaceId, key: KeyName<'_>) -> Result<KeyStop> {
+        self.transact(|state| state.stop_by_key(workspace, key))
+    }
+
+    async fn supersede(&self, workspace: WorkspaceId, run: RunId) -> Result<Vec<StopOutcome>> {
+        self.transact(|state| state.supersede(workspace, run))
     }
 }
 

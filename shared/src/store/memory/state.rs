@@ -13,7 +13,7 @@ use crate::{
         tool::ToolCall,
         transition::RunStatus,
     },
-    store::{ApiKey, Result, StoreError},
+    store::{ApiKey, Presence, Result, StoreError},
 };
 
 /// Everything there is.
@@ -22,6 +22,8 @@ pub struct State {
     /// The time of the transaction under way.
     pub now: Millis,
     pub is_closed: bool,
+    /// How long the holder of a run has to follow a stop.
+    pub stop_grace_ms: Millis,
     pub workspaces: BTreeMap<WorkspaceId, String>,
     pub keys: BTreeMap<KeyId, ApiKey>,
     pub chats: BTreeMap<ChatId, ChatRow>,
@@ -82,15 +84,25 @@ pub struct LeaseRow {
     pub expires_at: Millis,
     /// When it would have run out without any heartbeat.
     pub first_expires_at: Millis,
+    pub presence: Option<Presence>,
 }
 
 #[derive(Clone, Debug)]
 pub struct KeyRow {
     pub fingerprint: Vec<u8>,
+    /// None while nobody has submitted with the key.
+    pub answer: Option<Answer>,
+    /// Whoever submits with the key gets a run that is over.
+    pub stop_requested_at: Option<Millis>,
+    pub expires_at: Millis,
+}
+
+/// What the first call with a key was told.
+#[derive(Clone, Copy, Debug)]
+pub struct Answer {
     pub run_id: RunId,
     pub status: RunStatus,
     pub position: Option<u32>,
-    pub expires_at: Millis,
 }
 
 impl State {

@@ -8,7 +8,7 @@ use super::{
 };
 use crate::{
     domain::{ids::WorkerId, transition::Reason},
-    store::{NewWorker, Result, StopRequest, StoreError, WorkerRow, Workers},
+    store::{NewWorker, Peer, Result, StopRequest, StoreError, WorkerRow, Workers},
 };
 
 #[async_trait]
@@ -27,6 +27,7 @@ impl Workers for MemoryStore {
                 started_at: state.now,
                 expires_at,
                 first_expires_at: expires_at,
+                presence: worker.presence.clone(),
             };
             state.workers.insert(worker.id, lease);
             Ok(())
@@ -49,13 +50,24 @@ impl Workers for MemoryStore {
     }
 
     async fn retire_worker(&self, worker: WorkerId) -> Result<()> {
+        self.expire_worker(worker).await.map(drop)
+    }
+
+    async fn expire_worker(&self, worker: WorkerId) -> Result<bool> {
         self.transact(|state| {
             let now = state.now;
-            if let Some(lease) = state.workers.get_mut(&worker).filter(|lease| lease.expires_at > now) {
-                lease.expires_at = now;
-                lease.draining = true;
-            }
-            Ok(())
+            let lease = state.workers.get_mut(&worker).filter(|lease| lease.expires_at > now);
+            Ok(lease.map(|lease| (lease.expires_at, lease.draining) = (now, true)).is_some())
+        })
+    }
+
+    async fn live_peers(&self) -> Result<Vec<Peer>> {
+        self.transact(|state| {
+            let alive = state.workers.iter().filter(|(_, lease)| lease.expires_at > state.now);
+            let peer = |(id, lease): (&WorkerId, &LeaseRow)| {
+                Some(Peer { id: *id, presence: lease.presence.clone()? })
+            };
+            Ok(alive.filter_map(peer).collect())
         })
     }
 
@@ -90,10 +102,12 @@ impl State {
     fn stop_requests(&self, worker: WorkerId) -> Vec<StopRequest> {
         let held = self.jobs.iter().filter(|(_, job)| job.worker_id == Some(worker));
         held.filter_map(|(run_id, _)| self.runs.get(run_id))
-            .filter(|row| row.run.stop_requested_at.is_some())
-            .map(|row| StopRequest {
-                run_id: row.run.id,
-                reason: row.run.stop_reason.unwrap_or(Reason::Stop),
+            .filter_map(|row| {
+                Some(StopRequest {
+                    run_id: row.run.id,
+                    reason: row.run.stop_reason.unwrap_or(Reason::Stop),
+                    requested_at: row.run.stop_requested_at?,
+                })
             })
             .collect()
     }

@@ -22,6 +22,10 @@ impl Workspaces for MemoryStore {
         self.transact(|state| Ok(state.now))
     }
 
+    async fn is_writable(&self) -> Result<bool> {
+        self.transact(|_| Ok(true))
+    }
+
     async fn server_version(&self) -> Result<String> {
         self.transact(|_| Ok(env!("CARGO_PKG_VERSION").to_owned()))
     }

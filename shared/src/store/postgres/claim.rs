@@ -11,6 +11,7 @@ use crate::{
     domain::{
         event::{EventData, Segment},
         ids::WorkerId,
+        retry::SUSPECT_CRASHES,
         run::Claim,
     },
     store::{Result, StoreError},
@@ -21,13 +22,21 @@ const TRIES: u32 = 5;
 
 /// The rows to take are found in a materialised sub-query: inside the update it would be run again for each row and
 /// take more than the limit. The run's status is looked up row by row, so that the index of pending jobs is walked in
-/// its order and no further than the limit, whatever the planner believes about the size of the backlog.
+/// its order and no further than the limit, whatever the planner believes about the size of the backlog. The first
+/// suspect is looked for only when the walk meets one.
 const CLAIM: &str = concat!(
     "with due as materialized (
         select j.id from jobs j
         where j.worker_id is null and j.kind = 'run' and j.queue = any($2) and j.run_at <= now_ms()
           and (select r.status from runs r where r.workspace_id = j.workspace_id and r.id = j.run_id) = 'pending'
           and exists (select 1 from workers w where w.id = $1 and w.expires_at > now_ms() and not w.draining)
+          and (j.crashes < $4 or j.id = (
+            select s.id from jobs s
+            where s.worker_id is null and s.kind = 'run' and s.queue = any($2) and s.run_at <= now_ms()
+              and s.crashes >= $4 and not exists (
+                select 1 from jobs h join runs r on r.workspace_id = h.workspace_id and r.id = h.run_id
+                where h.worker_id = $1 and h.crashes >= $4 and h.crash_step = r.step_count)
+            order by s.priority desc, s.run_at, s.id limit 1))
         order by j.priority desc, j.run_at, j.id limit $3
         for no key update of j skip locked
     ), job as (
@@ -66,7 +75,8 @@ pub(super) async fn claim(
     let mut tries = 0;
     let rows = loop {
         tries += 1;
-        let query = sqlx::query(CLAIM).bind(worker.0).bind(queues).bind(i64::from(limit));
+        let query =
+            sqlx::query(CLAIM).bind(worker.0).bind(queues).bind(i64::from(limit)).bind(SUSPECT_CRASHES);
         match query.fetch_all(store.reserved()).await.map_err(StoreError::from) {
             Err(StoreError::LeaseLost) if tries < TRIES => {}
             rows => break rows?,

@@ -15,7 +15,10 @@ use super::{
         rows::{get, segment},
     },
 };
-use crate::store::{Append, Result};
+use crate::{
+    mutant,
+    store::{Append, Result},
+};
 
 /// The expected position: right behind the last event that the statement's snapshot shows. Together with the primary
 /// key, which decides between writers that see the same, it keeps the log dense.
@@ -198,7 +201,7 @@ pub(super) async fn write(connection: &mut PgConnection, batch: &[&Append]) -> R
         .map(|append| serde_json::to_string(&append.events).expect("events are plain JSON"))
         .collect();
 
-    let query = sqlx::query::<Db>(if plain { LOG_ONLY } else { FULL })
+    let query = sqlx::query::<Db>(mutant::sql(if plain { LOG_ONLY } else { FULL }))
         .bind(uuids(|a| a.workspace_id.0))
         .bind(uuids(|a| a.run_id.0))
         .bind(column(|a| a.first_seq))

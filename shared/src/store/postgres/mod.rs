@@ -15,6 +15,12 @@ type Db = sqlx::Postgres;
 
 const KIND: &str = "postgres";
 
+/// How long a commit of many runs waits for a lock before those that can be written are written without the others.
+const LONGEST_SHARED_WAIT: Duration = Duration::from_secs(1);
+
+/// How long a migration may keep others waiting behind it before it has begun, as Postgres writes it.
+const MIGRATION_LOCK_TIMEOUT: &str = "1s";
+
 /// The database's clock, as SQL.
 macro_rules! now {
     () => {
@@ -33,6 +39,13 @@ macro_rules! for_update {
 macro_rules! was_migrated {
     () => {
         "select to_regclass('_sqlx_migrations') is not null"
+    };
+}
+
+/// Whether a transaction that begins now may write, as SQL.
+macro_rules! is_writable {
+    () => {
+        "select current_setting('transaction_read_only') = 'off'"
     };
 }
 
@@ -59,6 +72,8 @@ pub(super) static MIGRATIONS: sqlx::migrate::Migrator = sqlx::migrate!("../migra
 pub struct Options {
     pub url: String,
     pub max_connections: u32,
+    /// Further ones that requests cannot use up.
+    pub reserved_connections: u32,
     /// How long a caller waits for a free connection.
     pub acquire_timeout: Duration,
     /// Bounds of a statement, of waiting for a lock and of idling in a transaction: below the lease, so that a
@@ -73,6 +88,7 @@ impl Options {
         Self {
             url: url.into(),
             max_connections: 10,
+            reserved_connections: 3,
             acquire_timeout: Duration::from_secs(5),
             statement_timeout: Duration::from_secs(10),
             lock_timeout: Duration::from_secs(5),
@@ -101,22 +117,34 @@ impl SqlStore {
                 ("lock_timeout", millis(options.lock_timeout)),
                 ("idle_in_transaction_session_timeout", millis(options.idle_in_transaction_timeout)),
             ]);
-        let pool = |connections: u32| {
+        let pool = |connections: u32, connect: PgConnectOptions| {
             PgPoolOptions::new()
                 .max_connections(connections)
                 .acquire_timeout(options.acquire_timeout)
                 .idle_timeout(Duration::from_mins(1))
-                .connect_lazy_with(connect.clone())
+                .connect_lazy_with(connect)
         };
-        Ok(Self { pool: pool(options.max_connections), reserved: pool(3) })
+        // Whatever these do is tried again, and the runs that share a commit wait for one that somebody has locked.
+        let briefly = options.lock_timeout.min(LONGEST_SHARED_WAIT);
+        let reserved = connect.clone().options([("lock_timeout", millis(briefly))]);
+        Ok(Self {
+            pool: pool(options.max_connections, connect),
+            reserved: pool(options.reserved_connections, reserved),
+        })
     }
 
-    /// Applies the migrations on a connection of its own without time limits: changing a large table takes as long
-    /// as it takes. An advisory lock lets one process at a time do it.
+    /// Applies the migrations on a connection of its own. Changing a large table takes as long as it takes; waiting for
+    /// it does not, because everybody who needs the table waits behind us. An advisory lock lets one process at a time
+    /// do it.
     async fn apply_migrations(&self) -> std::result::Result<(), MigrateError> {
         let mut connection = self.pool.acquire().await?.detach();
-        for setting in ["statement_timeout", "lock_timeout", "idle_in_transaction_session_timeout"] {
-            sqlx::query("select set_config($1, '0', false)").bind(setting).execute(&mut connection).await?;
+        for (setting, value) in [
+            ("statement_timeout", "0"),
+            ("idle_in_transaction_session_timeout", "0"),
+            ("lock_timeout", MIGRATION_LOCK_TIMEOUT),
+        ] {
+            let set = sqlx::query("select set_config($1, $2, false)").bind(setting).bind(value);
+            set.execute(&mut connection).await?;
         }
         MIGRATIONS.run_direct(None, &mut connection, false).await?;
         connection.close().await?;

@@ -10,17 +10,21 @@ use uuid::Uuid;
 use super::{
     super::insert_run::insert_run,
     Db, SqlStore,
-    idempotency::{claim_key, keep_answer, repeated_message},
+    again::{again, lost_admission},
+    idempotency::{KeyClaim, claim_key, keep_answer, repeated_message},
     rows::{self, get, run_columns, run_place},
+    settle::end_run,
     to_its_end,
 };
 use crate::{
     domain::{
         event::{EventData, Segment},
         ids::{ChatId, MessageId, Millis, RunId, WorkspaceId},
-        run::{Run, Usage},
+        run::{Ending, Run, Usage},
+        settle::Stop,
         transition::RunStatus,
     },
+    failpoint::{Point, hit},
     store::{AdmitError, Admitted, IfBusy, NewRun, Result, StoreError, admission::StartAt},
 };
 
@@ -48,21 +52,23 @@ pub(crate) struct Inserted {
 impl crate::store::Admission for SqlStore {
     async fn admit(&self, new: NewRun) -> std::result::Result<Admitted, AdmitError> {
         let store = self.clone();
-        to_its_end(async move { store.admit_new(new).await }).await
+        to_its_end(async move { again(|| store.admit_new(&new), lost_admission).await }).await
     }
 }
 
 impl SqlStore {
-    async fn admit_new(&self, new: NewRun) -> std::result::Result<Admitted, AdmitError> {
+    async fn admit_new(&self, new: &NewRun) -> std::result::Result<Admitted, AdmitError> {
         let mut tx = self.begin().await?;
-        if let Some(key) = &new.idempotency
-            && let Some(admitted) = claim_key(&mut tx, &new, key).await?
-        {
-            return Ok(admitted);
+        let mut stop_requested_at = None;
+        if let Some(key) = &new.idempotency {
+            match claim_key(&mut tx, new, key).await? {
+                KeyClaim::Answered(admitted) => return Ok(*admitted),
+                KeyClaim::Taken { stop_requested_at: noted } => stop_requested_at = noted,
+            }
         }
-        let (chat_id, turn, now) = take_turn(&mut tx, &new).await?;
+        let (chat_id, turn, now) = take_turn(&mut tx, new).await?;
         if let (Some(_), Some(client_id)) = (new.chat_id, &new.client_message_id)
-            && let Some(admitted) = repeated_message(&mut tx, &new, chat_id, client_id).await?
+            && let Some(admitted) = repeated_message(&mut tx, new, chat_id, client_id).await?
         {
             return Ok(admitted);
         }
@@ -74,13 +80,18 @@ impl SqlStore {
         }
         .filter(|at| *at > now);
         let mut row = RunRow {
-            new: &new,
+            new,
             id: RunId::generate(),
             chat_id,
             turn,
             user_message_id: MessageId::generate(),
             assistant_message_id: MessageId::generate(),
-            status: if run_at.is_some() { RunStatus::Scheduled } else { RunStatus::Pending },
+            status: match (stop_requested_at, run_at) {
+                // It ends before it could want the slot.
+                (Some(_), _) => RunStatus::Queued,
+                (None, Some(_)) => RunStatus::Scheduled,
+                (None, None) => RunStatus::Pending,
+            },
             run_at,
             events: String::new(),
         };
@@ -89,7 +100,7 @@ impl SqlStore {
         row.events = encode(&event);
         let mut inserted = insert_run(&mut tx, &row).await?;
         if inserted.is_none() {
-            if new.if_busy == IfBusy::Reject {
+            if new.if_busy != IfBusy::Enqueue {
                 let active_run_id = slot_holder(&mut tx, new.workspace_id, chat_id).await?;
                 // At once: others wait for the chat.
                 tx.rollback().await.map_err(StoreError::from)?;
@@ -103,28 +114,54 @@ impl SqlStore {
         }
         // A queued run is not in that index, so nothing but a bug gets here without a row.
         let inserted = inserted.ok_or_else(|| StoreError::Conflict("runs_one_active_per_chat".to_owned()))?;
-        if let Some(key) = &new.idempotency {
-            keep_answer(&mut tx, &new, key, &row, position).await?;
-        }
-        tx.commit().await.map_err(StoreError::from)?;
-        let run = row.as_run(&inserted);
-        let segment = Segment {
+        let mut run = row.as_run(&inserted);
+        let mut segments = vec![Segment {
             run_id: run.id,
             first: 1,
             last: 1,
             at: inserted.event_at,
             events: vec![event.of_run()],
-        };
+        }];
+        if let Some(requested_at) = stop_requested_at {
+            let stop = Stop { requested_at, is_delivered: false };
+            let ended = end_run(&mut tx, &(&run).into(), &Ending::stopped(), Some(stop), 0).await?;
+            segments.push(ended.segment);
+            run = read_run(&mut tx, run.workspace_id, run.id).await?;
+        }
+        if let Some(key) = &new.idempotency {
+            keep_answer(&mut tx, new, key, run.id, run.status, position).await?;
+        }
+        hit(Point::InAdmissionBeforeCommit);
+        if let Err(error) = tx.commit().await.map_err(StoreError::from) {
+            self.is_stored(new.workspace_id, run.id, error).await?;
+        }
+        hit(Point::AfterAdmissionBeforeAnswer);
         Ok(Admitted {
-            message_id: new.client_message_id.unwrap_or_else(|| run.user_message_id.to_string()),
+            message_id: new.client_message_id.clone().unwrap_or_else(|| run.user_message_id.to_string()),
             assistant_message_id: run.assistant_message_id,
             status: run.status,
-            wake: (run.status == RunStatus::Pending).then_some(new.queue),
+            wake: (run.status == RunStatus::Pending).then(|| new.queue.clone()),
             run,
             position,
             replayed: false,
-            segments: vec![segment],
+            segments,
         })
+    }
+
+    /// The commit of the run was not answered, so that it is looked for before anything is said about it. `TimedOut`
+    /// when it is not there, because it may still come: the server may be about to read the commit.
+    async fn is_stored(&self, workspace: WorkspaceId, run_id: RunId, error: StoreError) -> Result<()> {
+        const SQL: &str = "select 1 from runs where workspace_id = $1 and id = $2";
+        if !error.is_transient() || error.is_rolled_back() {
+            return Err(error);
+        }
+        let found =
+            sqlx::query::<Db>(SQL).bind(workspace.0).bind(run_id.0).fetch_optional(self.reader()).await;
+        if let Ok(Some(_)) = found {
+            return Ok(());
+        }
+        tracing::warn!(%error, run.id = %run_id, "nobody knows whether a run was admitted");
+        Err(StoreError::TimedOut)
     }
 }
 

@@ -1,6 +1,8 @@
 //! Repeated submissions: recognised by an idempotency key or by the client's name for the message, and answered like
 //! the first one.
 
+use std::borrow::Cow;
+
 use serde::{Deserialize, Serialize};
 use sqlx::{Row, Transaction, types::Json};
 use uuid::Uuid;
@@ -8,37 +10,54 @@ use uuid::Uuid;
 use super::{
     super::{is_lock_timeout, reset_lock_timeout, set_lock_timeout},
     Db,
-    admission::{RunRow, read_run},
+    admission::read_run,
     rows::{self, get},
 };
 use crate::{
     domain::{
         event::{Event, EventData},
-        ids::{ChatId, RunId, WorkspaceId},
+        ids::{ChatId, Millis, RunId, WorkspaceId},
         message::Part,
         transition::RunStatus,
     },
+    mutant::{self, Mutant},
     store::{AdmitError, Admitted, NewRun, Result, StoreError, admission::IdempotencyKey},
 };
 
 /// How long a repeat waits for the first call with its key before it is told that it is in flight.
 const IN_FLIGHT_WAIT_MS: u32 = 1_000;
-const IDEMPOTENCY_KEPT_MS: i64 = 24 * 3_600_000;
+pub(super) const IDEMPOTENCY_KEPT_MS: i64 = 24 * 3_600_000;
 
 const INSERT_KEY: &str = concat!(
     "insert into idempotency (workspace_id, caller, route, key, fingerprint, expires_at) \
      values ($1, $2, $3, $4, $5, ",
     now!(),
-    " + $6) on conflict (workspace_id, caller, route, key) do nothing"
+    " + $6) on conflict (workspace_id, caller, route, key) do nothing returning stop_requested_at"
 );
 /// An expired key is as good as none.
 const TAKE_OVER_KEY: &str = concat!(
     "update idempotency set fingerprint = $5, expires_at = ",
     now!(),
-    " + $6, run_id = null, answer = null \
+    " + $6, run_id = null, answer = null, stop_requested_at = null \
      where workspace_id = $1 and caller = $2 and route = $3 and key = $4 and expires_at <= ",
-    now!()
+    now!(),
+    " returning stop_requested_at"
 );
+/// A key that only holds the wish to stop whatever comes with it.
+const TAKE_NOTE: &str = concat!(
+    "update idempotency set fingerprint = $5, expires_at = ",
+    now!(),
+    " + $6 where workspace_id = $1 and caller = $2 and route = $3 and key = $4 \
+     and run_id is null and stop_requested_at is not null returning stop_requested_at"
+);
+
+/// What has been found at an idempotency key.
+pub(super) enum KeyClaim {
+    /// It is this call's own. `stop_requested_at` is set when the run is to end at once.
+    Taken { stop_requested_at: Option<Millis> },
+    /// The holder of the key was answered like this.
+    Answered(Box<Admitted>),
+}
 
 /// What the first call was told, for those who repeat it.
 #[derive(Serialize, Deserialize)]
@@ -47,38 +66,46 @@ struct Answer {
     position: Option<u32>,
 }
 
+/// The key as it is stored.
+fn stored(key: &IdempotencyKey) -> Cow<'_, str> {
+    if mutant::is(Mutant::IdempotencyPerProcess) {
+        return format!("{} of process {}", key.key, std::process::id()).into();
+    }
+    Cow::Borrowed(&key.key)
+}
+
 /// Takes the idempotency key for this call, or answers as the holder of the key was answered.
 pub(super) async fn claim_key(
     tx: &mut Transaction<'static, Db>,
     new: &NewRun,
     key: &IdempotencyKey,
-) -> std::result::Result<Option<Admitted>, AdmitError> {
+) -> std::result::Result<KeyClaim, AdmitError> {
     set_lock_timeout(tx, IN_FLIGHT_WAIT_MS).await?;
     // The wait here is for a first call that is not decided yet. Repeats of one that is do not lock its row, so that
     // many of them do not wait for each other.
-    let mut taken = false;
-    for sql in [INSERT_KEY, TAKE_OVER_KEY] {
+    let mut taken = None;
+    for sql in [INSERT_KEY, TAKE_OVER_KEY, TAKE_NOTE] {
         let done = sqlx::query(sql)
             .bind(new.workspace_id.0)
             .bind(&key.caller)
             .bind(key.route)
-            .bind(&key.key)
+            .bind(stored(key))
             .bind(&key.fingerprint)
             .bind(IDEMPOTENCY_KEPT_MS)
-            .execute(&mut **tx)
+            .fetch_optional(&mut **tx)
             .await;
         match done {
-            Ok(done) => taken = done.rows_affected() == 1,
+            Ok(row) => taken = row.map(|row| get(&row, "stop_requested_at")).transpose()?,
             Err(error) if is_lock_timeout(&error) => return Err(AdmitError::KeyInFlight),
             Err(error) => return Err(StoreError::from(error).into()),
         }
-        if taken {
+        if taken.is_some() {
             break;
         }
     }
     reset_lock_timeout(tx).await?;
-    if taken {
-        return Ok(None);
+    if let Some(stop_requested_at) = taken {
+        return Ok(KeyClaim::Taken { stop_requested_at });
     }
     let row = sqlx::query(
         "select fingerprint, run_id, answer from idempotency \
@@ -87,7 +114,7 @@ pub(super) async fn claim_key(
     .bind(new.workspace_id.0)
     .bind(&key.caller)
     .bind(key.route)
-    .bind(&key.key)
+    .bind(stored(key))
     .fetch_one(&mut **tx)
     .await
     .map_err(StoreError::from)?;
@@ -99,14 +126,16 @@ pub(super) async fn claim_key(
     else {
         return Err(AdmitError::KeyInFlight);
     };
-    replayed(tx, new.workspace_id, run_id.into(), answer).await.map(Some)
+    let admitted = replayed(tx, new.workspace_id, run_id.into(), answer).await?;
+    Ok(KeyClaim::Answered(Box::new(admitted)))
 }
 
 pub(super) async fn keep_answer(
     tx: &mut Transaction<'static, Db>,
     new: &NewRun,
     key: &IdempotencyKey,
-    row: &RunRow<'_>,
+    run_id: RunId,
+    status: RunStatus,
     position: Option<u32>,
 ) -> Result<()> {
     sqlx::query(
@@ -116,9 +145,9 @@ pub(super) async fn keep_answer(
     .bind(new.workspace_id.0)
     .bind(&key.caller)
     .bind(key.route)
-    .bind(&key.key)
-    .bind(row.id.0)
-    .bind(Json(Answer { status: row.status, position }))
+    .bind(stored(key))
+    .bind(run_id.0)
+    .bind(Json(Answer { status, position }))
     .execute(&mut **tx)
     .await?;
     Ok(())
@@ -146,7 +175,12 @@ pub(super) async fn repeated_message(
         return Err(AdmitError::MessageIdReused);
     };
     let answer = first_answer(tx, new.workspace_id, run_id.into()).await?;
-    replayed(tx, new.workspace_id, run_id.into(), answer).await.map(Some)
+    let mut admitted = replayed(tx, new.workspace_id, run_id.into(), answer).await?;
+    if admitted.run.stop_requested_at.is_some_and(|requested_at| requested_at <= admitted.run.created_at) {
+        // Its stop was there before it: it was over when the first call was answered.
+        (admitted.status, admitted.position) = (admitted.run.status, None);
+    }
+    Ok(Some(admitted))
 }
 
 /// What the first call was told is also what the run's first event says.

@@ -19,7 +19,8 @@ use crate::{
         run::Claim,
         transition::RunStatus,
     },
-    store::{Jobs, Released, Result, StoreError},
+    failpoint::{Point, hit_if},
+    store::{Jobs, Released, Result, STOP_GRACE_MS, StoreError},
 };
 
 #[async_trait]
@@ -41,6 +42,7 @@ impl Jobs for SqlStore {
     async fn reap(&self, max_crashes: i32, limit: u32) -> Result<Vec<Released>> {
         let orphans = sqlx::query(concat!(
             "select j.workspace_id, j.run_id from jobs j where j.worker_id is not null and j.kind = 'run' \
+             and (select r.status from runs r where r.workspace_id = j.workspace_id and r.id = j.run_id) = 'running' \
              and not exists (select 1 from workers w where w.id = j.worker_id and w.expires_at > ",
             now!(),
             ") order by j.run_id limit $1"
@@ -48,10 +50,24 @@ impl Jobs for SqlStore {
         .bind(i64::from(limit))
         .fetch_all(self.reserved())
         .await?;
+        hit_if(Point::ReaperAfterScan, || !orphans.is_empty());
         let mut round = Round::default();
         for row in &orphans {
             let (workspace, run_id) = (get::<Uuid>(row, "workspace_id")?, get::<Uuid>(row, "run_id")?);
             round.add(release::reap(self, workspace.into(), run_id.into(), max_crashes).await);
+        }
+        let unfollowed = sqlx::query(concat!(
+            "select workspace_id, id from runs where status = 'running' and stop_requested_at <= ",
+            now!(),
+            " - $1 order by stop_requested_at limit $2"
+        ))
+        .bind(STOP_GRACE_MS)
+        .bind(i64::from(limit))
+        .fetch_all(self.reserved())
+        .await?;
+        for row in &unfollowed {
+            let (workspace, run_id) = (get::<Uuid>(row, "workspace_id")?, get::<Uuid>(row, "id")?);
+            round.add(release::carry_out_stop(self, workspace.into(), run_id.into()).await);
         }
         round.result()
     }
@@ -136,6 +152,12 @@ const RECONCILE: &[&str] = &[
          and not exists (select 1 from jobs j where j.run_id = r.id and j.kind = 'run') \
          on conflict do nothing"
     ),
+    // A run whose holder is nowhere written down: the same.
+    "update jobs set worker_id = run_id where kind = 'run' and worker_id is null and (select r.status from runs r \
+         where r.workspace_id = jobs.workspace_id and r.id = jobs.run_id) = 'running'",
+    // A run that waits for a worker and has one: whoever it is, the next claim fences it off.
+    "update jobs set worker_id = null where kind = 'run' and worker_id is not null and (select r.status from runs r \
+         where r.workspace_id = jobs.workspace_id and r.id = jobs.run_id) = 'pending'",
     "delete from jobs where kind = 'run' and (select r.status from runs r \
          where r.workspace_id = jobs.workspace_id and r.id = jobs.run_id) not in ('pending', 'running', 'waiting')",
     "update messages set status = (select case r.status when 'succeeded' then 'completed' \

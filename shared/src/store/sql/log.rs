@@ -9,9 +9,15 @@ use crate::{
     domain::{
         event::{EventData, Segment},
         ids::{Epoch, Millis, RunId, Seq, WorkspaceId},
+        tool::{LateResult, ToolCall},
     },
+    failpoint::{Point, hit},
+    mutant::{self, Mutant},
     store::{Append, Committed, Log, Result, StoreError},
 };
+
+/// How many shares of a batch are tried in vain before the rest is left for later. Each may have waited for a lock.
+const MOST_LOCKED: u32 = 8;
 
 /// What one append of a batch led to.
 pub(crate) struct Outcome {
@@ -32,17 +38,11 @@ impl Log for SqlStore {
                 vec![Err(error); batch.len()]
             }
             // One bad share, or one chat that somebody has locked, must not fail the others.
-            Err(_) => {
-                let mut results = Vec::with_capacity(batch.len());
-                for append in batch {
-                    match commit_together(self, &[append]).await {
-                        Ok(outcomes) => results.extend(spread(&[append], outcomes)),
-                        Err(error) => results.push(Err(error)),
-                    }
-                }
-                results
-            }
+            Err(_) => one_by_one(self, batch).await,
         };
+        if mutant::is(Mutant::FinalizeAndJobApart) {
+            delete_jobs_of_ended(self, appends.iter().zip(&results)).await;
+        }
         for (append, result) in appends.iter().zip(&mut results) {
             if matches!(result, Err(StoreError::LeaseLost)) {
                 match committed_before(self, append).await {
@@ -54,6 +54,44 @@ impl Log for SqlStore {
         }
         results
     }
+
+    async fn record_late(&self, workspace: WorkspaceId, call: &ToolCall, late: &LateResult) -> Result<bool> {
+        super::late::record_late(self, workspace, call, late).await
+    }
+}
+
+/// What is part of the commit itself, in all but one mutant.
+async fn delete_jobs_of_ended<'a>(
+    store: &SqlStore,
+    written: impl Iterator<Item = (&'a Append, &'a Result<Committed>)>,
+) {
+    for (append, _) in written.filter(|(append, result)| append.ending.is_some() && result.is_ok()) {
+        hit(Point::BetweenEndAndJob);
+        let delete = sqlx::query("delete from jobs where run_id = $1").bind(append.run_id.0);
+        if let Err(error) = delete.execute(store.writer()).await {
+            tracing::warn!(%error, "a job is left behind");
+        }
+    }
+}
+
+async fn one_by_one(store: &SqlStore, batch: Vec<&Append>) -> Vec<Result<Committed>> {
+    let mut results: Vec<Result<Committed>> = Vec::with_capacity(batch.len());
+    let mut locked = 0;
+    for append in batch {
+        // Where everything is locked, nothing is gained by finding that out for each, and the caller waits.
+        if locked == MOST_LOCKED {
+            results.push(results[results.len() - 1].clone());
+            continue;
+        }
+        match commit_together(store, &[append]).await {
+            Ok(outcomes) => results.extend(spread(&[append], outcomes)),
+            Err(error) => {
+                locked += u32::from(error.is_about_locks());
+                results.push(Err(error));
+            }
+        }
+    }
+    results
 }
 
 /// The position is taken: by this very append, if the answer to its first commit was lost. Nobody else writes with its

@@ -9,15 +9,20 @@ use tracing::Instrument as _;
 use super::{Db, KIND, MIGRATIONS, SqlStore, lists};
 
 pub(super) mod admission;
+mod again;
 mod chats;
+mod facts;
 mod idempotency;
 mod jobs;
+mod late;
 pub(super) mod log;
 mod log_read;
 mod release;
 pub(super) mod rows;
 mod runs;
 mod settle;
+mod stop_by_key;
+mod supersede;
 mod workers;
 mod workspaces;
 

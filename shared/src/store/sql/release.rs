@@ -6,6 +6,7 @@ use sqlx::Transaction;
 use super::{
     Db, SqlStore,
     admission::read_run,
+    facts::{RunFacts, read_facts},
     log::append_one,
     settle::{HeldJob, end_run, lock_chat, lock_job},
 };
@@ -14,10 +15,12 @@ use crate::{
         event::{EventData, ReleaseReason},
         ids::{RunId, Seq, WorkerId, WorkspaceId},
         retry::{MAX_CRASHES, crash_delay_ms},
-        run::{Claim, Ending, Run, RunError},
+        run::{Claim, Ending, RunError},
+        settle::Stop,
         transition::Reason,
     },
-    store::{Released, Result, StoreError},
+    mutant::{self, Mutant},
+    store::{Released, Result, STOP_GRACE_MS, StoreError},
 };
 
 /// The holder itself gives it back, `last_seq` being the last event that it appended.
@@ -32,13 +35,13 @@ pub(super) async fn hand_back(
     let mut tx = store.begin_reserved().await?;
     lock_chat(&mut tx, workspace, claim.run.chat_id).await?;
     let job = lock_job(&mut tx, workspace, run_id).await?.ok_or(StoreError::LeaseLost)?;
-    let run = read_run(&mut tx, workspace, run_id).await?;
+    let run = read_facts(&mut tx, workspace, run_id).await?;
     let is_holder = job.worker_id == Some(claim.worker_id) && job.epoch == claim.epoch;
     if !is_holder || run.last_seq != last_seq {
         return Err(StoreError::LeaseLost);
     }
-    let crashes = (reason == ReleaseReason::Broken).then(|| job.crashes_with_this(&run));
-    let given_up = crashes.filter(|crashes| *crashes > MAX_CRASHES).map(crash_limit);
+    let crashes = job.crashes_so_far(&run) + i32::from(reason == ReleaseReason::Broken);
+    let given_up = (crashes > MAX_CRASHES).then(|| crash_limit(crashes));
     let released = match stopped(&run).or(given_up) {
         Some(ending) => end(&mut tx, &run, &job, &ending).await?,
         None => make_pending(&mut tx, &run, &job, reason, crashes, delay_ms).await?,
@@ -55,7 +58,7 @@ pub(super) async fn disown(
     run_id: RunId,
 ) -> Result<Option<Released>> {
     let mut tx = store.begin_reserved().await?;
-    let chat_id = read_run(&mut tx, workspace, run_id).await?.chat_id;
+    let chat_id = read_facts(&mut tx, workspace, run_id).await?.chat_id;
     lock_chat(&mut tx, workspace, chat_id).await?;
     let job = lock_job(&mut tx, workspace, run_id).await?.filter(|job| job.worker_id == Some(worker));
     let Some(job) = job else {
@@ -63,12 +66,53 @@ pub(super) async fn disown(
         tx.rollback().await?;
         return Ok(None);
     };
-    let run = read_run(&mut tx, workspace, run_id).await?;
-    let released = match stopped(&run) {
-        Some(ending) => end(&mut tx, &run, &job, &ending).await?,
-        None => make_pending(&mut tx, &run, &job, ReleaseReason::Broken, None, 0).await?,
+    let run = read_facts(&mut tx, workspace, run_id).await?;
+    // Heard of or not, a row that cannot be read is why nobody works on it: that counts.
+    let is_unreadable = match read_run(&mut tx, workspace, run_id).await {
+        Ok(_) => false,
+        Err(StoreError::Corrupt { .. }) => true,
+        Err(error) => return Err(error),
+    };
+    let crashes = job.crashes_so_far(&run) + i32::from(is_unreadable);
+    let given_up = (is_unreadable && crashes > MAX_CRASHES).then(|| crash_limit(crashes));
+    let released = if let Some(ending) = stopped(&run).or(given_up) {
+        end(&mut tx, &run, &job, &ending).await?
+    } else {
+        let delay_ms = if is_unreadable { crash_delay_ms(crashes) } else { 0 };
+        make_pending(&mut tx, &run, &job, ReleaseReason::Broken, crashes, delay_ms).await?
     };
     tx.commit().await?;
+    Ok(Some(released))
+}
+
+/// Its holder has not followed its stop in time, dead or alive. `None` when it has, or when it still may.
+pub(super) async fn carry_out_stop(
+    store: &SqlStore,
+    workspace: WorkspaceId,
+    run_id: RunId,
+) -> Result<Option<Released>> {
+    let mut tx = store.begin_reserved().await?;
+    let chat_id = read_facts(&mut tx, workspace, run_id).await?.chat_id;
+    lock_chat(&mut tx, workspace, chat_id).await?;
+    let job = lock_job(&mut tx, workspace, run_id).await?.filter(|job| job.worker_id.is_some());
+    let overdue = sqlx::query(concat!(
+        "select 1 from runs where workspace_id = $1 and id = $2 and status = 'running' and stop_requested_at <= ",
+        now!(),
+        " - $3"
+    ))
+    .bind(workspace.0)
+    .bind(run_id.0)
+    .bind(STOP_GRACE_MS)
+    .fetch_optional(&mut *tx)
+    .await?;
+    let run = read_facts(&mut tx, workspace, run_id).await?;
+    let (Some(job), Some(_), Some(ending)) = (job, overdue, stopped(&run)) else {
+        tx.rollback().await?;
+        return Ok(None);
+    };
+    let released = end(&mut tx, &run, &job, &ending).await?;
+    tx.commit().await?;
+    tracing::warn!(run.id = %run_id, "carried out a stop that the run's holder did not follow");
     Ok(Some(released))
 }
 
@@ -80,29 +124,30 @@ pub(super) async fn reap(
     max_crashes: i32,
 ) -> Result<Option<Released>> {
     let mut tx = store.begin_reserved().await?;
-    let chat_id = read_run(&mut tx, workspace, run_id).await?.chat_id;
+    let chat_id = read_facts(&mut tx, workspace, run_id).await?.chat_id;
     lock_chat(&mut tx, workspace, chat_id).await?;
-    let job =
-        lock_job(&mut tx, workspace, run_id).await?.filter(|job| !job.is_held && job.worker_id.is_some());
+    let is_orphan =
+        |job: &HeldJob| (!job.is_held || mutant::is(Mutant::ReaperBlindToRenewal)) && job.worker_id.is_some();
+    let job = lock_job(&mut tx, workspace, run_id).await?.filter(is_orphan);
     let Some(job) = job else {
         tx.rollback().await?;
         return Ok(None);
     };
-    let run = read_run(&mut tx, workspace, run_id).await?;
-    let crashes = job.crashes_with_this(&run);
+    let run = read_facts(&mut tx, workspace, run_id).await?;
+    let crashes = job.crashes_so_far(&run) + 1;
     let ending = stopped(&run).or_else(|| (crashes > max_crashes).then(|| crash_limit(crashes)));
     let released = if let Some(ending) = ending {
         end(&mut tx, &run, &job, &ending).await?
     } else {
         let delay_ms = crash_delay_ms(crashes);
-        make_pending(&mut tx, &run, &job, ReleaseReason::Expired, Some(crashes), delay_ms).await?
+        make_pending(&mut tx, &run, &job, ReleaseReason::Expired, crashes, delay_ms).await?
     };
     tx.commit().await?;
     Ok(Some(released))
 }
 
 /// The end of a run whose stop was requested: nobody is to take it up again only to stop it.
-fn stopped(run: &Run) -> Option<Ending> {
+fn stopped(run: &RunFacts) -> Option<Ending> {
     run.stop_requested_at?;
     Some(Ending { reason: run.stop_reason.unwrap_or(Reason::Stop), error: None })
 }
@@ -115,11 +160,13 @@ fn crash_limit(crashes: i32) -> Ending {
 
 async fn end(
     tx: &mut Transaction<'static, Db>,
-    run: &Run,
+    run: &RunFacts,
     job: &HeldJob,
     ending: &Ending,
 ) -> Result<Released> {
-    let ended = end_run(tx, run, ending, job.epoch + 1).await?;
+    let stop = run.stop_requested_at.filter(|_| ending.reason.is_ordered());
+    let stop = stop.map(|requested_at| Stop { requested_at, is_delivered: false });
+    let ended = end_run(tx, run, ending, stop, job.epoch + 1).await?;
     Ok(Released {
         run_id: run.id,
         workspace_id: run.workspace_id,
@@ -129,13 +176,13 @@ async fn end(
     })
 }
 
-/// It waits for a worker again, and a crash is counted if there was one.
+/// It waits for a worker again, with the crashes since its last saved step.
 async fn make_pending(
     tx: &mut Transaction<'static, Db>,
-    run: &Run,
+    run: &RunFacts,
     job: &HeldJob,
     reason: ReleaseReason,
-    crashes: Option<i32>,
+    crashes: i32,
     delay_ms: i64,
 ) -> Result<Released> {
     let event = EventData::RunReleased { reason, epoch: job.epoch };
@@ -145,8 +192,7 @@ async fn make_pending(
         return Err(StoreError::LeaseLost);
     }
     sqlx::query(concat!(
-        "update jobs set worker_id = null, crashes = coalesce($2, crashes), \
-         crash_step = case when $2 is null then crash_step else $3 end, run_at = ",
+        "update jobs set worker_id = null, crashes = $2, crash_step = $3, run_at = ",
         now!(),
         " + $4 where id = $1"
     ))

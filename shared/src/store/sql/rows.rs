@@ -14,7 +14,7 @@ use crate::{
         message::Message,
         run::{Run, RunError, Usage},
         step::Step,
-        tool::ToolCall,
+        tool::{LateResult, ToolCall},
     },
     store::{Result, StoreError},
 };
@@ -189,6 +189,16 @@ pub(crate) fn message(row: &DbRow) -> Result<Message> {
     })
 }
 
+/// The columns that [`step`] reads, of `steps`. Named, as everywhere: a prepared `select *` fails for good on its
+/// connection once a migration adds a column.
+macro_rules! step_columns {
+    () => {
+        "run_id, step, attempt, epoch, model, output, finish_reason, input_tokens, output_tokens, reasoning_tokens, \
+         cached_input_tokens, first_seq, last_seq, started_at, finished_at"
+    };
+}
+pub(crate) use step_columns;
+
 pub(crate) fn step(row: &DbRow) -> Result<Step> {
     const TABLE: &str = "steps";
     Ok(Step {
@@ -206,6 +216,15 @@ pub(crate) fn step(row: &DbRow) -> Result<Step> {
         finished_at: get(row, "finished_at")?,
     })
 }
+
+/// The columns that [`tool_call`] reads, of `tool_calls`.
+macro_rules! tool_call_columns {
+    () => {
+        "run_id, step, call, call_id, name, arguments, effect, state, idempotency_key, epoch, output, error, \
+         planned_at, dispatched_at, settled_at, late_state, late_output, late_error, late_at"
+    };
+}
+pub(crate) use tool_call_columns;
 
 pub(crate) fn tool_call(row: &DbRow) -> Result<ToolCall> {
     const TABLE: &str = "tool_calls";
@@ -225,7 +244,14 @@ pub(crate) fn tool_call(row: &DbRow) -> Result<ToolCall> {
         planned_at: get(row, "planned_at")?,
         dispatched_at: get(row, "dispatched_at")?,
         settled_at: get(row, "settled_at")?,
+        late: late_result(row)?,
     })
+}
+
+fn late_result(row: &DbRow) -> Result<Option<LateResult>> {
+    let Some(state) = word_or_null(row, "tool_calls", "late_state")? else { return Ok(None) };
+    let (output, error) = (get(row, "late_output")?, get(row, "late_error")?);
+    Ok(Some(LateResult { state, output, error, at: get(row, "late_at")? }))
 }
 
 pub(crate) fn segment(row: &DbRow) -> Result<Segment> {

@@ -11,7 +11,7 @@ use super::{
     chats::{BEHIND_ALL, require_chat},
     lists::{HAS_TAG, bind_ids},
     log_read::log_behind,
-    rows::{self, get, run_columns, run_place},
+    rows::{self, get, run_columns, run_place, step_columns, tool_call_columns},
 };
 use crate::{
     domain::{
@@ -19,7 +19,7 @@ use crate::{
         run::{BlockedBy, Run},
         transition::RunStatus,
     },
-    store::{Listed, LogCursor, Page, Result, RunFilter, RunRecord, Runs, StopOutcome},
+    store::{KeyName, KeyStop, Listed, LogCursor, Page, Result, RunFilter, RunRecord, Runs, StopOutcome},
 };
 
 #[async_trait]
@@ -97,16 +97,16 @@ impl Runs for SqlStore {
 
     async fn records(&self, workspace: WorkspaceId, runs: &[RunId]) -> Result<Vec<RunRecord>> {
         const STEPS: &str = concat!(
-            "select run_id, step, attempt, epoch, model, output, finish_reason, input_tokens, output_tokens, \
-             reasoning_tokens, cached_input_tokens, first_seq, last_seq, started_at, finished_at from steps \
-             where workspace_id = $1 and run_id in ",
+            "select ",
+            step_columns!(),
+            " from steps where workspace_id = $1 and run_id in ",
             listed_ids!("2"),
             " order by run_id, step"
         );
         const CALLS: &str = concat!(
-            "select run_id, step, call, call_id, name, arguments, effect, state, idempotency_key, epoch, output, \
-             error, planned_at, dispatched_at, settled_at from tool_calls \
-             where workspace_id = $1 and run_id in ",
+            "select ",
+            tool_call_columns!(),
+            " from tool_calls where workspace_id = $1 and run_id in ",
             listed_ids!("2"),
             " order by run_id, step, call"
         );
@@ -146,6 +146,14 @@ impl Runs for SqlStore {
 
     async fn stop_run(&self, workspace: WorkspaceId, run: RunId) -> Result<StopOutcome> {
         super::settle::stop_run(self, workspace, run).await
+    }
+
+    async fn stop_by_key(&self, workspace: WorkspaceId, key: KeyName<'_>) -> Result<KeyStop> {
+        super::stop_by_key::stop_by_key(self, workspace, key).await
+    }
+
+    async fn supersede(&self, workspace: WorkspaceId, run: RunId) -> Result<Vec<StopOutcome>> {
+        super::supersede::supersede(self, workspace, run).await
     }
 }
 

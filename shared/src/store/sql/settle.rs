@@ -10,24 +10,23 @@ use super::{
     super::commit::write,
     Db, SqlStore,
     admission::read_run,
+    again::{again, lost_to_another},
+    facts::RunFacts,
     log::spread,
-    rows::{get, segment, step, tool_call},
+    rows::{get, segment, step, step_columns, tool_call, tool_call_columns},
     to_its_end,
 };
 use crate::{
     domain::{
         event::Segment,
-        ids::{ChatId, Epoch, RunId, WorkerId, WorkspaceId},
+        ids::{ChatId, Epoch, Millis, RunId, WorkerId, WorkspaceId},
         replay::Replay,
-        run::{Ending, Run},
-        settle::settle,
+        run::Ending,
+        settle::{Stop, settle},
         transition::Reason,
     },
-    store::{Append, Committed, Result, StopOutcome, StoreError},
+    store::{Append, Committed, Result, STOP_GRACE_MS, StopOutcome, StoreError},
 };
-
-/// How often a transaction is tried that lost a position to a concurrent append.
-const TRIES: u32 = 5;
 
 /// A run's job under its lock.
 pub(crate) struct HeldJob {
@@ -43,25 +42,15 @@ pub(crate) struct HeldJob {
 }
 
 impl HeldJob {
-    /// The crashes of a run without a saved step between them, with the one that has just been found.
-    pub(crate) fn crashes_with_this(&self, run: &Run) -> i32 {
-        if i64::from(run.step_count) > i64::from(self.crash_step) { 1 } else { self.crashes + 1 }
+    /// The crashes of a run since its last saved step.
+    pub(crate) fn crashes_so_far(&self, run: &RunFacts) -> i32 {
+        if i64::from(run.step_count) > i64::from(self.crash_step) { 0 } else { self.crashes }
     }
 }
 
 pub(super) async fn stop_run(store: &SqlStore, workspace: WorkspaceId, run_id: RunId) -> Result<StopOutcome> {
     let store = store.clone();
-    to_its_end(async move {
-        let mut tries = 0;
-        loop {
-            tries += 1;
-            match try_stop(&store, workspace, run_id).await {
-                Err(StoreError::LeaseLost) if tries < TRIES => {}
-                result => return result,
-            }
-        }
-    })
-    .await
+    to_its_end(async move { again(|| try_stop(&store, workspace, run_id), lost_to_another).await }).await
 }
 
 async fn try_stop(store: &SqlStore, workspace: WorkspaceId, run_id: RunId) -> Result<StopOutcome> {
@@ -79,17 +68,8 @@ pub(super) async fn delete_chat(
     chat_id: ChatId,
 ) -> Result<Vec<StopOutcome>> {
     let store = store.clone();
-    to_its_end(async move {
-        let mut tries = 0;
-        loop {
-            tries += 1;
-            match try_delete_chat(&store, workspace, chat_id).await {
-                Err(StoreError::LeaseLost) if tries < TRIES => {}
-                result => return result,
-            }
-        }
-    })
-    .await
+    to_its_end(async move { again(|| try_delete_chat(&store, workspace, chat_id), lost_to_another).await })
+        .await
 }
 
 async fn try_delete_chat(
@@ -130,7 +110,7 @@ async fn try_delete_chat(
 }
 
 /// Stops a run whose chat is locked.
-async fn stop_in(
+pub(super) async fn stop_in(
     tx: &mut Transaction<'static, Db>,
     workspace: WorkspaceId,
     run_id: RunId,
@@ -141,7 +121,9 @@ async fn stop_in(
     if run.status.is_terminal() {
         return Ok(StopOutcome::AlreadyOver(run));
     }
-    if job.as_ref().is_some_and(|job| job.is_held) {
+    let now = now(tx).await?;
+    let is_overdue = run.stop_requested_at.is_some_and(|at| at <= now - STOP_GRACE_MS);
+    if job.as_ref().is_some_and(|job| job.is_held) && !is_overdue {
         sqlx::query(concat!(
             "update runs set stop_requested_at = ",
             now!(),
@@ -157,21 +139,23 @@ async fn stop_in(
     let epoch = job.map_or(0, |job| job.epoch + 1);
     // The first wish gave the reason, even if its addressee died before it could follow.
     let reason = run.stop_reason.unwrap_or(reason);
-    let ended = end_run(tx, &run, &Ending { reason, error: None }, epoch).await?;
+    let stop = Stop { requested_at: run.stop_requested_at.unwrap_or(now), is_delivered: false };
+    let ended = end_run(tx, &(&run).into(), &Ending { reason, error: None }, Some(stop), epoch).await?;
     let mut segments = vec![ended.segment];
     segments.extend(ended.caused);
     Ok(StopOutcome::Ended { run: read_run(tx, workspace, run_id).await?, segments, wake: ended.wake })
 }
 
-/// Ends a run whose chat and job are locked and that no live worker holds.
+/// Ends a run whose chat and job are locked. Should a live worker hold it, it finds its next position taken.
 pub(crate) async fn end_run(
     tx: &mut Transaction<'static, Db>,
-    run: &Run,
+    run: &RunFacts,
     ending: &Ending,
+    stop: Option<Stop>,
     epoch: Epoch,
 ) -> Result<Committed> {
     let replay = replay(tx, run).await?;
-    let (events, settlement) = settle(run.id, &replay, run.usage, ending, epoch);
+    let (events, settlement) = settle(run.id, &replay, run.usage, ending, stop, epoch);
     let append = Append {
         workspace_id: run.workspace_id,
         chat_id: run.chat_id,
@@ -185,7 +169,26 @@ pub(crate) async fn end_run(
         ending: Some(ending.clone()),
     };
     let outcomes = write(tx, &[&append]).await?;
-    spread(&[&append], outcomes).pop().unwrap_or(Err(StoreError::LeaseLost))
+    let committed = spread(&[&append], outcomes).pop().unwrap_or(Err(StoreError::LeaseLost))?;
+    if let Some(stop) = stop.filter(|_| run.stop_requested_at.is_none()) {
+        // Behind the log, in the lock order.
+        sqlx::query(
+            "update runs set stop_requested_at = $3, stop_reason = $4 where workspace_id = $1 and id = $2",
+        )
+        .bind(run.workspace_id.0)
+        .bind(run.id.0)
+        .bind(stop.requested_at)
+        .bind(ending.reason.as_str())
+        .execute(&mut **tx)
+        .await?;
+    }
+    Ok(committed)
+}
+
+/// The database's clock.
+async fn now(tx: &mut Transaction<'static, Db>) -> Result<Millis> {
+    let row = sqlx::query(concat!("select ", now!(), " as at")).fetch_one(&mut **tx).await?;
+    get(&row, "at")
 }
 
 pub(crate) async fn lock_chat(
@@ -252,19 +255,26 @@ async fn is_alive(tx: &mut Transaction<'static, Db>, worker: WorkerId) -> Result
 }
 
 /// The run's answer up to the last event of its log.
-async fn replay(tx: &mut Transaction<'static, Db>, run: &Run) -> Result<Replay> {
-    let steps = sqlx::query("select * from steps where workspace_id = $1 and run_id = $2 order by step")
-        .bind(run.workspace_id.0)
-        .bind(run.id.0)
-        .fetch_all(&mut **tx)
-        .await?;
+async fn replay(tx: &mut Transaction<'static, Db>, run: &RunFacts) -> Result<Replay> {
+    let steps = sqlx::query(concat!(
+        "select ",
+        step_columns!(),
+        " from steps where workspace_id = $1 and run_id = $2 order by step"
+    ))
+    .bind(run.workspace_id.0)
+    .bind(run.id.0)
+    .fetch_all(&mut **tx)
+    .await?;
     let steps = steps.iter().map(step).collect::<Result<Vec<_>>>()?;
-    let calls =
-        sqlx::query("select * from tool_calls where workspace_id = $1 and run_id = $2 order by step, call")
-            .bind(run.workspace_id.0)
-            .bind(run.id.0)
-            .fetch_all(&mut **tx)
-            .await?;
+    let calls = sqlx::query(concat!(
+        "select ",
+        tool_call_columns!(),
+        " from tool_calls where workspace_id = $1 and run_id = $2 order by step, call"
+    ))
+    .bind(run.workspace_id.0)
+    .bind(run.id.0)
+    .fetch_all(&mut **tx)
+    .await?;
     let calls = calls.iter().map(tool_call).collect::<Result<Vec<_>>>()?;
     let mut replay = Replay::from_rows(run.id, steps, calls);
     let segments = sqlx::query(

@@ -5,18 +5,19 @@ use uuid::Uuid;
 
 use super::{
     SqlStore,
-    rows::{get, word_or_null},
+    rows::{get, word, word_or_null},
 };
 use crate::{
     domain::{ids::WorkerId, transition::Reason},
-    store::{NewWorker, Result, StopRequest, StoreError, WorkerRow, Workers},
+    store::{NewWorker, Peer, Presence, Result, StopRequest, StoreError, WorkerRow, Workers},
 };
 
 #[async_trait]
 impl Workers for SqlStore {
     async fn register_worker(&self, worker: &NewWorker) -> Result<()> {
         sqlx::query(concat!(
-            "insert into workers (id, host, version, slots, expires_at) values ($1, $2, $3, $4, ",
+            "insert into workers (id, host, version, slots, presence_address, presence_place, expires_at) \
+             values ($1, $2, $3, $4, $6, $7, ",
             now!(),
             " + $5)"
         ))
@@ -25,6 +26,8 @@ impl Workers for SqlStore {
         .bind(&worker.version)
         .bind(worker.slots as i32)
         .bind(worker.lease_ms)
+        .bind(worker.presence.as_ref().map(|presence| presence.address.to_string()))
+        .bind(worker.presence.as_ref().and_then(|presence| presence.place.as_deref()))
         .execute(self.reserved())
         .await?;
         Ok(())
@@ -50,7 +53,7 @@ impl Workers for SqlStore {
 
     async fn stop_requests(&self, worker: WorkerId) -> Result<Vec<StopRequest>> {
         let rows = sqlx::query(
-            "select r.id, r.stop_reason from jobs j join runs r on r.workspace_id = j.workspace_id and r.id = j.run_id \
+            "select r.id, r.stop_reason, r.stop_requested_at from jobs j join runs r on r.workspace_id = j.workspace_id and r.id = j.run_id \
              where j.worker_id = $1 and r.stop_requested_at is not null",
         )
         .bind(worker.0)
@@ -59,13 +62,21 @@ impl Workers for SqlStore {
         rows.iter()
             .map(|row| {
                 let reason = word_or_null(row, "runs", "stop_reason")?.unwrap_or(Reason::Stop);
-                Ok(StopRequest { run_id: get::<Uuid>(row, "id")?.into(), reason })
+                Ok(StopRequest {
+                    run_id: get::<Uuid>(row, "id")?.into(),
+                    reason,
+                    requested_at: get(row, "stop_requested_at")?,
+                })
             })
             .collect()
     }
 
     async fn retire_worker(&self, worker: WorkerId) -> Result<()> {
-        sqlx::query(concat!(
+        self.expire_worker(worker).await.map(drop)
+    }
+
+    async fn expire_worker(&self, worker: WorkerId) -> Result<bool> {
+        let done = sqlx::query(concat!(
             "update workers set draining = $2, expires_at = ",
             now!(),
             " where id = $1 and expires_at > ",
@@ -75,7 +86,25 @@ impl Workers for SqlStore {
         .bind(true)
         .execute(self.reserved())
         .await?;
-        Ok(())
+        Ok(done.rows_affected() == 1)
+    }
+
+    async fn live_peers(&self) -> Result<Vec<Peer>> {
+        let rows = sqlx::query(concat!(
+            "select id, presence_address, presence_place from workers \
+             where presence_address is not null and expires_at > ",
+            now!(),
+            " order by id"
+        ))
+        .fetch_all(self.reserved())
+        .await?;
+        // One whose address makes no sense here cannot be asked; its lease decides.
+        let peer = |row| {
+            let address = word(row, "workers", "presence_address").ok()?;
+            let presence = Presence { address, place: get(row, "presence_place").ok()? };
+            Some(Peer { id: get::<Uuid>(row, "id").ok()?.into(), presence })
+        };
+        Ok(rows.iter().filter_map(peer).collect())
     }
 
     async fn retire_all_workers(&self) -> Result<u64> {

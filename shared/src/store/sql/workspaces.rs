@@ -17,11 +17,14 @@ use crate::{
         ids::{KeyId, Millis, WorkspaceId},
         retry::Backoff,
     },
+    jitter::jitter,
     store::{ApiKey, NewKey, Result, StoreError, Workspaces},
 };
 
 /// A database that is just starting, or in the middle of a fail-over, gets this many tries.
 const MIGRATE_TRIES: u32 = 3;
+/// A table that others keep using gets more: each try waits for it only briefly.
+const MIGRATE_LOCK_TRIES: u32 = 60;
 const MIGRATE_BACKOFF: Backoff = Backoff::new(Duration::from_millis(200), Duration::from_secs(2));
 
 macro_rules! key_columns {
@@ -41,13 +44,14 @@ impl Workspaces for SqlStore {
         let mut tries = 1;
         loop {
             let Err(error) = self.apply_migrations().await else { return Ok(()) };
-            match migration_error(error) {
-                error if error.is_transient() && tries < MIGRATE_TRIES => {
-                    tokio::time::sleep(MIGRATE_BACKOFF.wait(tries, 1.0)).await;
-                    tries += 1;
-                }
-                error => return Err(error),
+            let error = migration_error(error);
+            let allowed = if error.is_about_locks() { MIGRATE_LOCK_TRIES } else { MIGRATE_TRIES };
+            if !error.is_transient() || tries >= allowed {
+                return Err(error);
             }
+            tracing::warn!(%error, tries, "cannot migrate yet; trying again");
+            tokio::time::sleep(MIGRATE_BACKOFF.wait(tries, jitter())).await;
+            tries += 1;
         }
     }
 
@@ -68,6 +72,10 @@ impl Workspaces for SqlStore {
     async fn now(&self) -> Result<Millis> {
         const SQL: &str = concat!("select ", now!());
         Ok(sqlx::query::<Db>(SQL).fetch_one(self.reader()).await?.try_get(0)?)
+    }
+
+    async fn is_writable(&self) -> Result<bool> {
+        Ok(sqlx::query::<Db>(is_writable!()).fetch_one(self.reader()).await?.try_get(0)?)
     }
 
     async fn server_version(&self) -> Result<String> {
@@ -149,6 +157,14 @@ impl Workspaces for SqlStore {
 fn migration_error(error: MigrateError) -> StoreError {
     match error {
         MigrateError::Execute(error) => error.into(),
+        // Each migration is a transaction of its own, so that a failed one has left nothing.
+        MigrateError::ExecuteMigration(error, version) => match StoreError::from(error) {
+            StoreError::Refused(error) => {
+                let error = Arc::into_inner(error).expect("it was just made, and nobody else has it");
+                StoreError::Migrate(Arc::new(MigrateError::ExecuteMigration(error, version)))
+            }
+            error => error,
+        },
         error => StoreError::Migrate(Arc::new(error)),
     }
 }

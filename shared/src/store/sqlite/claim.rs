@@ -10,6 +10,7 @@ use crate::{
     domain::{
         event::{EventData, Segment},
         ids::{Millis, RunId, WorkerId},
+        retry::SUSPECT_CRASHES,
         run::Claim,
     },
     store::{Result, StoreError},
@@ -29,11 +30,19 @@ pub(super) async fn claim(
         " and (select r.status from runs r where r.workspace_id = j.workspace_id and r.id = j.run_id) = 'pending' \
           and exists (select 1 from workers w where w.id = $1 and w.expires_at > ",
         now!(),
-        " and not w.draining) order by j.priority desc, j.run_at, j.id limit $3"
+        " and not w.draining) and (j.crashes < $4 or j.id = (\
+             select s.id from jobs s where s.worker_id is null and s.kind = 'run' \
+               and s.queue in (select value from json_each($2)) and s.run_at <= ",
+        now!(),
+        " and s.crashes >= $4 and not exists (\
+                 select 1 from jobs h join runs r on r.workspace_id = h.workspace_id and r.id = h.run_id \
+                 where h.worker_id = $1 and h.crashes >= $4 and h.crash_step = r.step_count) \
+             order by s.priority desc, s.run_at, s.id limit 1)) order by j.priority desc, j.run_at, j.id limit $3"
     ))
     .bind(worker.0)
     .bind(serde_json::to_string(queues).expect("queue names are plain text"))
     .bind(limit)
+    .bind(SUSPECT_CRASHES)
     .fetch_all(&mut *tx)
     .await?;
     let mut claims = Vec::with_capacity(due.len());

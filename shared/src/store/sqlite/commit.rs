@@ -17,6 +17,7 @@ use crate::{
         step::Step,
         tool::ToolCall,
     },
+    mutant,
     store::{Append, Result, StoreError},
 };
 
@@ -38,12 +39,12 @@ pub(super) async fn write(tx: &mut SqliteConnection, batch: &[&Append]) -> Resul
 
 async fn write_share(tx: &mut SqliteConnection, append: &Append) -> Result<Option<Outcome>> {
     // The fence: an append goes right behind the last event there is. The one writer sees what is committed.
-    let appended = sqlx::query(
+    let appended = sqlx::query(mutant::sql(
         "insert into run_events (workspace_id, run_id, first_seq, last_seq, epoch, events) \
          select $1, $2, $3, $4, $5, $6 \
          where $3 = 1 + (select last_seq from run_events where run_id = $2 order by first_seq desc limit 1) \
          returning created_at",
-    )
+    ))
     .bind(append.workspace_id.0)
     .bind(append.run_id.0)
     .bind(append.first_seq)
@@ -67,7 +68,7 @@ async fn write_share(tx: &mut SqliteConnection, append: &Append) -> Result<Optio
         write_call(tx, append, call, at).await?;
     }
     if append.ending.is_some() {
-        sqlx::query("delete from jobs where run_id = $1 and kind = 'run'")
+        sqlx::query(mutant::sql("delete from jobs where run_id = $1 and kind = 'run'"))
             .bind(append.run_id.0)
             .execute(&mut *tx)
             .await?;
@@ -80,14 +81,14 @@ async fn update_run(tx: &mut SqliteConnection, append: &Append, at: Millis) -> R
     let usage = append.steps.iter().fold(Usage::default(), |sum, step| sum.plus(step.usage));
     let ending = append.ending.as_ref();
     let error = ending.and_then(|ending| ending.error.as_ref());
-    let done = sqlx::query(
+    let done = sqlx::query(mutant::sql(
         "update runs set step_count = step_count + $3, input_tokens = input_tokens + $4, \
              output_tokens = output_tokens + $5, reasoning_tokens = reasoning_tokens + $6, \
              cached_input_tokens = cached_input_tokens + $7, status = coalesce($8, status), reason = $9, \
              error_code = $10, error_message = $11, finished_at = case when $8 is null then null else $12 end, \
              updated_at = $12 \
          where workspace_id = $1 and id = $2 and status not in ('succeeded', 'failed', 'aborted')",
-    )
+    ))
     .bind(append.workspace_id.0)
     .bind(append.run_id.0)
     .bind(append.steps.len() as i64)
@@ -107,10 +108,10 @@ async fn update_run(tx: &mut SqliteConnection, append: &Append, at: Millis) -> R
 
 /// A late writer finds the message no longer streaming and changes nothing.
 async fn update_message(tx: &mut SqliteConnection, append: &Append, at: Millis) -> Result<()> {
-    let done = sqlx::query(
+    let done = sqlx::query(mutant::sql(
         "update messages set status = coalesce($3, status), updated_at = $4 \
          where workspace_id = $1 and id = $2 and status = 'streaming'",
-    )
+    ))
     .bind(append.workspace_id.0)
     .bind(append.assistant_message_id.0)
     .bind(append.ending.as_ref().map(|ending: &Ending| ending.status().message_status().as_str()))

@@ -38,6 +38,13 @@ macro_rules! was_migrated {
     };
 }
 
+/// Whether a transaction that begins now may write, as SQL: the file is this process's own.
+macro_rules! is_writable {
+    () => {
+        "select true"
+    };
+}
+
 /// The library's version, as SQL.
 macro_rules! server_version {
     () => {

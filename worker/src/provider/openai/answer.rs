@@ -28,6 +28,8 @@ pub(super) struct Answer {
     written: usize,
     calls: Calls,
     usage: Option<Usage>,
+    /// The usage came with the finish reason or behind it: some count in every chunk, and only the last count is whole.
+    usage_is_last: bool,
     finish: Option<FinishReason>,
     /// A finish reason without a word in it, which counts if the stream then ends in good order.
     blank_finish: bool,
@@ -42,6 +44,7 @@ impl Answer {
             written: 0,
             calls: Calls::default(),
             usage: None,
+            usage_is_last: false,
             finish: None,
             blank_finish: false,
             done: false,
@@ -62,9 +65,8 @@ impl Answer {
         if let Some(error) = self.error(name, data, &chunk) {
             return Err(error);
         }
-        if chunk.usage.is_some() {
-            self.usage = chunk.usage;
-        }
+        let is_counted = chunk.usage.is_some();
+        self.usage = chunk.usage.or(self.usage);
         let mut events = vec![];
         // Only one answer was asked for; were there others, they would be mixed into it.
         for choice in chunk.choices.into_iter().filter(|choice| choice.index.unwrap_or(0) == 0) {
@@ -73,6 +75,7 @@ impl Answer {
             let reason = choice.finish_reason.and_then(|word| chunk::finish_reason(&word.0));
             self.finish = self.finish.or(reason);
         }
+        self.usage_is_last |= is_counted && self.finish.is_some();
         Ok(events)
     }
 
@@ -94,7 +97,7 @@ impl Answer {
             let call = self.calls.take(piece);
             self.count(call.arguments.len() + call.name.as_ref().map_or(0, String::len))?;
             if self.calls.len() > MAX_CALLS {
-                return Err(ModelError::OutputTooLarge { limit: MAX_CALLS, of: "tool calls" });
+                return Err(ModelError::TooManyCalls { limit: MAX_CALLS });
             }
             // A piece that says nothing new is no progress.
             if call.id.is_some() || call.name.is_some() || !call.arguments.is_empty() {
@@ -122,9 +125,10 @@ impl Answer {
             None if name == "error" => serde_json::from_str(data).ok()?,
             None => return None,
         };
+        let retry_after = chunk::retry_after(&error);
         let (status, message) = chunk::error_status(&error);
         let message = one_line(&self.redactor.redact(&message), EXCERPT);
-        Some(ModelError::InStream { status, message, retry_after: None })
+        Some(ModelError::InStream { status, message, retry_after })
     }
 
     fn malformed(&self, data: &str) -> ModelError {
@@ -138,7 +142,7 @@ impl Answer {
 
     /// Nothing is to be waited for any more.
     pub(super) fn is_over(&self) -> bool {
-        self.done || (self.finish.is_some() && self.usage.is_some())
+        self.done || self.usage_is_last
     }
 
     pub(super) fn usage(&self) -> Option<Usage> {

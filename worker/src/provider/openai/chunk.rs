@@ -3,7 +3,7 @@
 //! Providers leave fields out, add their own, write `null` for empty and numbers as text. A field that makes
 //! no sense counts as absent; only a chunk that is not a JSON object at all is an error.
 
-use std::{borrow::Cow, fmt};
+use std::{borrow::Cow, fmt, time::Duration};
 
 use longhaul_shared::domain::{run::Usage, step::FinishReason};
 use serde::{
@@ -161,6 +161,9 @@ fn number<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Option<u32>, D::
     Ok(value.as_ref().and_then(count).and_then(|number| u32::try_from(number).ok()))
 }
 
+/// More tokens than any model has ever counted; sums of it stay within a 64-bit number.
+const MAX_TOKENS: i64 = 1_000_000_000_000;
+
 /// A count that is a whole number, a fraction or text; never negative, and as large as fits at most.
 fn count(value: &Value) -> Option<i64> {
     let number = match value {
@@ -176,7 +179,7 @@ fn count(value: &Value) -> Option<i64> {
 
 fn counted<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Option<Usage>, D::Error> {
     let value = Option::<Value>::deserialize(deserializer)?.unwrap_or_default();
-    let at = |path: &str| value.pointer(path).and_then(count).unwrap_or(0);
+    let at = |path: &str| value.pointer(path).and_then(count).unwrap_or(0).min(MAX_TOKENS);
     Ok(value.is_object().then(|| Usage {
         input_tokens: at("/prompt_tokens"),
         output_tokens: at("/completion_tokens"),
@@ -232,6 +235,18 @@ pub(super) fn error_status(error: &Value) -> (u16, String) {
     });
     let message = inner.get("message").and_then(Value::as_str).or_else(|| inner.as_str());
     (status, message.map_or_else(|| inner.to_string(), str::to_owned))
+}
+
+/// How long an error object asks to be left alone: there is no header in the middle of a stream.
+pub(super) fn retry_after(error: &Value) -> Option<Duration> {
+    let inner = error.get("error").unwrap_or(error);
+    [("retry_after_ms", 0.001), ("retry_after_seconds", 1.0), ("retry_after", 1.0)].iter().find_map(
+        |(field, scale)| {
+            let value = inner.get(field)?;
+            let number = value.as_f64().or_else(|| value.as_str()?.trim().parse().ok())?;
+            Duration::try_from_secs_f64(number * scale).ok()
+        },
+    )
 }
 
 /// The JSON text with `\ud800`…`\udfff` escapes that have no partner turned into `\ufffd`.
@@ -321,8 +336,12 @@ mod tests {
             "completion_tokens_details": {"reasoning_tokens": "12"},
             "prompt_tokens_details": {"cached_tokens": 3.9},
         }));
-        let expected =
-            Usage { input_tokens: i64::MAX, output_tokens: 0, reasoning_tokens: 12, cached_input_tokens: 3 };
+        let expected = Usage {
+            input_tokens: MAX_TOKENS,
+            output_tokens: 0,
+            reasoning_tokens: 12,
+            cached_input_tokens: 3,
+        };
         assert_eq!(read, Some(expected));
         assert_eq!(usage(json!("lots")), None);
         assert_eq!(usage(json!({"completion_tokens": null})), Some(Usage::default()));
@@ -357,6 +376,17 @@ mod tests {
         }
         assert_eq!(error_status(&json!("it broke")).1, "it broke");
         assert_eq!(error_status(&json!({"message": "slow"})).1, "slow");
+    }
+
+    #[test]
+    fn an_error_object_may_ask_for_patience() {
+        let asked = |error: Value| retry_after(&error).map(|wait| wait.as_millis());
+        assert_eq!(asked(json!({"message": "slow down", "retry_after": 2})), Some(2000));
+        assert_eq!(asked(json!({"error": {"retry_after": "1.5"}})), Some(1500));
+        assert_eq!(asked(json!({"retry_after_ms": 250, "retry_after": 9})), Some(250));
+        for odd in [json!("later"), json!({}), json!({"retry_after": -1}), json!({"retry_after": 1e300})] {
+            assert_eq!(asked(odd), None);
+        }
     }
 
     #[test]

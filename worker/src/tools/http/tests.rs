@@ -1,6 +1,7 @@
 use longhaul_shared::{
     domain::ids::{RunId, WorkspaceId},
     net_guard::{ClientOptions, NetGuard},
+    queue::Validity,
 };
 
 use super::*;
@@ -34,7 +35,14 @@ fn context() -> ToolContext {
         idempotency_key: format!("{run_id}:2:1"),
         traceparent: Some("00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01".into()),
         timeout: Duration::from_mins(2),
+        validity: valid_for(Duration::from_mins(10)),
     }
+}
+
+fn valid_for(time: Duration) -> Validity {
+    let validity = Validity::default();
+    validity.extend(Instant::now() + time);
+    validity
 }
 
 /// The outcome, and how many requests it took.
@@ -190,9 +198,121 @@ async fn odd_bytes_are_sanitised_and_secrets_are_cleared() {
 }
 
 #[tokio::test]
+async fn nothing_is_sent_or_repeated_once_the_lease_may_have_run_out() {
+    for effect in [Effect::Once, Effect::Read] {
+        let fixture = Fixture::start(vec![answer("200 OK", JSON, "done")]).await;
+        let cx = ToolContext { validity: valid_for(Duration::ZERO), ..context() };
+        let tool = tool(&fixture, effect, |_| {});
+        let arguments = json!({});
+        let mut call = Box::pin(tool.call(&arguments, &cx));
+        assert!(timeout(Duration::from_millis(200), &mut call).await.is_err());
+        assert_eq!(fixture.seen().len(), 0, "the attempt may be lost");
+        cx.validity.extend(Instant::now() + Duration::from_mins(1));
+        assert_eq!(call.await, succeeded("done"), "it was not");
+    }
+    // Held when it was sent, and no longer when it would be repeated.
+    let plays = vec![answer("503 Service Unavailable", &[], ""), answer("200 OK", JSON, "done")];
+    let fixture = Fixture::start(plays).await;
+    let cx = ToolContext { validity: valid_for(Duration::from_millis(300)), ..context() };
+    let tool = tool(&fixture, Effect::Read, |options| {
+        options.backoff = Backoff::new(Duration::from_millis(700), Duration::from_secs(1));
+    });
+    assert!(timeout(Duration::from_millis(1500), tool.call(&json!({}), &cx)).await.is_err());
+    assert_eq!(fixture.seen().len(), 1);
+}
+
+#[tokio::test]
 async fn giving_a_call_up_closes_its_connection() {
     let fixture = Fixture::start(vec![vec![Act::Hang]]).await;
     let tool = tool(&fixture, Effect::Once, |_| {});
     assert!(timeout(Duration::from_millis(100), tool.call(&json!({}), &context())).await.is_err());
     fixture.closed().await;
+}
+
+fn told(answer: &Value) -> Vec<Act> {
+    crate::fixture::answer("200 OK", JSON, &answer.to_string())
+}
+
+/// What became of an unanswered call by these answers, and the requests that it took to find out.
+async fn asked(plays: Vec<Vec<Act>>) -> (ToolOutcome, Vec<crate::fixture::Seen>) {
+    let fixture = Fixture::start(plays).await;
+    let tool = tool(&fixture, Effect::Once, |options| {
+        options.reconcile_url = Some(fixture.url.join("/reconcile").unwrap());
+        options.max_bytes = 1000;
+        options.timeout = Some(Duration::from_millis(500));
+    });
+    assert!(tool.can_reconcile());
+    let outcome = tool.reconcile(&json!({"op": "a"}), &context()).await;
+    (outcome, fixture.seen())
+}
+
+#[tokio::test]
+async fn a_tool_that_is_asked_gets_all_that_identifies_the_call_under_the_same_headers() {
+    let (outcome, seen) = asked(vec![told(&json!({"state": "succeeded", "output": {"n": 1}}))]).await;
+    assert_eq!(outcome, succeeded(r#"{"n":1}"#));
+    let [seen] = &seen[..] else { panic!("asked once: {seen:?}") };
+    assert!(seen.head.starts_with("POST /reconcile HTTP/1.1"));
+    let body: Value = serde_json::from_str(&seen.body).unwrap();
+    let run = body["runId"].as_str().unwrap();
+    let expected = json!({
+        "idempotencyKey": format!("{run}:2:1"), "runId": run, "step": 2, "call": 1, "tool": "charge",
+        "arguments": {"op": "a"},
+    });
+    assert_eq!(body, expected);
+    for (name, value) in
+        [("idempotency-key", format!("{run}:2:1")), ("authorization", format!("Bearer {SECRET}"))]
+    {
+        assert_eq!(seen.header(name), Some(value.as_str()), "{name}");
+    }
+}
+
+#[tokio::test]
+async fn what_the_tool_says_settles_the_call() {
+    let echo = format!("no credit, {SECRET}");
+    for (answer, outcome) in [
+        (json!({"state": "succeeded", "output": "done"}), succeeded("done")),
+        (json!({"state": "succeeded"}), succeeded("")),
+        (json!({"state": "failed", "error": echo}), ToolOutcome::Failed("no credit, [redacted]".into())),
+    ] {
+        assert_eq!(asked(vec![told(&answer)]).await.0, outcome);
+    }
+    match asked(vec![told(&json!({"state": "not_received"}))]).await.0 {
+        ToolOutcome::Failed(why) => assert!(why.contains("never arrived"), "{why}"),
+        outcome => panic!("{outcome:?}"),
+    }
+}
+
+#[tokio::test]
+async fn a_tool_that_is_still_at_it_is_asked_again_until_its_time_is_over() {
+    let pending = || told(&json!({"state": "pending"}));
+    let (outcome, seen) =
+        asked(vec![pending(), pending(), told(&json!({"state": "succeeded", "output": "done"}))]).await;
+    assert_eq!((outcome, seen.len()), (succeeded("done"), 3));
+    let (outcome, seen) = asked(vec![pending()]).await;
+    assert!(matches!(outcome, ToolOutcome::Unknown(_)), "{outcome:?}");
+    assert!(seen.len() > 3 && seen.iter().all(|one| one.head.starts_with("POST /reconcile ")));
+}
+
+#[tokio::test]
+async fn whatever_else_it_says_the_outcome_stays_unknown() {
+    let long = json!({"state": "succeeded", "output": "x".repeat(20_000)});
+    for play in [
+        told(&json!({"state": "unknown"})),
+        told(&json!({"state": "maybe"})),
+        told(&json!({"output": "done"})),
+        told(&json!([])),
+        told(&long),
+        answer("200 OK", JSON, "<p>done</p>"),
+        answer("200 OK", JSON, ""),
+        answer("404 Not Found", JSON, r#"{"state":"succeeded"}"#),
+        answer("500 Oops", JSON, r#"{"state":"succeeded"}"#),
+        answer("302 Found", &[("location", "http://169.254.169.254/")], ""),
+        vec![Act::Reset],
+        vec![Act::Hang],
+        vec![open_head("application/json"), Act::Repeat(b" ".to_vec())],
+    ] {
+        let (outcome, seen) = asked(vec![play]).await;
+        assert!(matches!(outcome, ToolOutcome::Unknown(_)), "{outcome:?}");
+        assert_eq!(seen.len(), 1);
+    }
 }

@@ -1,16 +1,18 @@
-//! The one parser of tool arguments: what is approved, logged and checked is what is executed.
+//! The one parser of tool arguments: what is shown, approved and checked is what is executed.
 //!
 //! Stricter than JSON where JSON leaves room for two readings: an object that has a key twice is refused, as is
-//! what no store could keep.
+//! what no store could keep. Numbers are handed on as 64-bit integers or doubles; an integer that is neither is
+//! refused, so that a tool never gets another one than the log shows.
 
 use std::fmt;
 
-use longhaul_shared::domain::text::{MAX_DEPTH, clean_json};
 use serde::{
     Deserialize, Deserializer,
     de::{DeserializeSeed, Error, MapAccess, SeqAccess, Visitor},
 };
 use serde_json::{Map, Number, Value};
+
+use super::text::{MAX_DEPTH, clean_json, one_line};
 
 /// The longest arguments that are looked at.
 pub const MAX_BYTES: usize = 256 * 1024;
@@ -24,6 +26,12 @@ pub fn parse(text: &str) -> Result<Value, String> {
     if text.trim().is_empty() {
         return Ok(Value::Object(Map::new()));
     }
+    if let Some(digits) = inexact_integer(text) {
+        return Err(format!(
+            "the number {} is too large to be passed on exactly; write it as a string",
+            one_line(digits, 40)
+        ));
+    }
     let mut json = serde_json::Deserializer::from_str(text);
     let value = Strict { depth: 0 }
         .deserialize(&mut json)
@@ -33,6 +41,37 @@ pub fn parse(text: &str) -> Result<Value, String> {
         return Err("the arguments are not a JSON object".to_owned());
     }
     clean_json(value).map_err(|error| format!("the arguments cannot be used: {error}"))
+}
+
+/// The first integer outside strings that a 64-bit one cannot hold.
+fn inexact_integer(text: &str) -> Option<&str> {
+    let mut rest = text;
+    loop {
+        rest = &rest[rest.find(|c: char| c == '"' || c == '-' || c.is_ascii_digit())?..];
+        if let Some(string) = rest.strip_prefix('"') {
+            rest = behind_string(string)?;
+            continue;
+        }
+        let end = rest.find(|c: char| !matches!(c, '-' | '+' | '.' | 'e' | 'E' | '0'..='9'));
+        let number = &rest[..end.unwrap_or(rest.len())];
+        let is_integer = number.trim_start_matches('-').bytes().all(|byte| byte.is_ascii_digit());
+        if is_integer && number.len() > 1 && number.parse::<i64>().is_err() && number.parse::<u64>().is_err()
+        {
+            return Some(number);
+        }
+        rest = &rest[number.len()..];
+    }
+}
+
+/// What follows the string that has just begun.
+fn behind_string(text: &str) -> Option<&str> {
+    let mut escaped = false;
+    let end = text.bytes().position(|byte| {
+        let is_end = byte == b'"' && !escaped;
+        escaped = byte == b'\\' && !escaped;
+        is_end
+    })?;
+    Some(&text[end + 1..])
 }
 
 /// Any JSON, with each key once and no deeper than can be stored.
@@ -148,11 +187,35 @@ mod tests {
             (r#"{"a":1,"a":1}"#, "twice"),
             (r#"{"x":{"b":1,"\u0062":2}}"#, "twice"),
             (r#"{"a":1e131071}"#, "out of range"),
+            (r#"{"a":18446744073709551616}"#, "18446744073709551616 is too large"),
+            (r#"{"a":[-9223372036854775809]}"#, "-9223372036854775809 is too large"),
             (r#"{"a":"\ud800"}"#, "not valid JSON"),
         ] {
             let told = parse(text).unwrap_err();
             assert!(told.contains(words), "{text}: {told}");
         }
+    }
+
+    #[test]
+    fn numbers_are_handed_on_as_they_are_or_not_at_all() {
+        for (text, number) in [
+            ("18446744073709551615", "18446744073709551615"),
+            ("-9223372036854775808", "-9223372036854775808"),
+            ("9007199254740993", "9007199254740993"),
+            ("1.10", "1.1"),
+            ("-0", "-0.0"),
+            ("1e20", "1e+20"),
+            ("\"36893488147419103233\"", "\"36893488147419103233\""),
+            ("\"\\\"99999999999999999999\"", "\"\\\"99999999999999999999\""),
+        ] {
+            assert_eq!(parse(&format!("{{\"n\":{text}}}")).unwrap()["n"].to_string(), number);
+        }
+        let bombs = |number: &str| format!("{{\"n\":[{}0]}}", format!("{number},").repeat(1000));
+        for bomb in ["1e131071", &"9".repeat(200)] {
+            assert!(parse(&bombs(bomb)).unwrap_err().len() < 200);
+        }
+        let small = bombs("1e308");
+        assert!(parse(&small).unwrap().to_string().len() <= 2 * small.len(), "none of them unfolds");
     }
 
     #[test]

@@ -1,0 +1,304 @@
+//! Attempts on SQLite, with models and tools that a configuration cannot describe.
+
+use std::{sync::Arc, time::Duration};
+
+use async_trait::async_trait;
+use futures::{StreamExt, stream};
+use longhaul_shared::{
+    bus::{Bus, in_process::InProcessBus},
+    config::LimitsConfig,
+    domain::{
+        ids::{WorkerId, WorkspaceId},
+        message::Part,
+        run::{Limits, Run, Trigger},
+        step::FinishReason,
+        tool::{CallState, Effect, LateResult, ToolCall, ToolSpec},
+        transition::{Reason, RunStatus},
+    },
+    queue::{Holdings, Leased},
+    store::{IfBusy, NewRun, NewWorker, SharedStore, StopRequest, sqlite},
+};
+use serde_json::{Value, json};
+use tempfile::TempDir;
+use tokio::{
+    sync::{Notify, Semaphore},
+    time::timeout,
+};
+use tokio_util::{sync::CancellationToken, task::TaskTracker};
+
+use super::{attempt::Attempts, late::Late};
+use crate::{
+    agents::{Agent, Agents},
+    provider::{CallDelta, Model, ModelError, ModelEvent, ModelRequest, ModelStream},
+    recorder::{Coalesce, Recorder},
+    tools::{Registry, Tool, ToolContext, ToolOutcome},
+};
+
+const PATIENCE: Duration = Duration::from_secs(20);
+
+/// Says these events at every call.
+struct Says(Vec<ModelEvent>);
+
+#[async_trait]
+impl Model for Says {
+    async fn stream(&self, _: ModelRequest) -> Result<ModelStream, ModelError> {
+        let events: Vec<_> = self.0.iter().cloned().map(Ok).collect();
+        Ok(stream::iter(events).boxed())
+    }
+}
+
+struct Panics;
+
+#[async_trait]
+impl Model for Panics {
+    async fn stream(&self, _: ModelRequest) -> Result<ModelStream, ModelError> {
+        panic!("on purpose")
+    }
+}
+
+/// Answers when it is told to.
+struct Slow {
+    spec: ToolSpec,
+    asked: Notify,
+    answer: Notify,
+}
+
+impl Slow {
+    fn new(effect: Effect) -> Arc<Self> {
+        let (name, description) = (effect.as_str().to_owned(), String::new());
+        let spec = ToolSpec { name, description, parameters: json!({"type": "object"}), effect };
+        Arc::new(Self { spec, asked: Notify::new(), answer: Notify::new() })
+    }
+}
+
+#[async_trait]
+impl Tool for Slow {
+    fn spec(&self) -> &ToolSpec {
+        &self.spec
+    }
+
+    async fn call(&self, _: &Value, _: &ToolContext) -> ToolOutcome {
+        self.asked.notify_one();
+        self.answer.notified().await;
+        ToolOutcome::Succeeded("at last".to_owned())
+    }
+}
+
+fn answer(text: &str) -> Vec<ModelEvent> {
+    vec![ModelEvent::Text(text.to_owned()), ModelEvent::Finish(FinishReason::Stop)]
+}
+
+fn calls(names: &[&str]) -> Vec<ModelEvent> {
+    let call = |(index, name): (u32, &&str)| {
+        let (id, name) = (None, Some((*name).to_owned()));
+        ModelEvent::ToolCall(CallDelta { index, id, name, arguments: "{}".to_owned() })
+    };
+    (0..).zip(names).map(call).chain([ModelEvent::Finish(FinishReason::ToolCalls)]).collect()
+}
+
+/// An agent's name, its model and its tools.
+type Parts = (&'static str, Arc<dyn Model>, Vec<Arc<dyn Tool>>);
+
+/// One worker's parts, without its tasks.
+struct Bench {
+    store: SharedStore,
+    workspace: WorkspaceId,
+    worker: WorkerId,
+    holdings: Arc<Holdings>,
+    attempts: Arc<Attempts>,
+    _dir: TempDir,
+}
+
+impl Bench {
+    async fn new(agents: Vec<Parts>, limits: LimitsConfig) -> Self {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("test.db");
+        let store: SharedStore = Arc::new(sqlite::SqlStore::open(&sqlite::Options::new(path)).unwrap());
+        store.migrate().await.unwrap();
+        let workspace = store.ensure_workspace("default").await.unwrap();
+        let worker = WorkerId::generate();
+        let row = NewWorker {
+            id: worker,
+            host: "h".into(),
+            version: "0".into(),
+            slots: 9,
+            lease_ms: 60_000,
+            presence: None,
+        };
+        store.register_worker(&row).await.unwrap();
+        let holdings = Arc::new(Holdings::default());
+        holdings.begin(worker);
+        let bus: Arc<dyn Bus> = Arc::new(InProcessBus::new());
+        let coalesce = Coalesce { time: Duration::ZERO, bytes: 1 };
+        let (recorder, recording) = Recorder::new(store.clone(), bus.clone(), coalesce);
+        tokio::spawn(recording);
+        let agents = agents.into_iter().map(|(name, model, tools)| {
+            let mut registry = Registry::new();
+            for tool in tools {
+                registry.add(tool).unwrap();
+            }
+            Agent {
+                name: name.to_owned(),
+                model,
+                model_name: "m".to_owned(),
+                instructions: String::new(),
+                temperature: None,
+                tools: registry,
+            }
+        });
+        let hard_stop = CancellationToken::new();
+        let attempts = Arc::new(Attempts {
+            store: store.clone(),
+            bus,
+            recorder,
+            agents: Agents::of(agents),
+            limits,
+            late: Late { store: store.clone(), tasks: TaskTracker::new(), hard_stop: hard_stop.clone() },
+            hand_backs: Semaphore::new(2),
+            drain: CancellationToken::new(),
+            hard_stop,
+        });
+        Self { store, workspace, worker, holdings, attempts, _dir: dir }
+    }
+
+    async fn submit(&self, agent: &str) -> Run {
+        let new = NewRun {
+            workspace_id: self.workspace,
+            chat_id: None,
+            client_message_id: None,
+            agent: agent.to_owned(),
+            input: vec![Part::Text { text: "hello".to_owned() }],
+            if_busy: IfBusy::Reject,
+            start: None,
+            trigger: Trigger::User,
+            created_by: None,
+            limits: Limits::default(),
+            tags: vec![],
+            metadata: json!({}),
+            traceparent: None,
+            queue: "default".to_owned(),
+            priority: 0,
+            idempotency: None,
+        };
+        self.store.admit(new).await.unwrap().run
+    }
+
+    /// Everything that waits, taken by this worker.
+    async fn claim(&self) -> Vec<Leased> {
+        let slots = Arc::new(Semaphore::new(9));
+        let claims = self.store.claim(self.worker, &["default".to_owned()], 9).await.unwrap();
+        claims
+            .into_iter()
+            .map(|(claim, _)| self.holdings.add(claim, slots.clone().try_acquire_owned().unwrap()))
+            .collect()
+    }
+
+    async fn work(&self, leased: Leased) {
+        timeout(PATIENCE, self.attempts.work(leased)).await.expect("an attempt ends");
+    }
+
+    async fn now(&self, run: &Run) -> Run {
+        self.store.run(self.workspace, run.id).await.unwrap()
+    }
+
+    async fn calls(&self, run: &Run) -> Vec<ToolCall> {
+        self.store.records(self.workspace, &[run.id]).await.unwrap().remove(0).calls
+    }
+}
+
+fn limits() -> LimitsConfig {
+    LimitsConfig::default()
+}
+
+#[tokio::test]
+async fn a_panic_ends_the_attempt_that_it_happens_in_and_no_other() {
+    let bench = Bench::new(
+        vec![("panics", Arc::new(Panics), vec![]), ("works", Arc::new(Says(answer("Hello"))), vec![])],
+        limits(),
+    )
+    .await;
+    let (bad, good) = (bench.submit("panics").await, bench.submit("works").await);
+    futures::future::join_all(bench.claim().await.into_iter().map(|leased| bench.work(leased))).await;
+    assert_eq!(bench.now(&good).await.status, RunStatus::Succeeded);
+    let broken = bench.now(&bad).await;
+    assert_eq!((broken.status, broken.worker_id), (RunStatus::Pending, None), "it is handed back");
+    assert!(bench.holdings.is_empty(), "its slot is free");
+}
+
+#[tokio::test]
+async fn what_was_sent_before_a_stop_is_followed_and_what_only_reads_is_dropped() {
+    let (once, idempotent, read) =
+        (Slow::new(Effect::Once), Slow::new(Effect::Idempotent), Slow::new(Effect::Read));
+    let tools: Vec<Arc<dyn Tool>> = vec![once.clone(), idempotent.clone(), read.clone()];
+    let model = Says(calls(&["once", "idempotent", "read"]));
+    let bench = Bench::new(vec![("a", Arc::new(model), tools)], limits()).await;
+    let run = bench.submit("a").await;
+    let leased = bench.claim().await.remove(0);
+    let orders = leased.orders.clone();
+    let stop = async {
+        for tool in [&once, &idempotent, &read] {
+            timeout(PATIENCE, tool.asked.notified()).await.unwrap();
+        }
+        let wish = StopRequest { run_id: run.id, reason: Reason::Stop, requested_at: 1 };
+        orders.request_stop(wish);
+    };
+    tokio::join!(bench.work(leased), stop);
+    assert_eq!(bench.now(&run).await.reason, Some(Reason::Stop), "it did not wait for the tools");
+    for tool in [&once, &idempotent, &read] {
+        tool.answer.notify_one();
+    }
+    bench.attempts.late.tasks.close();
+    timeout(PATIENCE, bench.attempts.late.tasks.wait()).await.unwrap();
+    let calls = bench.calls(&run).await;
+    let states: Vec<_> = calls.iter().map(|call| call.state).collect();
+    assert_eq!(states, [CallState::Unknown, CallState::Cancelled, CallState::Cancelled]);
+    let late: Vec<_> = calls.iter().map(|call| call.late.as_ref()).collect();
+    let at_last = |late: &LateResult| late.output.as_deref() == Some("at last");
+    assert!(late[0].is_some_and(at_last) && late[1].is_some_and(at_last) && late[2].is_none(), "{late:?}");
+}
+
+#[tokio::test]
+async fn late_answers_are_given_up_when_the_drain_time_is_over() {
+    let once = Slow::new(Effect::Once);
+    let model = Says(calls(&["once"]));
+    let bench = Bench::new(vec![("a", Arc::new(model), vec![once.clone()])], limits()).await;
+    let run = bench.submit("a").await;
+    let leased = bench.claim().await.remove(0);
+    let orders = leased.orders.clone();
+    let stop = async {
+        timeout(PATIENCE, once.asked.notified()).await.unwrap();
+        orders.request_stop(StopRequest { run_id: run.id, reason: Reason::Stop, requested_at: 1 });
+    };
+    tokio::join!(bench.work(leased), stop);
+    let late = &bench.attempts.late;
+    late.tasks.close();
+    assert!(timeout(Duration::from_millis(50), late.tasks.wait()).await.is_err(), "a drain waits");
+    late.hard_stop.cancel();
+    timeout(PATIENCE, late.tasks.wait()).await.unwrap();
+    assert!(bench.calls(&run).await[0].late.is_none());
+}
+
+#[tokio::test]
+async fn each_limit_says_that_it_was_the_one() {
+    let many = vec!["read"; 4];
+    let endless = answer(&"I will try again. ".repeat(500));
+    let limits = LimitsConfig { max_calls_per_step: 3, ..limits() };
+    let agents: Vec<Parts> = vec![
+        ("calls", Arc::new(Says(calls(&many))), vec![Slow::new(Effect::Read)]),
+        ("loops", Arc::new(Says(endless)), vec![]),
+        ("repeats", Arc::new(Says(calls(&["nobody"]))), vec![]),
+    ];
+    let bench = Bench::new(agents, limits).await;
+    for (agent, reason, words, steps) in [
+        ("calls", Reason::CallLimit, "more than 3 tool calls", 0),
+        ("loops", Reason::Loop, "again", 1),
+        ("repeats", Reason::Loop, "`nobody` 10 times in a row", 10),
+    ] {
+        let run = bench.submit(agent).await;
+        bench.work(bench.claim().await.remove(0)).await;
+        let ended = bench.now(&run).await;
+        assert_eq!((ended.status, ended.reason, ended.step_count), (RunStatus::Failed, Some(reason), steps));
+        let told = ended.error.unwrap().message;
+        assert!(told.contains(words), "{agent}: {told}");
+    }
+}
