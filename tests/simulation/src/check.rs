@@ -4,9 +4,10 @@ use std::collections::BTreeMap;
 
 use longhaul_shared::{
     domain::{
-        event::{Event, EventData, ReleaseReason},
+        event::{Event, EventData, ReleaseReason, StopStage},
         ids::{ChatId, Epoch, RunId, Seq, WorkerId},
         replay::Replay,
+        retry::SUSPECT_CRASHES,
         run::Run,
         step::{FinishReason, Step, output_text},
         tool::{CallState, Effect, ToolCall},
@@ -60,11 +61,15 @@ impl World {
                     steps: vec![],
                     calls: BTreeMap::new(),
                 });
-                let line = known.compare(rows, row, &mut found, &mut self.coverage);
+                let line = known.compare(rows, row, name, &mut found, &mut self.coverage);
                 lines.extend(line.map(|line| format!("p{process} {name}: run{place} {line}")));
                 for why in found.iter_mut().filter(|why| why.starts_with(": ")) {
                     *why = format!("run{place}{why} (by {name} of p{process})");
                 }
+            }
+            check_suspects(rows, &mut found);
+            for worker in self.proven_dead.iter().filter(|worker| rows.is_alive(**worker)) {
+                found.push(format!("the lease of {worker}, which was proven dead, is alive"));
             }
             (found, lines)
         });
@@ -92,6 +97,7 @@ impl World {
             check_log(&run, &events, &mut say);
             check_story(&run, &steps, &calls, &events, &mut say);
             check_reason(&run, &events, &mut say);
+            check_stop(&run, &events, &mut say);
             for step in &steps {
                 check_text(step, &mut say);
             }
@@ -99,8 +105,18 @@ impl World {
                 let done = self.ledger.0.get(&(run_id, call.step, call.call));
                 let times = done.map_or(0, |done| done.times);
                 check_outcome(call, times, &events, &mut say);
+                let taken = self.late.get(&(run_id, call.step, call.call)).copied();
+                check_late(call, taken, times, &mut say);
             }
             count(&run, &calls, &events, &mut self.coverage);
+        }
+        for key in &self.noted {
+            let runs = origins.get(key).into_iter().flatten();
+            for run in runs.filter_map(|id| self.store.rows(|rows| rows.runs.get(id).cloned())) {
+                if run.run.reason != Some(Reason::Stop) || run.run.attempts > 0 {
+                    found.push(format!("op{key} came behind its stop and was begun"));
+                }
+            }
         }
         for op in &self.ops {
             match &op.want {
@@ -145,6 +161,7 @@ impl Known {
         &mut self,
         rows: &State,
         row: &RunRow,
+        by: &str,
         found: &mut Vec<String>,
         coverage: &mut Coverage,
     ) -> Option<String> {
@@ -154,12 +171,13 @@ impl Known {
         if !is_new && log.len() == self.rows && run.status == self.status {
             return None;
         }
-        if self.status.is_terminal() && (log.len() != self.rows || run.reason != self.reason) {
+        if !is_new && self.status.is_terminal() && (log.len() != self.rows || run.reason != self.reason) {
             found.push(format!(": it was over ({}) and changed", self.status));
         }
         if run.status != self.status && !self.status.may_become(run.status) {
             found.push(format!(": from {} to {}", self.status, run.status));
         }
+        let epoch = self.epoch;
         let mut kinds = String::new();
         for new in &log[self.rows.min(log.len())..] {
             if new.segment.first != self.last + 1 || !new.segment.is_consistent() {
@@ -187,6 +205,15 @@ impl Known {
                         ReleaseReason::Broken => coverage.broken_attempts += 1,
                     }
                 }
+            }
+        }
+        let is_ended = run.status.is_terminal() && self.status == RunStatus::Running;
+        let holder_lives = self.holder.is_some_and(|holder| rows.is_alive(holder));
+        // Its holder ends it under its own epoch, or by giving it back.
+        if is_ended && holder_lives && self.epoch > epoch && !matches!(by, "hand_back" | "disown") {
+            coverage.stops_carried_out += 1;
+            if run.stop_requested_at.is_none_or(|at| at > rows.now - rows.stop_grace_ms) {
+                found.push(": it was ended over the head of a worker that is alive".to_owned());
             }
         }
         let steps = rows.steps.get(&run.id).map_or(&[][..], |steps| &steps[..]);
@@ -280,13 +307,45 @@ fn check_reason(run: &Run, events: &[Event], say: &mut impl FnMut(String)) {
     let count = |kind: &str| events.iter().filter(|event| event.kind == kind).count();
     let is_due = match run.reason {
         Some(Reason::Done) => true,
-        Some(Reason::Stop | Reason::ChatDeleted) => run.status == RunStatus::Aborted,
+        Some(Reason::Stop | Reason::ChatDeleted | Reason::Superseded) => run.status == RunStatus::Aborted,
         Some(Reason::Provider) => count("step.restarted") >= 3,
         Some(Reason::CrashLimit) => count("run.released") >= 3,
         _ => false,
     };
     if !is_due {
         say(format!("it ended for {:?}: {:?}", run.reason, run.error));
+    }
+}
+
+/// The stages of a stop stand in front of the end that they lead to, and nowhere else.
+fn check_stop(run: &Run, events: &[Event], say: &mut impl FnMut(String)) {
+    let stages = events.iter().filter_map(|event| match event.data() {
+        Some(EventData::RunStopping { stage, requested_at }) => Some((stage, requested_at)),
+        _ => None,
+    });
+    let stages: Vec<_> = stages.collect();
+    let requested = (StopStage::Requested, run.stop_requested_at);
+    let is_right = if run.reason.is_some_and(Reason::is_ordered) {
+        stages == [requested] || stages == [requested, (StopStage::Delivered, None)]
+    } else {
+        stages.is_empty()
+    };
+    if !is_right || (run.reason.is_some_and(Reason::is_ordered) && run.stop_requested_at.is_none()) {
+        say(format!("it ended for {:?}, and of its stop the log says {stages:?}", run.reason));
+    }
+}
+
+/// Of the runs that may have killed their workers a worker holds one at a time.
+fn check_suspects(rows: &State, found: &mut Vec<String>) {
+    let mut holders: Vec<WorkerId> = vec![];
+    for (run_id, job) in rows.jobs.iter().filter(|(_, job)| job.crashes >= SUSPECT_CRASHES) {
+        let is_suspect = rows.runs.get(run_id).is_some_and(|row| row.run.step_count == job.crash_step);
+        if let Some(holder) = job.worker_id.filter(|_| is_suspect) {
+            if holders.contains(&holder) {
+                found.push(format!("{holder} holds two runs that may have killed their workers"));
+            }
+            holders.push(holder);
+        }
     }
 }
 
@@ -322,6 +381,26 @@ fn check_outcome(call: &ToolCall, times: u64, events: &[Event], say: &mut impl F
     if call.state == CallState::Succeeded && times == 0 {
         say(format!("{name} had no effect"));
     }
+    if call.state == CallState::Failed && call.effect == Effect::Once && times > 0 {
+        say(format!("{name} had an effect: {:?}", call.error));
+    }
+}
+
+/// A late answer stands beside a state without one, is the first that was taken, and is true.
+fn check_late(call: &ToolCall, taken: Option<CallState>, times: u64, say: &mut impl FnMut(String)) {
+    let late = call.late.as_ref().map(|late| late.state);
+    let is_true = match late {
+        None => true,
+        Some(CallState::Succeeded) => times > 0,
+        Some(_) => times == 0 || call.effect != Effect::Once,
+    };
+    let fits = late.is_none() || matches!(call.state, CallState::Unknown | CallState::Cancelled);
+    if late != taken || !is_true || !fits {
+        say(format!(
+            "call {}:{} ({}) was answered late: {late:?}, {taken:?}",
+            call.step, call.call, call.state
+        ));
+    }
 }
 
 fn count(run: &Run, calls: &[ToolCall], events: &[Event], coverage: &mut Coverage) {
@@ -329,12 +408,17 @@ fn count(run: &Run, calls: &[ToolCall], events: &[Event], coverage: &mut Coverag
     match run.reason {
         Some(Reason::Done) => coverage.ended_done += 1,
         Some(Reason::Stop) => coverage.ended_stop += 1,
+        Some(Reason::Superseded) => coverage.ended_superseded += 1,
         Some(Reason::ChatDeleted) => coverage.ended_chat_deleted += 1,
         Some(Reason::Provider) => coverage.ended_provider += 1,
         Some(Reason::CrashLimit) => coverage.ended_crash_limit += 1,
         _ => {}
     }
     for event in events {
+        coverage.stops_delivered += u64::from(
+            event.kind == "run.stopping"
+                && matches!(event.data(), Some(EventData::RunStopping { stage: StopStage::Delivered, .. })),
+        );
         coverage.steps_restarted += u64::from(event.kind == "step.restarted");
         coverage.steps_interrupted += u64::from(
             event.kind == "step.finished"

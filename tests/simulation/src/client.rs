@@ -8,10 +8,10 @@ use longhaul_shared::{
     bus::Bus,
     domain::{
         ids::{ChatId, RunId, Seq},
-        run::Trigger,
+        run::{Run, Trigger},
     },
     store::{
-        IfBusy, LogCursor, StoreError,
+        IfBusy, KeyName, KeyStop, LogCursor, StoreError,
         admission::{IdempotencyKey, StartAt},
         memory::MemoryStore,
     },
@@ -29,6 +29,8 @@ use crate::{
 pub const FIRST_EPILOGUE: u32 = 1_000_000;
 
 pub const AGENT: &str = "sim";
+const CALLER: &str = "client";
+const ROUTE: &str = "runs";
 
 /// Something that a client wants done.
 pub struct Op {
@@ -52,6 +54,7 @@ pub enum Progress {
 pub enum Want {
     Submit(Message),
     Stop { run: RunId },
+    StopKey { key: u32 },
     Delete { chat: ChatId },
     Watch { run: RunId, after: Seq, seen: Vec<(Seq, String)>, from: Seq },
 }
@@ -61,7 +64,7 @@ pub struct Message {
     pub chat: Option<ChatId>,
     pub key: Option<u32>,
     pub message_id: Option<u32>,
-    pub enqueue: bool,
+    pub if_busy: IfBusy,
     pub delay: Option<u64>,
 }
 
@@ -72,7 +75,7 @@ impl Op {
             Want::Submit(message) => {
                 message.key.or(message.message_id).is_some() || self.id >= FIRST_EPILOGUE
             }
-            Want::Stop { .. } | Want::Delete { .. } | Want::Watch { .. } => true,
+            Want::Stop { .. } | Want::StopKey { .. } | Want::Delete { .. } | Want::Watch { .. } => true,
         }
     }
 
@@ -106,6 +109,7 @@ impl Api {
         match want {
             Want::Submit(message) => self.submit(place, message).await,
             Want::Stop { run } => self.stop(place, run).await,
+            Want::StopKey { key } => self.stop_by_key(place, key).await,
             Want::Delete { chat } => self.delete(place, chat).await,
             Want::Watch { run, after, .. } => self.watch(place, run, after).await,
         }
@@ -124,7 +128,7 @@ impl Api {
                 agent: Some(AGENT.to_owned()),
                 input: Input::Text(format!("message {origin}")),
                 expect_run_id: None,
-                if_busy: if message.enqueue { IfBusy::Enqueue } else { IfBusy::Reject },
+                if_busy: message.if_busy,
                 start: message.delay.map(|delay| StartAt::In(delay as i64)),
                 trigger: Trigger::User,
                 created_by: None,
@@ -133,9 +137,9 @@ impl Api {
                 metadata: Value::Null,
                 traceparent: None,
                 idempotency: message.key.map(|key| IdempotencyKey {
-                    key: format!("key {key}"),
-                    caller: "client".to_owned(),
-                    route: "runs",
+                    key: name_of_key(key),
+                    caller: CALLER.to_owned(),
+                    route: ROUTE,
                     fingerprint: key.to_be_bytes().to_vec(),
                 }),
             };
@@ -143,6 +147,7 @@ impl Api {
             let is_done = match answer {
                 Ok(admitted) => with(|world| {
                     world.coverage.submissions_repeated += u64::from(admitted.replayed);
+                    world.coverage.submissions_over_at_once += u64::from(admitted.status.is_terminal());
                     world.coverage.submissions_queued += u64::from(admitted.position.is_some());
                     world.coverage.submissions_scheduled += u64::from(admitted.run.run_at.is_some());
                     let name = world.name_of(admitted.run.id);
@@ -164,6 +169,7 @@ impl Api {
                     !is_repeatable
                 }),
                 Err(SubmitError::KeyInFlight) => false,
+                Err(SubmitError::SupersedeTimeout { .. }) => !is_repeatable,
                 Err(error) => with(|world| {
                     world.violate(format!("op{origin} is refused: {error}"));
                     true
@@ -181,26 +187,41 @@ impl Api {
         loop {
             match admission::stop(&*self.store, &*self.bus, workspace, run).await {
                 Ok(run) => {
-                    with(|world| {
-                        let name = world.name_of(run.id);
-                        world.note(|| format!("the stop of {name} is answered: {}", run.status));
-                        let coverage = &mut world.coverage;
-                        if !run.status.is_terminal() {
-                            coverage.stops_requested += 1;
-                            if run.stop_requested_at.is_none() {
-                                world.violate(format!("the stop of {name} is neither done nor requested"));
-                            }
-                        } else if run.started_at.is_none() {
-                            coverage.stops_of_idle_runs += 1;
-                        } else {
-                            coverage.stops_too_late += 1;
-                        }
-                    });
+                    with(|world| world.stop_is_answered(&run));
                     return finish(place);
                 }
                 Err(error) if error.is_transient() => sleep(Duration::from_millis(20)).await,
                 Err(error) => {
                     with(|world| world.violate(format!("a stop is refused: {error}")));
+                    return finish(place);
+                }
+            }
+        }
+    }
+
+    async fn stop_by_key(&self, place: usize, key: u32) {
+        let (workspace, name) = (with(|world| world.workspace), name_of_key(key));
+        let key_name = KeyName { key: &name, caller: CALLER, route: ROUTE };
+        loop {
+            match admission::stop_by_key(&*self.store, &*self.bus, workspace, key_name).await {
+                Ok(KeyStop::Known(outcome)) => {
+                    with(|world| {
+                        world.coverage.stops_by_key_known += 1;
+                        world.stop_is_answered(outcome.run());
+                    });
+                    return finish(place);
+                }
+                Ok(KeyStop::Noted { .. }) => {
+                    with(|world| {
+                        world.coverage.stops_by_key_noted += 1;
+                        world.note(|| format!("the stop of op{key} is noted"));
+                        world.noted.push(key);
+                    });
+                    return finish(place);
+                }
+                Err(error) if error.is_transient() => sleep(Duration::from_millis(20)).await,
+                Err(error) => {
+                    with(|world| world.violate(format!("a stop by key is refused: {error}")));
                     return finish(place);
                 }
             }
@@ -263,7 +284,26 @@ fn finish(place: usize) {
     });
 }
 
+fn name_of_key(key: u32) -> String {
+    format!("key {key}")
+}
+
 impl World {
+    fn stop_is_answered(&mut self, run: &Run) {
+        let name = self.name_of(run.id);
+        self.note(|| format!("the stop of {name} is answered: {}", run.status));
+        if !run.status.is_terminal() {
+            self.coverage.stops_requested += 1;
+            if run.stop_requested_at.is_none() {
+                self.violate(format!("the stop of {name} is neither done nor requested"));
+            }
+        } else if run.started_at.is_none() {
+            self.coverage.stops_of_idle_runs += 1;
+        } else {
+            self.coverage.stops_too_late += 1;
+        }
+    }
+
     /// A watcher sees these events. They must be in the log already, for what is seen can never be taken back.
     fn see(&mut self, place: usize, run_id: RunId, events: Vec<(Seq, String)>) {
         self.activity += 1;

@@ -11,6 +11,7 @@ use longhaul_shared::{
         event::{ReleaseReason, Segment},
         ids::{ChatId, KeyId, MessageId, Millis, RunId, Seq, WorkerId, WorkspaceId},
         message::Message,
+        retry::SUSPECT_CRASHES,
         run::{BlockedBy, Claim, Run},
         tool::{LateResult, ToolCall},
     },
@@ -290,7 +291,21 @@ impl Log for Connection {
     }
     async fn record_late(&self, workspace: WorkspaceId, call: &ToolCall, late: &LateResult) -> Result<bool> {
         let (call, late) = (call.clone(), late.clone());
-        self.call("record_late", move |store| at_once(store.record_late(workspace, &call, &late))).await?
+        self.call("record_late", move |store| {
+            let recorded = at_once(store.record_late(workspace, &call, &late));
+            with(|world| match recorded {
+                Ok(true) => {
+                    world.coverage.late_answers += 1;
+                    let place = (call.run_id, call.step, call.call);
+                    if world.late.insert(place, late.state).is_some() {
+                        world.violate(format!("a second late answer to {}:{}", call.step, call.call));
+                    }
+                }
+                _ => world.coverage.late_answers_refused += 1,
+            });
+            recorded
+        })
+        .await?
     }
 }
 
@@ -309,7 +324,23 @@ impl LogReader for Connection {
 impl Jobs for Connection {
     async fn claim(&self, worker: WorkerId, queues: &[String], limit: u32) -> Result<Vec<(Claim, Segment)>> {
         let queues = queues.to_vec();
-        self.call("claim", move |store| at_once(store.claim(worker, &queues, limit))).await?
+        self.call("claim", move |store| {
+            let claims = at_once(store.claim(worker, &queues, limit));
+            let is_full = claims.as_ref().map_or(0, Vec::len) == limit as usize;
+            let (taken, left) = store.rows(|rows| {
+                let suspects = || rows.jobs.iter().filter(|(_, job)| job.crashes >= SUSPECT_CRASHES);
+                let is_taken = |run: &RunId| claims.iter().flatten().any(|(claim, _)| claim.run.id == *run);
+                let taken = suspects().filter(|(run, _)| is_taken(run)).count();
+                let due = suspects().filter(|(_, job)| job.worker_id.is_none() && job.run_at <= rows.now);
+                (taken, if is_full || !rows.is_alive(worker) { 0 } else { due.count() })
+            });
+            with(|world| {
+                world.coverage.suspects_claimed += taken as u64;
+                world.coverage.suspects_left_waiting += left as u64;
+            });
+            claims
+        })
+        .await?
     }
     async fn hand_back(
         &self,
@@ -375,7 +406,15 @@ impl Workers for Connection {
         remote!(self, retire_worker(worker))
     }
     async fn expire_worker(&self, worker: WorkerId) -> Result<bool> {
-        remote!(self, expire_worker(worker))
+        self.call("expire_worker", move |store| {
+            let is_news = at_once(store.expire_worker(worker));
+            with(|world| {
+                world.coverage.deaths_proven += u64::from(matches!(is_news, Ok(true)));
+                world.proven_dead.push(worker);
+            });
+            is_news
+        })
+        .await?
     }
     async fn live_peers(&self) -> Result<Vec<Peer>> {
         local!(live_peers())

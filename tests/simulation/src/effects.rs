@@ -3,30 +3,55 @@
 use std::{collections::BTreeMap, sync::Arc, time::Duration};
 
 use async_trait::async_trait;
-use longhaul_shared::domain::{
-    ids::RunId,
-    tool::{Effect, ToolSpec, idempotency_key},
+use longhaul_shared::{
+    domain::{
+        ids::RunId,
+        tool::{Effect, ToolSpec, idempotency_key},
+    },
+    store::memory::MemoryStore,
 };
 use longhaul_worker::tools::{Registry, Tool, ToolContext, ToolOutcome};
 use serde_json::{Value, json};
-use tokio::time::sleep;
+use tokio::{
+    sync::oneshot,
+    time::{Instant, sleep},
+};
 
 use crate::{
     client::op_of,
-    world::{World, with},
+    world::{Request, World, with},
 };
 
-pub const TOOLS: [(&str, Effect); 3] =
-    [("look", Effect::Read), ("set", Effect::Idempotent), ("pay", Effect::Once)];
+pub const TOOLS: [(&str, Effect); 4] =
+    [("look", Effect::Read), ("set", Effect::Idempotent), ("pay", Effect::Once), (ORDER, Effect::Once)];
+/// The tool that can tell what became of a call.
+const ORDER: &str = "order";
+const ASK_AGAIN: Duration = Duration::from_millis(15);
+
+type Key = (RunId, u32, u32);
 
 /// What was done under each idempotency key.
 #[derive(Default)]
-pub struct Ledger(pub BTreeMap<(RunId, u32, u32), Done>);
+pub struct Ledger(pub BTreeMap<Key, Done>);
 
-#[derive(Clone, Debug)]
+#[derive(Clone, Debug, Default)]
 pub struct Done {
     pub times: u64,
-    arguments: Value,
+    arguments: Option<Value>,
+    has_failed: bool,
+    /// It was told not to have arrived, and must not any more.
+    is_closed: bool,
+    asked: u64,
+}
+
+/// What a tool says of a call whose answer was not seen.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Told {
+    Succeeded,
+    Failed,
+    NotReceived,
+    Pending,
+    Nonsense,
 }
 
 struct SimTool(ToolSpec);
@@ -49,14 +74,57 @@ impl Tool for SimTool {
     }
 
     async fn call(&self, arguments: &Value, cx: &ToolContext) -> ToolOutcome {
-        let (before, after, outcome) = with(|world| world.begin_effect(self.0.effect, cx));
-        sleep(Duration::from_millis(before)).await;
-        if !matches!(outcome, ToolOutcome::Failed(_)) {
-            with(|world| world.effect(self.0.effect, arguments, cx));
-        }
-        sleep(Duration::from_millis(after)).await;
-        outcome
+        cx.validity.held().await;
+        let (effect, arguments, key) = (self.0.effect, arguments.clone(), (cx.run_id, cx.step, cx.call));
+        let (there, back, outcome) = with(|world| world.begin_effect(effect, cx));
+        let (fails, idempotency_key) =
+            (matches!(outcome, ToolOutcome::Failed(ref why) if why == REFUSED), cx.idempotency_key.clone());
+        let is_accepted = send("a tool call", there, move |process, world| {
+            world.effect(process, effect, key, &idempotency_key, &arguments, fails)
+        });
+        let is_accepted = is_accepted.await;
+        sleep(Duration::from_millis(back)).await;
+        if is_accepted { outcome } else { ToolOutcome::Failed("this call is closed".to_owned()) }
     }
+
+    fn can_reconcile(&self) -> bool {
+        self.0.name == ORDER
+    }
+
+    async fn reconcile(&self, _: &Value, cx: &ToolContext) -> ToolOutcome {
+        let key = (cx.run_id, cx.step, cx.call);
+        let deadline = Instant::now() + cx.timeout;
+        loop {
+            let told = send("a tool question", 2, move |process, world| world.tell(process, key)).await;
+            match told {
+                Told::Succeeded => return ToolOutcome::Succeeded("it was done".to_owned()),
+                Told::Failed => return ToolOutcome::Failed(REFUSED.to_owned()),
+                Told::NotReceived => return ToolOutcome::Failed("it never arrived".to_owned()),
+                Told::Pending if Instant::now() < deadline => sleep(ASK_AGAIN).await,
+                Told::Pending | Told::Nonsense => return ToolOutcome::Unknown("nobody knows".to_owned()),
+            }
+        }
+    }
+}
+
+const REFUSED: &str = "it refused";
+
+/// Sends something to a tool. It may arrive long after its sender is gone.
+async fn send<T: Send + 'static>(
+    name: &'static str,
+    there: u64,
+    arrive: impl FnOnce(usize, &mut World) -> T + Send + 'static,
+) -> T {
+    let (reply, answer) = oneshot::channel();
+    with(|world| {
+        let process = world.current;
+        let apply = Box::new(move |_: &MemoryStore| {
+            // Fails when the sender is gone.
+            let _ = reply.send(with(|world| arrive(process, world)));
+        });
+        world.send(there, Request { process, name, is_orphan: false, apply });
+    });
+    answer.await.expect("what a process sends is lost only when the process is")
 }
 
 impl World {
@@ -70,7 +138,7 @@ impl World {
         let outcome = if self.is_healed || draw >= weather.failed_tool + weather.lost_effect {
             ToolOutcome::Succeeded(format!("did {}:{}", cx.step, cx.call))
         } else if draw < weather.failed_tool {
-            ToolOutcome::Failed("it refused".to_owned())
+            ToolOutcome::Failed(REFUSED.to_owned())
         } else {
             self.coverage.effects_lost_answer += 1;
             let text = "nobody answered".to_owned();
@@ -85,17 +153,56 @@ impl World {
         )
     }
 
-    fn effect(&mut self, effect: Effect, arguments: &Value, cx: &ToolContext) {
+    /// The tool is asked what became of a call.
+    fn tell(&mut self, process: usize, key: Key) -> Told {
         self.activity += 1;
-        let key = (cx.run_id, cx.step, cx.call);
-        let (process, name) = (self.current, format!("{} {}:{}", self.name_of(cx.run_id), cx.step, cx.call));
-        self.note(|| format!("p{process} {effect:?} effect of {name}"));
-        if cx.idempotency_key != idempotency_key(cx.run_id, cx.step, cx.call) {
-            self.violate(format!("the call {name} goes out as {}", cx.idempotency_key));
+        let (op, is_healed) = (op_of(&self.store, key.0), self.is_healed);
+        let done = self.ledger.0.entry(key).or_default();
+        done.asked += 1;
+        let asked = done.asked;
+        let draw = self.rng_of(&[5, u64::from(op), u64::from(key.1), u64::from(key.2), asked]).u8(0..8);
+        let done = self.ledger.0.entry(key).or_default();
+        let told = match draw {
+            0 if !is_healed => Told::Nonsense,
+            1 | 2 if !is_healed => Told::Pending,
+            _ if done.times > 0 => Told::Succeeded,
+            _ if done.has_failed => Told::Failed,
+            _ => {
+                done.is_closed = true;
+                Told::NotReceived
+            }
+        };
+        let coverage = &mut self.coverage;
+        match told {
+            Told::Succeeded => coverage.told_succeeded += 1,
+            Told::Failed => coverage.told_failed += 1,
+            Told::NotReceived => coverage.told_not_received += 1,
+            Told::Pending => coverage.told_pending += 1,
+            Told::Nonsense => coverage.told_nonsense += 1,
+        }
+        let name = self.name_of(key.0);
+        self.note(|| format!("p{process} is told of {name} {}:{}: {told:?}", key.1, key.2));
+        told
+    }
+
+    /// A call arrives; whether the tool accepts it.
+    fn effect(
+        &mut self,
+        process: usize,
+        effect: Effect,
+        key: Key,
+        idempotency: &str,
+        arguments: &Value,
+        fails: bool,
+    ) -> bool {
+        self.activity += 1;
+        let name = format!("{} {}:{}", self.name_of(key.0), key.1, key.2);
+        if idempotency != idempotency_key(key.0, key.1, key.2) {
+            self.violate(format!("the call {name} goes out as {idempotency}"));
         }
         let row = self.store.rows(|rows| {
-            let row = rows.calls.get(&cx.run_id).and_then(|calls| calls.get(&(cx.step, cx.call)));
-            let attempts = rows.runs.get(&cx.run_id).map_or(0, |row| row.run.attempts);
+            let row = rows.calls.get(&key.0).and_then(|calls| calls.get(&(key.1, key.2)));
+            let attempts = rows.runs.get(&key.0).map_or(0, |row| row.run.attempts);
             row.map(|row| (row.dispatched_at.is_some(), row.effect, attempts))
         });
         // What only reads needs no mark of having been sent.
@@ -104,12 +211,22 @@ impl World {
                 if known == effect && (is_dispatched || effect == Effect::Read) => {}
             row => self.violate(format!("an effect of {name} that was not recorded before: {row:?}")),
         }
-        let done =
-            self.ledger.0.entry(key).or_insert_with(|| Done { times: 0, arguments: arguments.clone() });
-        done.times += 1;
-        let (times, is_same) = (done.times, done.arguments == *arguments);
+        let done = self.ledger.0.entry(key).or_default();
+        let is_same = *done.arguments.get_or_insert_with(|| arguments.clone()) == *arguments;
+        if done.is_closed {
+            self.coverage.effects_refused += 1;
+            self.note(|| format!("the call {name} comes after it was told not to have"));
+            return false;
+        }
+        done.has_failed |= fails;
+        done.times += u64::from(!fails);
+        let times = done.times;
+        self.note(|| format!("p{process} {effect:?} effect of {name}, fails: {fails}"));
         if !is_same {
             self.violate(format!("the call {name} goes out again with other arguments"));
+        }
+        if fails {
+            return true;
         }
         let coverage = &mut self.coverage;
         match effect {
@@ -129,5 +246,6 @@ impl World {
                 "the call {name} went out {times} times, more often than its run was claimed"
             ));
         }
+        true
     }
 }

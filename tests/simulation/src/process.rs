@@ -13,10 +13,11 @@ use longhaul_shared::{
     admission,
     bus::{Bus, in_process::InProcessBus},
     config::{Config, LimitsConfig},
-    domain::event::ReleaseReason,
+    domain::{event::ReleaseReason, ids::WorkerId},
     queue::{Holdings, backend::LeasedBackend, claim::Claimer},
     store::{LogReader, SharedStore},
     tail::Tails,
+    telemetry::metrics::Proof,
 };
 use longhaul_worker::{
     agents::{Agent, Agents},
@@ -81,7 +82,7 @@ pub struct Process {
 
 enum Role {
     Api(Arc<Api>),
-    Worker { stop: CancellationToken, work: JoinHandle<()> },
+    Worker { stop: CancellationToken, work: JoinHandle<()>, store: SharedStore, bus: Arc<dyn Bus> },
 }
 
 impl Process {
@@ -108,8 +109,8 @@ impl Process {
             Role::Api(Arc::new(Api { store, bus, agents: ADMITTED.clone(), tails }))
         } else {
             let stop = CancellationToken::new();
-            let work = runtime.spawn(work(store, bus, slots, stop.clone()));
-            Role::Worker { stop, work }
+            let work = runtime.spawn(work(store.clone(), Arc::clone(&bus), slots, stop.clone()));
+            Role::Worker { stop, work, store, bus }
         };
         Self { runtime, begun, begun_at, frozen_until: None, role }
     }
@@ -136,6 +137,22 @@ impl Process {
         if let Role::Api(api) = &self.role {
             self.runtime.spawn(Arc::clone(api).perform(place));
         }
+    }
+
+    /// A worker has found that another one's process is gone, as `presence::watch` does.
+    pub fn look_after(&self, dead: WorkerId) {
+        let Role::Worker { store, bus, .. } = &self.role else { return };
+        let (store, bus) = (Arc::clone(store), Arc::clone(bus));
+        self.runtime.spawn(async move {
+            if store.expire_worker(dead).await.is_ok() {
+                // One that fails leaves it to the reaper.
+                let _ = reaper::take_over(&store, &*bus, Proof::Presence).await;
+            }
+        });
+    }
+
+    pub fn is_worker(&self) -> bool {
+        matches!(self.role, Role::Worker { .. })
     }
 
     pub fn drain(&self) {

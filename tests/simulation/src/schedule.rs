@@ -3,6 +3,7 @@
 use std::fmt;
 
 use fastrand::Rng;
+use longhaul_shared::store::IfBusy;
 
 /// Everything that befalls one simulated installation.
 #[derive(Clone, Debug)]
@@ -53,12 +54,16 @@ pub enum What {
         chat: Option<usize>,
         key: Option<u32>,
         message_id: Option<u32>,
-        enqueue: bool,
+        if_busy: IfBusy,
         delay: Option<u64>,
     },
     /// Somebody stops the newest run of the chat.
     Stop {
         chat: usize,
+    },
+    /// Somebody stops whatever was or will be submitted with that key.
+    StopKey {
+        key: u32,
     },
     Delete {
         chat: usize,
@@ -71,6 +76,8 @@ pub enum What {
     Disconnect,
     Crash {
         process: usize,
+        /// Another worker finds out before the lease runs out.
+        is_seen: bool,
     },
     Freeze {
         process: usize,
@@ -115,7 +122,10 @@ impl Schedule {
             let chat = rng.usize(0..chats);
             let what = match rng.u8(0..10) {
                 0..4 => What::Watch { chat },
-                4..7 => What::Stop { chat },
+                4..7 => {
+                    schedule.stop(at, chat, &mut rng);
+                    continue;
+                }
                 7 => What::Delete { chat },
                 _ => What::Disconnect,
             };
@@ -126,7 +136,7 @@ impl Schedule {
             // The first process serves clients, the others work.
             let process = if rng.u8(0..6) == 0 { 0 } else { rng.usize(1..=workers) };
             let what = match rng.u8(0..12) {
-                0..5 => What::Crash { process },
+                0..5 => What::Crash { process, is_seen: rng.bool() },
                 5..9 => What::Freeze { process, ms: rng.u64(100..1_800) },
                 9 => What::Drain { process: process.max(1) },
                 10 => What::DatabaseOutage { ms: rng.u64(20..900) },
@@ -141,16 +151,30 @@ impl Schedule {
     /// So often and for so long that a run is given up.
     fn lose_every_worker(&mut self, rng: &mut Rng) {
         self.heals_at = 18_000;
-        self.push(
-            rng.u64(0..50),
-            What::Submit { chat: None, key: None, message_id: None, enqueue: true, delay: None },
-        );
+        // Several, so that those which merely were there are told from the one that kills its workers.
+        for _ in 0..rng.usize(1..=3) {
+            let if_busy = IfBusy::Enqueue;
+            let what = What::Submit { chat: None, key: None, message_id: None, if_busy, delay: None };
+            self.push(rng.u64(0..50), what);
+        }
         let mut at = 100;
         while at < self.heals_at {
             for process in 1..=self.workers {
-                self.push(at + rng.u64(0..10), What::Crash { process });
+                self.push(at + rng.u64(0..10), What::Crash { process, is_seen: rng.u8(0..4) == 0 });
             }
             at += rng.u64(60..160);
+        }
+    }
+
+    /// A stop, often repeated, sometimes of a run whose holder does not hear it.
+    fn stop(&mut self, at: u64, chat: usize, rng: &mut Rng) {
+        self.push(at, What::Stop { chat });
+        if rng.u8(0..3) == 0 {
+            self.push(at + rng.u64(200..800), What::Stop { chat });
+        }
+        if rng.u8(0..4) == 0 {
+            let (process, ms) = (rng.usize(1..=self.workers), rng.u64(300..1_000));
+            self.push(at.saturating_sub(rng.u64(0..40)), What::Freeze { process, ms });
         }
     }
 
@@ -162,9 +186,14 @@ impl Schedule {
             chat,
             key: (rng.u8(0..3) > 0).then_some(id),
             message_id: (chat.is_some() && rng.u8(0..4) == 0).then_some(id),
-            enqueue: rng.u8(0..3) > 0,
+            if_busy: [IfBusy::Enqueue, IfBusy::Enqueue, IfBusy::Reject, IfBusy::Interrupt][rng.usize(0..4)],
             delay: (rng.u8(0..8) == 0).then(|| rng.u64(50..700)),
         };
+        if let What::Submit { key: Some(key), .. } = what
+            && rng.u8(0..6) == 0
+        {
+            self.push((at + rng.u64(0..300)).saturating_sub(150), What::StopKey { key });
+        }
         let is_repeatable =
             matches!(what, What::Submit { key, message_id, .. } if key.or(message_id).is_some());
         if is_repeatable && rng.u8(0..3) == 0 {

@@ -9,8 +9,8 @@ use std::{
 use fastrand::Rng;
 use futures::FutureExt;
 use longhaul_shared::{
-    domain::ids::{ChatId, RunId},
-    store::{Chats, Jobs, NewChat, Workspaces},
+    domain::ids::{ChatId, RunId, WorkerId},
+    store::{Chats, IfBusy, Jobs, NewChat, Workspaces},
 };
 
 use crate::{
@@ -74,6 +74,8 @@ struct Simulation {
     next_event: usize,
     is_healed: bool,
     has_epilogue: bool,
+    /// Workers that another one is about to find dead.
+    seen_dead: Vec<WorkerId>,
 }
 
 impl Simulation {
@@ -100,6 +102,7 @@ impl Simulation {
             next_event: 0,
             is_healed: false,
             has_epilogue: false,
+            seen_dead: vec![],
         };
         simulation.processes = (0..=schedule.workers).map(|number| Some(simulation.start(number))).collect();
         simulation
@@ -119,6 +122,7 @@ impl Simulation {
             serve_requests();
             with(World::deliver_hints);
             self.serve_clients();
+            self.look_after_dead(now);
             let until = now + self.pace();
             for number in 0..self.processes.len() {
                 self.step(number, now, until);
@@ -160,7 +164,7 @@ impl Simulation {
             let Some(event) = event else { break };
             self.next_event += 1;
             match event.what {
-                What::Crash { process } => self.crash(process),
+                What::Crash { process, is_seen } => self.crash(process, is_seen),
                 What::Freeze { process, ms } => self.freeze(process, now + ms, ms),
                 What::Drain { process } => {
                     with(|world| world.coverage.drains += 1);
@@ -175,7 +179,7 @@ impl Simulation {
         }
     }
 
-    fn crash(&mut self, number: usize) {
+    fn crash(&mut self, number: usize, is_seen: bool) {
         with(|world| world.coverage.crashes += 1);
         if self.processes[number].take().is_none() {
             return;
@@ -186,7 +190,21 @@ impl Simulation {
             if number == 0 {
                 forget_answers(world);
             }
+            if is_seen {
+                let own = world.leases.iter().filter(|(_, process)| **process == number);
+                let is_held = |worker: &WorkerId| world.store.rows(|rows| rows.is_alive(*worker));
+                self.seen_dead.extend(own.map(|(worker, _)| *worker).filter(is_held));
+            }
         });
+    }
+
+    /// The first worker that can look finds the processes that are gone.
+    fn look_after_dead(&mut self, now: u64) {
+        let awake =
+            self.processes.iter().flatten().find(|process| process.is_worker() && !process.is_frozen(now));
+        if let Some(process) = awake.filter(|process| process.frozen_until.is_none()) {
+            self.seen_dead.drain(..).for_each(|worker| process.look_after(worker));
+        }
     }
 
     fn freeze(&mut self, number: usize, until: u64, ms: u64) {
@@ -292,9 +310,10 @@ fn begin(world: &mut World, id: u32, what: &What) {
             .rows(|rows| rows.runs.values().rev().find(|row| row.run.chat_id == chat).map(|row| row.run.id))
     };
     let want = match *what {
-        What::Submit { chat, key, message_id, enqueue, delay } => {
+        What::Submit { chat, key, message_id, if_busy, delay } => {
             let chat = chat.map(|chat| world.chats[chat]);
-            Want::Submit(Message { chat, key, message_id, enqueue, delay })
+            world.coverage.submissions_interrupting += u64::from(if_busy == IfBusy::Interrupt);
+            Want::Submit(Message { chat, key, message_id, if_busy, delay })
         }
         What::Stop { chat } => match newest(world, chat) {
             Some(run) => Want::Stop { run },
@@ -307,6 +326,7 @@ fn begin(world: &mut World, id: u32, what: &What) {
             }
             None => return,
         },
+        What::StopKey { key } => Want::StopKey { key },
         What::Delete { chat } => Want::Delete { chat: world.chats[chat] },
         What::DatabaseOutage { ms } => {
             world.coverage.database_outages += 1;
@@ -366,8 +386,13 @@ fn epilogue() {
             |chat: &ChatId| world.store.rows(|rows| rows.chats.get(chat).is_some_and(|row| !row.is_deleted));
         let live: Vec<ChatId> = chats.into_iter().filter(is_live).collect();
         for (id, chat) in (FIRST_EPILOGUE..).zip(live) {
-            let message =
-                Message { chat: Some(chat), key: Some(id), message_id: None, enqueue: false, delay: None };
+            let message = Message {
+                chat: Some(chat),
+                key: Some(id),
+                message_id: None,
+                if_busy: IfBusy::Reject,
+                delay: None,
+            };
             world.ops.push(Op { id, want: Want::Submit(message), state: Progress::Open, told: None });
         }
     });

@@ -19,6 +19,7 @@ use longhaul_shared::{
     domain::{
         event::Segment,
         ids::{ChatId, RunId, WorkerId, WorkspaceId},
+        tool::CallState,
     },
     store::memory::MemoryStore,
 };
@@ -52,7 +53,10 @@ pub fn take() -> World {
 /// Where every schedule's clock begins: an ordinary day.
 const EPOCH_MS: i64 = 1_700_000_000_000;
 
-/// A request on its way to the database.
+/// Less than a lease: a holder that is frozen may miss it and be back before it is taken for dead.
+const STOP_GRACE_MS: i64 = 300;
+
+/// A request on its way to the database, or to a tool.
 pub struct Request {
     pub process: usize,
     pub name: &'static str,
@@ -97,6 +101,12 @@ pub struct World {
     pub checker: Checker,
     /// Which process registered which worker.
     pub leases: BTreeMap<WorkerId, usize>,
+    /// Keys whose stop was there before their submission.
+    pub noted: Vec<u32>,
+    /// What late answers were taken.
+    pub late: BTreeMap<(RunId, u32, u32), CallState>,
+    /// Workers whose death was proven.
+    pub proven_dead: Vec<WorkerId>,
     pub coverage: Coverage,
     pub violation: Option<String>,
     pub trace: Option<Vec<String>>,
@@ -106,12 +116,14 @@ impl World {
     pub fn new(schedule: Schedule, is_traced: bool) -> Self {
         let clock = Arc::new(AtomicI64::new(EPOCH_MS));
         let time = Arc::clone(&clock);
+        let store = MemoryStore::new(move || time.load(Ordering::Relaxed));
+        store.rows(|rows| rows.stop_grace_ms = STOP_GRACE_MS);
         let processes =
             (0..=schedule.workers).map(|_| Process { rng: Rng::with_seed(0), bus: None }).collect();
         Self {
             now: 0,
             clock,
-            store: MemoryStore::new(move || time.load(Ordering::Relaxed)),
+            store,
             workspace: WorkspaceId::generate(),
             chats: vec![],
             processes,
@@ -128,6 +140,9 @@ impl World {
             calls: Calls::default(),
             checker: Checker::default(),
             leases: BTreeMap::new(),
+            noted: vec![],
+            late: BTreeMap::new(),
+            proven_dead: vec![],
             coverage: Coverage::default(),
             violation: None,
             trace: is_traced.then(Vec::new),
