@@ -2,10 +2,10 @@
 
 use std::fmt::Debug;
 
-use super::state::{RunRow, State};
+use super::state::{KeyRow, RunRow, State};
 use crate::domain::{
     event::{Event, RUN_FINISHED},
-    tool::{CallState, Effect, ToolCall},
+    tool::{CallState, ToolCall},
     transition::RunStatus,
 };
 
@@ -33,6 +33,10 @@ impl State {
         }
         for run_id in self.jobs.keys().filter(|run_id| !self.runs.contains_key(run_id)) {
             found.push(format!("a job of a run that waits for no worker: {run_id}"));
+        }
+        let is_empty = |row: &&KeyRow| row.answer.is_none() && row.stop_requested_at.is_none();
+        for key in self.idempotency.values().filter(is_empty) {
+            found.push(format!("an idempotency key without its answer: {key:?}"));
         }
         found
     }
@@ -109,6 +113,13 @@ impl State {
                 is_over && calls.iter().any(|call| !call.state.is_settled()),
             ),
             ("a call whose times do not fit its state", calls.iter().any(|call| !has_fitting_times(call))),
+            (
+                "a late result of a call that was answered in time or never sent",
+                calls.iter().filter(|call| call.late.is_some()).any(|call| {
+                    !matches!(call.state, CallState::Unknown | CallState::Cancelled)
+                        || call.dispatched_at.is_none()
+                }),
+            ),
             ("an end without its time, or a time without an end", run.finished_at.is_some() != is_over),
         ];
         checks.into_iter().filter(|(_, is_there)| *is_there).map(|(name, _)| name).collect()
@@ -116,9 +127,7 @@ impl State {
 }
 
 fn has_fitting_times(call: &ToolCall) -> bool {
-    // One that only reads may be sent and answered in one commit.
     let was_dispatched =
         matches!(call.state, CallState::Dispatched | CallState::Succeeded | CallState::Unknown);
-    call.settled_at.is_some() == call.state.is_settled()
-        && (!was_dispatched || call.dispatched_at.is_some() || call.effect == Effect::Read)
+    call.settled_at.is_some() == call.state.is_settled() && (!was_dispatched || call.dispatched_at.is_some())
 }

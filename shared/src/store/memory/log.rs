@@ -129,10 +129,9 @@ impl State {
         let known = calls.get(&(call.step, call.call));
         let row = ToolCall {
             planned_at: Some(known.and_then(|known| known.planned_at).unwrap_or(now)),
-            dispatched_at: if call.state == CallState::Dispatched {
-                Some(now)
-            } else {
-                known.and_then(|known| known.dispatched_at)
+            dispatched_at: match (call.state, known.and_then(|known| known.dispatched_at)) {
+                (CallState::Dispatched, _) | (CallState::Succeeded, None) => Some(now),
+                (_, known) => known,
             },
             settled_at: call.state.is_settled().then_some(now),
             ..call.clone()
