@@ -59,7 +59,7 @@ struct Fate {
 }
 
 impl Fate {
-    fn of(world: &mut World, process: usize) -> Self {
+    fn of(world: &mut World, process: usize, name: &str) -> Self {
         if world.now < world.database_away_until {
             return Self {
                 there: None,
@@ -78,7 +78,9 @@ impl Fate {
             world.coverage.store_unavailable += 1;
             return Self { there: None, error: Some(unavailable()), ..fate };
         }
-        if world.strikes(process, weather.lost_answer) {
+        // There are few of these, and what matters is that they are repeated.
+        let often = if name == "record_late" { 6 } else { 1 };
+        if world.strikes(process, weather.lost_answer * often) {
             world.coverage.store_answers_lost += 1;
             let error =
                 if world.processes[process].rng.bool() { StoreError::TimedOut } else { unavailable() };
@@ -106,7 +108,7 @@ impl Connection {
             if !BACKGROUND.contains(&name) {
                 world.activity += 1;
             }
-            let fate = Fate::of(world, self.process);
+            let fate = Fate::of(world, self.process, name);
             if let Some(there) = fate.there {
                 let apply = Box::new(move |store: &MemoryStore| {
                     // Fails when the caller is gone.

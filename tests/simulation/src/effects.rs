@@ -19,7 +19,7 @@ use tokio::{
 
 use crate::{
     client::op_of,
-    world::{Request, World, with},
+    world::{Request, TOOL_CALL, World, with},
 };
 
 pub const TOOLS: [(&str, Effect); 4] =
@@ -76,10 +76,9 @@ impl Tool for SimTool {
     async fn call(&self, arguments: &Value, cx: &ToolContext) -> ToolOutcome {
         cx.validity.held().await;
         let (effect, arguments, key) = (self.0.effect, arguments.clone(), (cx.run_id, cx.step, cx.call));
-        let (there, back, outcome) = with(|world| world.begin_effect(effect, cx));
-        let (fails, idempotency_key) =
-            (matches!(outcome, ToolOutcome::Failed(ref why) if why == REFUSED), cx.idempotency_key.clone());
-        let is_accepted = send("a tool call", there, move |process, world| {
+        let (there, back, fails, outcome) = with(|world| world.begin_effect(effect, cx));
+        let idempotency_key = cx.idempotency_key.clone();
+        let is_accepted = send(TOOL_CALL, there, move |process, world| {
             world.effect(process, effect, key, &idempotency_key, &arguments, fails)
         });
         let is_accepted = is_accepted.await;
@@ -128,29 +127,27 @@ async fn send<T: Send + 'static>(
 }
 
 impl World {
-    fn begin_effect(&mut self, effect: Effect, cx: &ToolContext) -> (u64, u64, ToolOutcome) {
+    fn begin_effect(&mut self, effect: Effect, cx: &ToolContext) -> (u64, u64, bool, ToolOutcome) {
         self.activity += 1;
         let op = op_of(&self.store, cx.run_id);
         let times = self.ledger.0.get(&(cx.run_id, cx.step, cx.call)).map_or(0, |done| done.times);
         let mut rng = self.rng_of(&[4, u64::from(op), u64::from(cx.step), u64::from(cx.call), times]);
         let weather = self.schedule.weather;
         let draw = rng.u16(0..1_000);
-        let outcome = if self.is_healed || draw >= weather.failed_tool + weather.lost_effect {
-            ToolOutcome::Succeeded(format!("did {}:{}", cx.step, cx.call))
+        let did = ToolOutcome::Succeeded(format!("did {}:{}", cx.step, cx.call));
+        let (fails, outcome) = if self.is_healed || draw >= weather.failed_tool + weather.lost_effect {
+            (false, did)
         } else if draw < weather.failed_tool {
-            ToolOutcome::Failed(REFUSED.to_owned())
+            (true, ToolOutcome::Failed(REFUSED.to_owned()))
         } else {
             self.coverage.effects_lost_answer += 1;
             let text = "nobody answered".to_owned();
-            if effect == Effect::Once { ToolOutcome::Unknown(text) } else { ToolOutcome::Failed(text) }
+            let is_once = effect == Effect::Once;
+            (rng.bool(), if is_once { ToolOutcome::Unknown(text) } else { ToolOutcome::Failed(text) })
         };
         // Now and then one that nobody waits for to its end.
-        let after = if !self.is_healed && rng.u8(0..60) == 0 { 4_000 } else { rng.u64(0..25) };
-        (
-            rng.u64(0..25),
-            after,
-            if after > 1_000 { ToolOutcome::Succeeded("late".to_owned()) } else { outcome },
-        )
+        let back = if !self.is_healed && rng.u8(0..60) == 0 { 4_000 } else { rng.u64(0..25) };
+        (rng.u64(0..25), back, fails, outcome)
     }
 
     /// The tool is asked what became of a call.

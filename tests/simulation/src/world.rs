@@ -56,6 +56,9 @@ const EPOCH_MS: i64 = 1_700_000_000_000;
 /// Less than a lease: a holder that is frozen may miss it and be back before it is taken for dead.
 const STOP_GRACE_MS: i64 = 300;
 
+/// The name of a request to a tool.
+pub const TOOL_CALL: &str = "a tool call";
+
 /// A request on its way to the database, or to a tool.
 pub struct Request {
     pub process: usize,
@@ -211,11 +214,13 @@ impl World {
                 continue;
             }
             let rng = &mut self.processes[process].rng;
-            if is_dead && rng.bool() {
+            // One for a tool has far to go.
+            let is_far = request.name == TOOL_CALL;
+            if is_dead && !is_far && rng.bool() {
                 continue;
             }
             request.is_orphan = is_dead;
-            let stuck = if rng.bool() { rng.u64(0..3_000) } else { 0 };
+            let stuck = if is_far || rng.bool() { rng.u64(0..3_000) } else { 0 };
             self.requests.insert((place.0 + stuck, place.1), request);
         }
     }
