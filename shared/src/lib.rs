@@ -11,6 +11,7 @@
 //! - [`backends`]: a configuration in, its store and bus out.
 //! - [`api_key`]: keys as they are made, presented and compared.
 //! - [`faults`]: how a build for tests dies, freezes and forgets its guards on purpose: [`failpoint`], [`mutant`].
+//! - [`jitter`]: the randomness of waits.
 //! - [`shutdown`] and [`telemetry`]: how a process ends, and what it tells.
 
 pub mod admission;
@@ -21,6 +22,7 @@ pub mod config;
 pub mod domain;
 pub mod failpoint;
 pub mod faults;
+pub mod jitter;
 pub mod mutant;
 pub mod net_guard;
 pub mod queue;

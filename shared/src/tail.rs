@@ -22,6 +22,7 @@ use crate::{
         ids::Seq,
         retry::Backoff,
     },
+    jitter::jitter,
     store::{LogCursor, LogReader, StoreError},
 };
 
@@ -200,7 +201,7 @@ impl Inner {
                 Err(error) => {
                     tracing::debug!(run.id = %cursor.run_id, %error, retries, "a tail could not read the log and tries again");
                     retries += 1;
-                    sleep(RETRY.wait(retries, rand::random())).await;
+                    sleep(RETRY.wait(retries, jitter())).await;
                 }
             }
         }

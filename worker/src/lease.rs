@@ -15,6 +15,7 @@ use longhaul_shared::{
     bus::{Bus, Signal},
     domain::{ids::WorkerId, retry::Backoff},
     failpoint::{Point, hit},
+    jitter::jitter,
     queue::Holdings,
     store::{NewWorker, SharedStore, StopRequest, StoreError, Workers},
     telemetry::metrics::{self, LeaseLoss},
@@ -119,7 +120,7 @@ impl Lease {
                 Err(error) => {
                     failures += 1;
                     tracing::warn!(%error, "cannot register");
-                    sleep(RETRY.wait(failures, rand::random())).await;
+                    sleep(RETRY.wait(failures, jitter())).await;
                 }
             }
         }
@@ -160,7 +161,7 @@ impl Lease {
                     Ok((_, Err(error))) => {
                         failures += 1;
                         tracing::warn!(%error, "a heartbeat failed");
-                        next = Instant::now() + RETRY.wait(failures, rand::random());
+                        next = Instant::now() + RETRY.wait(failures, jitter());
                     }
                     Err(panic) => {
                         tracing::error!(%panic, "a heartbeat broke");

@@ -181,6 +181,7 @@ pub async fn run_as(agents: Agents, parts: Parts, shutdown: Shutdown) -> Result<
     hand_back_unbegun(&store, &*bus, &unbegun).await;
     late.close();
     tokio::select! {
+        biased;
         () = late.wait() => {}
         () = async { late_stop.cancelled().await; sleep(LAST_COMMITS).await } => {}
     }

@@ -10,6 +10,7 @@ use longhaul_shared::{
     bus::Bus,
     domain::retry::MAX_CRASHES,
     failpoint::{Point, hit_if},
+    jitter::jitter,
     store::{Released, SharedStore, StoreError},
     telemetry::metrics::{self, Proof},
 };
@@ -37,8 +38,9 @@ pub async fn reap(store: SharedStore, bus: Arc<dyn Bus>, stop: CancellationToken
             }
         }
         tokio::select! {
+            biased;
             () = stop.cancelled() => return,
-            () = sleep(PERIOD + JITTER.mul_f64(rand::random())) => {}
+            () = sleep(PERIOD + JITTER.mul_f64(jitter())) => {}
         }
     }
 }

@@ -10,7 +10,7 @@ mod pending;
 mod run_log;
 
 use std::{
-    collections::HashMap,
+    collections::BTreeMap,
     sync::{Arc, Weak},
     time::Duration,
 };
@@ -24,6 +24,7 @@ use longhaul_shared::{
         retry::Backoff,
     },
     failpoint::{Point, hit, hit_if},
+    jitter::jitter,
     mutant::{self, Mutant},
     store::{Append, Committed, SharedStore, StoreError},
     telemetry::metrics,
@@ -101,7 +102,7 @@ impl Recorder {
         coalesce: Coalesce,
     ) -> (Self, impl Future<Output = ()> + Send + 'static) {
         let (entries, receiver) = mpsc::channel(BACKLOG);
-        let task = Task { store, bus, coalesce, runs: HashMap::new(), failures: 0, held_back: None };
+        let task = Task { store, bus, coalesce, runs: BTreeMap::new(), failures: 0, held_back: None };
         (Self { entries }, task.run(receiver))
     }
 }
@@ -110,7 +111,7 @@ struct Task {
     store: SharedStore,
     bus: Arc<dyn Bus>,
     coalesce: Coalesce,
-    runs: HashMap<Key, Run>,
+    runs: BTreeMap<Key, Run>,
     /// Commits that failed in a row for trouble that passes.
     failures: u32,
     /// Until when nothing is tried after such a failure.
@@ -267,7 +268,7 @@ impl Task {
         self.failures = if trouble.is_some() { self.failures + 1 } else { 0 };
         self.held_back = trouble.map(|error| {
             tracing::warn!(%error, failures = self.failures, "cannot commit; trying again");
-            Instant::now() + RETRY.wait(self.failures, rand::random())
+            Instant::now() + RETRY.wait(self.failures, jitter())
         });
     }
 

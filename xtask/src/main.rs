@@ -51,6 +51,12 @@ enum Command {
         #[arg(trailing_var_arg = true, allow_hyphen_values = true)]
         args: Vec<String>,
     },
+    /// The simulation: random schedules of faults, played without servers and without waiting
+    Simulate {
+        /// Passed to the simulation as they are: `--schedules N`, `--seed S`, `--threads T`, `--trace`
+        #[arg(trailing_var_arg = true, allow_hyphen_values = true)]
+        args: Vec<String>,
+    },
     /// Faults at each place, at random and all at once, on throw-away servers: `sweep`, `mutants`, `storm`, `recover`, `charge`
     Faults {
         /// How the product is built: `dev`, or `bench`, which is nearly as fast as a release
@@ -96,6 +102,7 @@ fn run(command: Command) -> Result<()> {
         Command::Test { quick: false, filter } => suite::full(&filter, &interrupt),
         Command::Servers => servers::keep(&interrupt),
         Command::Bench { args } => suite::bench(&args, &interrupt),
+        Command::Simulate { args } => suite::simulate(&args, &interrupt),
         Command::Faults { profile, args } => suite::faults(&profile, &args, &interrupt),
         Command::Gen { check } => generate::run(check, &interrupt),
         Command::NewMigration { words } => migration::create(&words),

@@ -1,4 +1,4 @@
-//! Runs the tests, the fault tests and the benchmark, with everything around them that they need.
+//! Runs the tests, the fault tests, the simulation and the benchmark, with everything around them that they need.
 
 use std::process::Command;
 
@@ -47,6 +47,13 @@ pub(crate) fn bench(args: &[String], interrupt: &Interrupt) -> Result<()> {
     let mut bench = Command::new("cargo");
     bench.args(["run", "--quiet", "--profile", "bench", "--package", "longhaul-bench", "--"]).args(args);
     run(bench.envs(servers.env()), interrupt)
+}
+
+/// Optimised: what counts is how many schedules there are.
+pub(crate) fn simulate(args: &[String], interrupt: &Interrupt) -> Result<()> {
+    let mut simulation = Command::new("cargo");
+    simulation.args(["run", "--profile", "simulation", "--package", "longhaul-simulation", "--"]);
+    run(simulation.args(args), interrupt)
 }
 
 /// The command of the fault tests, on what was built.

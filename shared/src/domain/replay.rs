@@ -170,6 +170,10 @@ impl Replay {
             }
             Some(EventData::ToolStarted { call, .. }) => {
                 self.settle(step, call, CallState::Dispatched, None, None);
+                // Whether it was sent is what the model is told of a call that was cancelled.
+                if let Some(row) = self.calls.get_mut(&(step, call)) {
+                    row.dispatched_at.get_or_insert(at);
+                }
             }
             Some(EventData::ToolFinished { call, state, output, error, .. }) => {
                 self.settle(step, call, state, output, error);
@@ -383,6 +387,29 @@ mod tests {
         assert!(matches!(&messages[1], ModelMessage::ToolResult { content, .. } if content == "noon"));
         assert_eq!(whole().for_model_after(0), messages);
         assert_eq!(whole().for_model_after(1), []);
+    }
+
+    #[test]
+    fn the_log_alone_tells_whether_a_cancelled_call_was_sent() {
+        let planned = EventData::ToolPlanned {
+            call: 1,
+            call_id: "c1".into(),
+            name: "clock".into(),
+            arguments: "{}".into(),
+            effect: Effect::Idempotent,
+        };
+        let sent = EventData::ToolStarted { call: 1, call_id: "c1".into() };
+        let (state, output, error) = (CallState::Cancelled, None, None);
+        let cancelled = EventData::ToolFinished { call: 1, call_id: "c1".into(), state, output, error };
+        let result = |events: &[&EventData]| {
+            let mut replay = Replay::new(RunId::generate());
+            for (seq, event) in (1..).zip(events) {
+                replay.apply(seq, 0, &event.of_step(1, 1));
+            }
+            replay.calls_of(1).next().unwrap().result_for_model()
+        };
+        assert!(result(&[&planned, &cancelled]).contains("before it was sent"));
+        assert!(result(&[&planned, &sent, &cancelled]).contains("after it was sent"));
     }
 
     #[test]

@@ -55,6 +55,12 @@ impl LeasedBackend {
         let unbegun = Unbegun(Arc::clone(&ready));
         (Self { ready, claiming, config: () }, unbegun)
     }
+
+    /// The next claim to work on.
+    pub fn poll_leased(&self, cx: &Context<'_>) -> Poll<Leased> {
+        self.ready.waker.register(cx.waker());
+        self.ready.pop().map_or(Poll::Pending, Poll::Ready)
+    }
 }
 
 impl Backend for LeasedBackend {
@@ -70,14 +76,10 @@ impl Backend for LeasedBackend {
         cx: &mut Context<'_>,
         _: &WorkerContext,
     ) -> Poll<Option<Result<Self::Task, Infallible>>> {
-        self.ready.waker.register(cx.waker());
-        match self.ready.pop() {
-            Some(leased) => {
-                let id = TaskId::from_uuid(leased.claim.run.id.0);
-                Poll::Ready(Some(Ok(TaskBuilder::new(leased).task_id(id).build())))
-            }
-            None => Poll::Pending,
-        }
+        self.poll_leased(cx).map(|leased| {
+            let id = TaskId::from_uuid(leased.claim.run.id.0);
+            Some(Ok(TaskBuilder::new(leased).task_id(id).build()))
+        })
     }
 
     fn poll_close(&mut self, cx: &mut Context<'_>, _: &WorkerContext) -> Poll<Result<(), Infallible>> {

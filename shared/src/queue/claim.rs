@@ -15,6 +15,7 @@ use super::{Holdings, Leased};
 use crate::{
     bus::{Bus, Signal},
     domain::{ids::WorkerId, retry::Backoff},
+    jitter::jitter,
     store::{SharedStore, StoreError},
 };
 
@@ -75,12 +76,12 @@ impl Claimer {
                         continue;
                     }
                     // Not in step with the other workers, and never later than promised.
-                    self.poll.mul_f64(0.5 + rand::random::<f64>() / 2.0)
+                    self.poll.mul_f64(0.5 + jitter() / 2.0)
                 }
                 Err(error) => {
                     failures += 1;
                     tracing::warn!(%error, "cannot claim");
-                    RETRY.wait(failures, rand::random())
+                    RETRY.wait(failures, jitter())
                 }
             };
             tokio::select! {

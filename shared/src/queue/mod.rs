@@ -9,7 +9,7 @@ pub mod claim;
 mod validity;
 
 use std::{
-    collections::HashMap,
+    collections::BTreeMap,
     sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError},
 };
 
@@ -88,7 +88,7 @@ pub struct Holdings {
 struct Inner {
     /// Absent while there is no lease: nothing may be claimed then.
     worker_id: Option<WorkerId>,
-    held: HashMap<RunId, (Epoch, Arc<Orders>)>,
+    held: BTreeMap<RunId, (Epoch, Arc<Orders>)>,
 }
 
 impl Holdings {

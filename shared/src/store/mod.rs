@@ -8,6 +8,8 @@
 
 pub mod admission;
 mod error;
+#[cfg(any(test, feature = "memory"))]
+pub mod memory;
 mod page;
 pub mod postgres;
 pub mod sqlite;

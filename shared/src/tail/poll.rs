@@ -3,7 +3,7 @@
 //! the way; without a bus it is how tokens flow. It runs only while somebody follows a run.
 
 use std::{
-    collections::HashMap,
+    collections::BTreeMap,
     sync::{Arc, Weak},
     time::Duration,
 };
@@ -95,7 +95,7 @@ impl Inner {
 
     fn offer(&self, looks: &[(Place, Look)], segments: Vec<Segment>) {
         let is_whole = segments.len() < LIMIT as usize;
-        let mut found: HashMap<RunId, Vec<Segment>> = HashMap::new();
+        let mut found: BTreeMap<RunId, Vec<Segment>> = BTreeMap::new();
         for segment in segments {
             found.entry(segment.run_id).or_default().push(segment);
         }

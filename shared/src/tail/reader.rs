@@ -3,7 +3,7 @@
 //! that have lost their feed in the same moment cost some dozens of queries, or one if they share a run.
 
 use std::{
-    collections::{HashMap, VecDeque},
+    collections::{BTreeMap, VecDeque},
     sync::{Arc, Mutex, MutexGuard, PoisonError},
 };
 
@@ -42,7 +42,7 @@ struct Request {
 }
 
 /// The requests that one query answers: per run one cursor, and all who asked with it.
-type Batch = HashMap<RunId, (LogCursor, Vec<oneshot::Sender<Answer>>)>;
+type Batch = BTreeMap<RunId, (LogCursor, Vec<oneshot::Sender<Answer>>)>;
 
 impl Reader {
     pub(super) fn new(log: Arc<dyn LogReader>) -> Self {
@@ -127,7 +127,7 @@ fn share(batch: Batch, segments: Vec<Segment>) {
     // The store gives each run a part of the answer only, so a run is known to have no more when it got
     // nothing, and even that only when the limit has cut nothing off. Whoever got something asks again.
     let is_whole = segments.len() < SHARED_PAGE;
-    let mut found: HashMap<RunId, Vec<Arc<Segment>>> = HashMap::new();
+    let mut found: BTreeMap<RunId, Vec<Arc<Segment>>> = BTreeMap::new();
     for segment in segments {
         found.entry(segment.run_id).or_default().push(Arc::new(segment));
     }

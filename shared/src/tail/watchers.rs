@@ -2,7 +2,7 @@
 //! A tail that is not waiting, because it reads the log or its client is slow, is nobody's concern here.
 
 use std::{
-    collections::HashMap,
+    collections::BTreeMap,
     sync::{
         Arc, Mutex, MutexGuard, PoisonError,
         atomic::{AtomicI64, Ordering},
@@ -23,7 +23,7 @@ pub(super) struct Watchers(Arc<Mutex<State>>);
 #[derive(Default)]
 struct State {
     next_id: u64,
-    all: HashMap<u64, (Place, Arc<Progress>)>,
+    all: BTreeMap<u64, (Place, Arc<Progress>)>,
     is_polled: bool,
 }
 
@@ -63,8 +63,8 @@ impl Watchers {
     }
 
     /// For each run with a waiting tail the lowest number that one of them waits at.
-    pub(super) fn looks(&self) -> HashMap<Place, Look> {
-        let mut looks = HashMap::new();
+    pub(super) fn looks(&self) -> BTreeMap<Place, Look> {
+        let mut looks = BTreeMap::new();
         for (place, progress) in self.state().all.values() {
             let waits_at = progress.waits_at.load(Ordering::Acquire);
             if waits_at == NOT_WAITING {

@@ -14,6 +14,7 @@ use futures::{StreamExt, stream::FuturesUnordered};
 use longhaul_shared::{
     bus::Bus,
     domain::ids::WorkerId,
+    jitter::jitter,
     queue::Holdings,
     store::{Peer, SharedStore, StoreError},
     telemetry::metrics::Proof,
@@ -52,7 +53,7 @@ impl Watch {
             tokio::select! {
                 biased;
                 () = self.done.cancelled() => return,
-                () = sleep(PERIOD + JITTER.mul_f64(rand::random())) => {}
+                () = sleep(PERIOD + JITTER.mul_f64(jitter())) => {}
             }
         }
     }

@@ -16,6 +16,7 @@ use longhaul_shared::{
         transition::Reason,
     },
     failpoint::{Point, hit, hit_if},
+    jitter::jitter,
     queue::Leased,
     store::{SharedStore, StoreError},
     telemetry,
@@ -149,7 +150,7 @@ impl Attempts {
                 Err(StoreError::LeaseLost) => return Ok(()),
                 Err(error) if error.is_transient() && !leased.orders.lost.is_cancelled() => {
                     failures += 1;
-                    sleep(RETRY.wait(failures, rand::random())).await;
+                    sleep(RETRY.wait(failures, jitter())).await;
                 }
                 Err(error) => return Err(error),
             }
@@ -292,7 +293,7 @@ async fn loop_until_read<T, F: Future<Output = Result<T, StoreError>>>(
             Err(error) if error.is_transient() => {
                 failures += 1;
                 tracing::warn!(%error, "cannot read the run; trying again");
-                match interrupts.race(sleep(RETRY.wait(failures, rand::random()))).await {
+                match interrupts.race(sleep(RETRY.wait(failures, jitter()))).await {
                     Ok(()) => {}
                     Err(Exit::Lost) => return Err(Broken::Lost),
                     Err(Exit::Finish(_) | Exit::HandBack) => return Err(Broken::HandBack),

@@ -10,6 +10,7 @@ use longhaul_shared::{
         retry::Backoff,
         tool::{CallState, LateResult, ToolCall},
     },
+    jitter::jitter,
     store::SharedStore,
 };
 use tokio::time::sleep;
@@ -72,7 +73,7 @@ async fn record(store: &SharedStore, workspace: WorkspaceId, call: &ToolCall, ha
             Err(error) if error.is_transient() && !hard_stop.is_cancelled() => {
                 failures += 1;
                 tracing::warn!(%error, run.id = %call.run_id, "cannot record a late answer; trying again");
-                sleep(RETRY.wait(failures, rand::random())).await;
+                sleep(RETRY.wait(failures, jitter())).await;
             }
             Err(error) => {
                 tracing::error!(%error, run.id = %call.run_id, "a late answer is lost");

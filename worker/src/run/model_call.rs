@@ -15,6 +15,7 @@ use longhaul_shared::domain::{
 };
 use longhaul_shared::{
     failpoint::{Point, hit},
+    jitter::jitter,
     telemetry::metrics::{self, StepRetry},
 };
 use std::{sync::Arc, time::Duration};
@@ -91,7 +92,7 @@ impl Attempt<'_> {
             metrics::step_retried(StepRetry::Torn);
             let position = self.log.position().await?;
             self.restart(step, attempt, position.step_started, &error.to_string()).await;
-            let wait = RESTART_WAIT.wait(restarts, rand::random()) + error.retry_after().unwrap_or_default();
+            let wait = RESTART_WAIT.wait(restarts, jitter()) + error.retry_after().unwrap_or_default();
             self.interrupts.race(sleep(wait)).await?;
         }
     }

@@ -19,7 +19,7 @@ use super::{
     RECONNECT,
     wire::{Names, encode_segment, encode_signal},
 };
-use crate::{bus::Signal, domain::event::Segment};
+use crate::{bus::Signal, domain::event::Segment, jitter::jitter};
 
 const QUEUE: usize = 4096;
 /// What the queue may hold in event data: a stalled Redis must not fill the memory of a busy worker.
@@ -161,7 +161,7 @@ impl Publishing {
             }
             Err(error) => {
                 self.failures += 1;
-                self.retry_at = Instant::now() + RECONNECT.wait(self.failures, rand::random());
+                self.retry_at = Instant::now() + RECONNECT.wait(self.failures, jitter());
                 self.log("Redis is not reachable for publishing", &error);
             }
         }

@@ -28,6 +28,7 @@ use super::{
 use crate::{
     bus::{Live, fanout::Fanout},
     domain::ids::RunId,
+    jitter::jitter,
 };
 
 const ANSWER_WITHIN: Duration = Duration::from_secs(1);
@@ -89,7 +90,7 @@ impl Subscriber {
                     failures += 1;
                 }
             }
-            self.meanwhile(sleep(RECONNECT.wait(failures, rand::random()))).await;
+            self.meanwhile(sleep(RECONNECT.wait(failures, jitter()))).await;
         }
     }
 

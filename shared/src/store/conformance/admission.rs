@@ -27,13 +27,14 @@ upheld! {
     a_chat_that_is_unknown_foreign_or_deleted_takes_nothing,
     the_loser_is_told_the_active_run_and_nothing_is_stored,
     fifty_submissions_race_for_one_slot_and_one_wins,
-    only_the_slots_index_says_that_a_run_is_active,
     queued_runs_are_told_their_place_and_begin_in_order,
     a_scheduled_run_holds_no_slot_and_no_job,
     a_delay_counts_by_the_databases_clock,
     a_due_run_takes_the_free_slot,
     a_due_run_queues_up_for_a_slot_that_is_taken,
-    racing_promoters_promote_a_due_run_once,
+    racing_promoters_promote_a_due_run_once;
+    sql:
+    only_the_slots_index_says_that_a_run_is_active,
     a_caller_that_goes_away_leaves_no_transaction_behind,
 }
 
@@ -128,10 +129,15 @@ async fn fifty_submissions_race_for_one_slot_and_one_wins(db: Database) {
         assert_eq!((winners.len(), told.len()), (1, RACERS - 1), "round {round}");
         assert!(told.iter().all(|id| *id == winners[0]), "round {round}");
     }
-    let stored = db.texts("select cast(count(*) as text) from runs").await;
-    let messages = db.texts("select cast(count(*) as text) from messages").await;
+    let stored = db.look("select cast(count(*) as text) from runs", |rows| vec![rows.runs.len()]).await;
+    let messages =
+        db.look("select cast(count(*) as text) from messages", |rows| vec![rows.messages.len()]).await;
     assert_eq!((stored, messages), (vec![rounds.to_string()], vec![(rounds * 2).to_string()]));
-    let turns = db.texts("select cast(max(last_turn) as text) from chats").await;
+    let turns = db
+        .look("select cast(max(last_turn) as text) from chats", |rows| {
+            rows.chats.values().map(|row| row.last_turn).max().into_iter().collect()
+        })
+        .await;
     assert_eq!(turns, ["1"], "losers take no turn");
 }
 
@@ -198,7 +204,8 @@ async fn a_delay_counts_by_the_databases_clock(db: Database) {
 async fn due(db: &Database, chat: &Chat) -> RunId {
     let later = NewRun { start: Some(StartAt::In(60_000)), ..new_run(chat.workspace_id, Some(chat.id)) };
     let id = db.store.admit(later).await.unwrap().run.id;
-    db.execute(&format!("update runs set run_at = 1 where id = {}", db.id(id.0))).await.unwrap();
+    let sql = format!("update runs set run_at = 1 where id = {}", db.id(id.0));
+    db.edit(&sql, |rows| rows.runs.get_mut(&id).unwrap().run.run_at = Some(1)).await;
     id
 }
 
@@ -239,8 +246,12 @@ async fn racing_promoters_promote_a_due_run_once(db: Database) {
         let (one, other) = tokio::join!(db.store.promote_due(9), db.second.promote_due(9));
         assert_eq!(one.unwrap().len() + other.unwrap().len(), 2);
     }
-    let admissions =
-        db.texts("select cast(count(*) as text) from run_events where events like '%\"run.queued\"%'").await;
+    let admissions = db
+        .look("select cast(count(*) as text) from run_events where events like '%\"run.queued\"%'", |rows| {
+            let events = rows.log.values().flatten().flat_map(|row| &row.segment.events);
+            vec![events.filter(|event| event.kind == "run.queued").count()]
+        })
+        .await;
     assert_eq!(admissions, ["120"], "one event each at admission and at promotion");
 }
 

@@ -123,7 +123,8 @@ async fn a_cursor_holds_while_chats_are_added(db: Database) {
 async fn a_deleted_chat_is_as_good_as_unknown(db: Database) {
     let acme = db.workspace("acme").await;
     let (kept, gone) = (db.chat(acme, "kept").await.id, db.chat(acme, "gone").await.id);
-    db.execute(&format!("update chats set deleted_at = 1 where id = {}", db.id(gone.0))).await.unwrap();
+    let sql = format!("update chats set deleted_at = 1 where id = {}", db.id(gone.0));
+    db.edit(&sql, |rows| rows.chats.get_mut(&gone).unwrap().is_deleted = true).await;
     let listed = db.store.list_chats(acme, first(10)).await.unwrap();
     assert_eq!(listed.items.iter().map(|chat| chat.id).collect::<Vec<_>>(), [kept]);
     assert!(matches!(db.store.chat(acme, gone).await, Err(StoreError::NotFound)));

@@ -12,6 +12,7 @@ use crate::{
         event::ReleaseReason,
         run::{Claim, Ending},
         tool::{CallState, Effect, ToolCall},
+        transition::{MessageStatus, RunStatus},
     },
     store::{Append, SharedStore, StoreError},
 };
@@ -148,11 +149,12 @@ async fn a_zombie_changes_nothing_after_the_end(db: Database) {
 async fn a_step_is_refused_when_the_message_is_no_longer_streaming(db: Database) {
     let acme = db.workspace("acme").await;
     let (claim, other) = (db.held_run(acme).await, db.held_run(acme).await);
-    let set = async |status: &str| {
-        let message = db.id(claim.run.assistant_message_id.0);
-        db.execute(&format!("update messages set status = '{status}' where id = {message}")).await.unwrap();
+    let set = async |status: MessageStatus| {
+        let id = claim.run.assistant_message_id;
+        let sql = format!("update messages set status = '{status}' where id = {}", db.id(id.0));
+        db.edit(&sql, |rows| rows.messages.get_mut(&id).unwrap().status = Some(status)).await;
     };
-    set("aborted").await;
+    set(MessageStatus::Aborted).await;
     let before = db.everything().await;
     for late in [
         saving(&claim, claim.last_seq + 1, 1),
@@ -166,19 +168,23 @@ async fn a_step_is_refused_when_the_message_is_no_longer_streaming(db: Database)
     let shares = [saving(&claim, claim.last_seq + 1, 1), saving(&other, other.last_seq + 1, 1)];
     let [late, good] = &db.store.commit(&shares).await[..] else { panic!("two answers") };
     assert!(matches!(late, Err(StoreError::LeaseLost)) && good.is_ok(), "{late:?} {good:?}");
-    set("streaming").await;
+    set(MessageStatus::Streaming).await;
 }
 
 async fn a_run_that_is_over_never_changes(db: Database) {
     let acme = db.workspace("acme").await;
     let (claim, other) = (db.held_run(acme).await, db.held_run(acme).await);
     // Only the run's row says so: neither its message nor its log could refuse.
-    let set = async |status: &str| {
-        let sql = format!("update runs set {status} where id = {}", db.id(claim.run.id.0));
-        db.execute(&sql).await.unwrap();
+    let set = async |status: RunStatus| {
+        let reason = if status.is_terminal() { "'done'" } else { "null" };
+        let sql = format!(
+            "update runs set status = '{status}', reason = {reason} where id = {}",
+            db.id(claim.run.id.0)
+        );
+        db.edit(&sql, |rows| rows.runs.get_mut(&claim.run.id).unwrap().run.status = status).await;
     };
-    for over in ["succeeded", "failed", "aborted"] {
-        set(&format!("status = '{over}', reason = 'done'")).await;
+    for over in [RunStatus::Succeeded, RunStatus::Failed, RunStatus::Aborted] {
+        set(over).await;
         let before = db.everything().await;
         db.refused(saving(&claim, claim.last_seq + 1, 1)).await;
         db.refused(finishing(&claim, claim.last_seq + 1, Ending::stopped())).await;
@@ -187,7 +193,7 @@ async fn a_run_that_is_over_never_changes(db: Database) {
     let shares = [saving(&claim, claim.last_seq + 1, 1), saving(&other, other.last_seq + 1, 1)];
     let [late, good] = &db.store.commit(&shares).await[..] else { panic!("two answers") };
     assert!(matches!(late, Err(StoreError::LeaseLost)) && good.is_ok(), "{late:?} {good:?}");
-    set("status = 'running', reason = null").await;
+    set(RunStatus::Running).await;
 }
 
 async fn a_settled_call_never_changes(db: Database) {

@@ -82,7 +82,21 @@ impl Database {
     /// The worker's lease runs out now.
     pub(super) async fn expire(&self, worker: WorkerId) {
         let sql = format!("update workers set expires_at = 1 where id = {}", self.id(worker.0));
-        assert_eq!(self.execute(&sql).await.unwrap(), 1);
+        self.edit(&sql, |rows| rows.workers.get_mut(&worker).unwrap().expires_at = 1).await;
+    }
+
+    /// What waits for later is due now.
+    pub(super) async fn make_due(&self) {
+        self.edit("update jobs set run_at = 0", |rows| rows.jobs.values_mut().for_each(|job| job.run_at = 0))
+            .await;
+    }
+
+    /// The same, and no crash counts.
+    pub(super) async fn forgive(&self) {
+        self.edit("update jobs set run_at = 0, crashes = 0", |rows| {
+            rows.jobs.values_mut().for_each(|job| (job.run_at, job.crashes) = (0, 0));
+        })
+        .await;
     }
 
     /// The run as it is now.

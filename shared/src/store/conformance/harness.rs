@@ -1,6 +1,6 @@
 //! A database for each test.
 //!
-//! SQLite: a file in a temporary folder. Postgres: a copy of a migrated template on the server that
+//! In memory: one that begins empty. SQLite: a file in a temporary folder. Postgres: a copy of a migrated template on the server that
 //! `LONGHAUL_TEST_POSTGRES_URL` names, dropped afterwards. A suite that cannot reach its server fails; only
 //! `LONGHAUL_TEST_QUICK=1` leaves the Postgres half out.
 
@@ -10,7 +10,7 @@ use std::{
     panic::AssertUnwindSafe,
     str::FromStr,
     sync::{Arc, Once},
-    time::Duration,
+    time::{Duration, SystemTime, UNIX_EPOCH},
 };
 
 use futures::FutureExt;
@@ -24,11 +24,16 @@ use uuid::Uuid;
 
 use crate::{
     faults,
-    store::{SharedStore, Workspaces, postgres, sqlite},
+    store::{
+        SharedStore, Workspaces,
+        memory::{MemoryStore, State},
+        postgres, sqlite,
+    },
 };
 
 /// No test here takes a tenth of this, even on a busy machine.
 const LONGEST: Duration = Duration::from_mins(1);
+const NO_SQL: &str = "the store in memory speaks no SQL: this test belongs behind `sql:`";
 
 /// A migrated, empty database, and the store on it.
 #[derive(Clone)]
@@ -44,6 +49,7 @@ pub(super) struct Database {
 enum Raw {
     Sqlite(SqlitePool),
     Postgres(PgPool),
+    Memory(MemoryStore),
 }
 
 impl Database {
@@ -53,6 +59,7 @@ impl Database {
         Ok(match &self.raw {
             Raw::Sqlite(pool) => sqlx::query(sql).execute(pool).await?.rows_affected(),
             Raw::Postgres(pool) => sqlx::query(sql).execute(pool).await?.rows_affected(),
+            Raw::Memory(_) => panic!("{NO_SQL}"),
         })
     }
 
@@ -62,6 +69,7 @@ impl Database {
         match &self.raw {
             Raw::Sqlite(pool) => drop(sqlx::raw_sql(sql).execute(pool).await.unwrap()),
             Raw::Postgres(pool) => drop(sqlx::raw_sql(sql).execute(pool).await.unwrap()),
+            Raw::Memory(_) => panic!("{NO_SQL}"),
         }
     }
 
@@ -71,8 +79,34 @@ impl Database {
         match &self.raw {
             Raw::Sqlite(pool) => sqlx::query_scalar(sql).fetch_all(pool).await,
             Raw::Postgres(pool) => sqlx::query_scalar(sql).fetch_all(pool).await,
+            Raw::Memory(_) => panic!("{NO_SQL}"),
         }
         .expect("the test's own SQL is right")
+    }
+
+    /// Changes rows as no caller of the store could: by SQL, or by hand.
+    pub(super) async fn edit(&self, sql: &str, by_hand: impl FnOnce(&mut State)) {
+        match &self.raw {
+            Raw::Memory(store) => store.rows(by_hand),
+            _ => drop(self.execute(sql).await.expect("the test's own SQL is right")),
+        }
+    }
+
+    /// Looks at rows: the first column of an answer in SQL, or what a look at them says.
+    pub(super) async fn look<T: ToString>(
+        &self,
+        sql: &str,
+        look: impl FnOnce(&State) -> Vec<T>,
+    ) -> Vec<String> {
+        match &self.raw {
+            Raw::Memory(store) => store.rows(|rows| look(rows).iter().map(ToString::to_string).collect()),
+            _ => self.texts(sql).await,
+        }
+    }
+
+    /// The rows themselves, if they are in memory.
+    pub(super) fn in_memory(&self) -> Option<&MemoryStore> {
+        if let Raw::Memory(store) = &self.raw { Some(store) } else { None }
     }
 
     pub(super) fn is_postgres(&self) -> bool {
@@ -105,8 +139,18 @@ impl Database {
         match self.raw {
             Raw::Sqlite(pool) => pool.close().await,
             Raw::Postgres(pool) => pool.close().await,
+            Raw::Memory(_) => {}
         }
     }
+}
+
+pub(super) async fn on_memory<F: Future<Output = ()>>(test: impl FnOnce(Database) -> F) {
+    arm();
+    let now = || SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |since| since.as_millis() as i64);
+    let memory = MemoryStore::new(now);
+    let store: SharedStore = Arc::new(memory.clone());
+    let db = Database { second: store.clone(), store, raw: Raw::Memory(memory) };
+    outcome(test(db)).await.unwrap_or_else(|panic| std::panic::resume_unwind(panic));
 }
 
 /// Also these tests can be run with a mutant, which some of them must see.

@@ -28,11 +28,12 @@ upheld! {
     an_expired_key_is_free_again,
     only_expired_keys_and_workers_long_gone_are_pruned,
     a_refused_call_does_not_use_its_key_up,
-    a_key_whose_first_call_is_undecided_is_in_flight,
     a_message_sent_again_gets_the_first_run,
     a_message_id_is_not_good_for_another_text,
     racing_repeats_of_a_message_make_one_run,
-    a_message_id_counts_within_its_chat,
+    a_message_id_counts_within_its_chat;
+    sql:
+    a_key_whose_first_call_is_undecided_is_in_flight,
 }
 
 fn keyed(workspace: WorkspaceId, chat: Option<ChatId>, key: &str, body: u8) -> NewRun {
@@ -155,9 +156,16 @@ async fn callers_routes_and_workspaces_have_keys_of_their_own(db: Database) {
 async fn an_expired_key_is_free_again(db: Database) {
     let acme = db.workspace("acme").await;
     let first = db.store.admit(keyed(acme, None, "k", 1)).await.unwrap();
-    let left = db.texts("select cast(expires_at - created_at as text) from idempotency").await;
+    let left = db
+        .look("select cast(expires_at - created_at as text) from idempotency", |rows| {
+            rows.idempotency.values().map(|key| key.expires_at - first.run.created_at).collect()
+        })
+        .await;
     assert!(left[0].parse::<i64>().unwrap() >= 24 * 3_600_000, "kept for a day at least: {left:?}");
-    db.execute("update idempotency set expires_at = 1").await.unwrap();
+    db.edit("update idempotency set expires_at = 1", |rows| {
+        rows.idempotency.values_mut().for_each(|key| key.expires_at = 1);
+    })
+    .await;
     let second = db.store.admit(keyed(acme, None, "k", 2)).await.unwrap();
     assert!(!second.replayed && second.run.id != first.run.id);
     let again = db.store.admit(keyed(acme, None, "k", 2)).await.unwrap();
@@ -172,13 +180,23 @@ async fn only_expired_keys_and_workers_long_gone_are_pruned(db: Database) {
     let (holder, idle, _) = (db.worker(1).await, db.worker(1).await, db.worker(1).await);
     db.claim(holder).await;
     assert_eq!(db.store.prune().await.unwrap(), 0);
-    db.execute("update idempotency set expires_at = 1 where key = 'old'").await.unwrap();
-    let of = |id| db.id(id);
-    let long_gone =
-        format!("update workers set expires_at = 1 where id in ({}, {})", of(holder.0), of(idle.0));
-    db.execute(&long_gone).await.unwrap();
+    db.edit("update idempotency set expires_at = 1 where key = 'old'", |rows| {
+        let old = rows.idempotency.iter_mut().filter(|(place, _)| place.3 == "old");
+        old.for_each(|(_, key)| key.expires_at = 1);
+    })
+    .await;
+    db.expire(holder).await;
+    db.expire(idle).await;
     assert_eq!(db.store.prune().await.unwrap(), 2, "the key, and the worker that holds nothing");
-    assert_eq!(db.texts("select key from idempotency").await, ["new"]);
+    assert_eq!(
+        db.look("select key from idempotency", |rows| rows
+            .idempotency
+            .keys()
+            .map(|key| key.3.clone())
+            .collect())
+            .await,
+        ["new"]
+    );
     assert!(db.store.list_workers().await.unwrap().iter().any(|worker| worker.id == holder));
 }
 

@@ -52,6 +52,18 @@ async fn note(db: &Database, workspace: WorkspaceId, key: KeyName<'_>) -> i64 {
     }
 }
 
+/// The time of all keys is over, and their stops are as old as can be.
+async fn expire_keys(db: &Database) {
+    let sql = "update idempotency set expires_at = 1, \
+               stop_requested_at = case when stop_requested_at is not null then 1 end";
+    db.edit(sql, |rows| {
+        for key in rows.idempotency.values_mut() {
+            (key.expires_at, key.stop_requested_at) = (1, key.stop_requested_at.map(|_| 1));
+        }
+    })
+    .await;
+}
+
 async fn a_key_that_is_known_stops_its_run(db: Database) {
     let acme = db.workspace("acme").await;
     let run = db.store.admit(keyed(acme, None, "k")).await.unwrap().run;
@@ -81,7 +93,8 @@ async fn a_submission_behind_the_stop_of_its_key_is_over_when_it_is_admitted(db:
     assert_eq!(db.kinds(run).await, told);
     let answer = db.store.message(acme, run.assistant_message_id).await.unwrap();
     assert_eq!(answer.status, Some(MessageStatus::Aborted));
-    assert!(db.texts("select queue from jobs").await.is_empty(), "there is nothing to claim");
+    let jobs = db.look("select queue from jobs", |rows| rows.jobs.keys().copied().collect()).await;
+    assert!(jobs.is_empty(), "there is nothing to claim");
 
     let before = db.everything().await;
     let again = db.store.admit(keyed(acme, None, "k")).await.unwrap();
@@ -126,10 +139,10 @@ async fn a_stop_by_key_may_be_repeated_and_expires_with_its_key(db: Database) {
     let acme = db.workspace("acme").await;
     let first = note(&db, acme, KEY).await;
     assert_eq!(note(&db, acme, KEY).await, first, "the first wish counts");
-    db.execute("update idempotency set expires_at = 1, stop_requested_at = 1").await.unwrap();
+    expire_keys(&db).await;
     let admitted = db.store.admit(keyed(acme, None, "k")).await.unwrap();
     assert_eq!(admitted.run.status, RunStatus::Pending, "nobody remembers");
-    db.execute("update idempotency set expires_at = 1").await.unwrap();
+    expire_keys(&db).await;
     assert!(note(&db, acme, KEY).await > 1, "the run of an expired key is nobody's");
     assert_eq!(db.now(&admitted.run).await.status, RunStatus::Pending);
     assert_eq!(db.store.admit(keyed(acme, None, "k")).await.unwrap().run.status, RunStatus::Aborted);

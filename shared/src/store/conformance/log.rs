@@ -22,9 +22,11 @@ upheld! {
     every_column_of_a_share_arrives_where_it_belongs,
     counters_add_up_over_steps_and_batches,
     a_call_keeps_the_time_of_its_dispatch,
+    a_call_that_is_sent_and_answered_in_one_append_was_sent,
     a_lost_share_does_not_disturb_the_others,
+    an_append_that_is_committed_already_is_answered_like_the_first_time;
+    sql:
     a_share_that_the_database_refuses_fails_alone,
-    an_append_that_is_committed_already_is_answered_like_the_first_time,
     an_ending_that_gets_no_lock_leaves_its_connection_usable,
 }
 
@@ -176,6 +178,21 @@ async fn a_call_keeps_the_time_of_its_dispatch(db: Database) {
     assert_eq!(seen[1].dispatched_at, seen[0].dispatched_at);
     assert!(seen[1].settled_at.is_some());
     assert_eq!((seen[1].state, seen[1].output.as_deref()), (CallState::Succeeded, Some("ok")));
+}
+
+async fn a_call_that_is_sent_and_answered_in_one_append_was_sent(db: Database) {
+    let acme = db.workspace("acme").await;
+    let claim = db.held_run(acme).await;
+    let calls = |states: [CallState; 2]| {
+        (1..).zip(states).map(|(n, state)| call(&claim, n, state, Effect::Read)).collect::<Vec<_>>()
+    };
+    let saved = Append { calls: calls([CallState::Planned; 2]), ..saving(&claim, claim.last_seq + 1, 1) };
+    let last = db.commit(saved).await.last;
+    let states = [CallState::Succeeded, CallState::Cancelled];
+    db.commit(Append { calls: calls(states), ..append(&claim, last + 1, deltas(1, 1)) }).await;
+    let calls = db.store.records(acme, &[claim.run.id]).await.unwrap().remove(0).calls;
+    assert!(calls[0].dispatched_at.is_some() && calls[0].dispatched_at == calls[0].settled_at);
+    assert_eq!(calls[1].dispatched_at, None, "nothing says that this one was");
 }
 
 async fn a_lost_share_does_not_disturb_the_others(db: Database) {

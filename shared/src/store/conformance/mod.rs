@@ -1,8 +1,8 @@
-//! The store's promises as tests, held against SQLite and Postgres alike.
+//! The store's promises as tests, held against SQLite, Postgres and the store in memory alike.
 //!
-//! [`conformance!`] makes two tests of each function: `sqlite::<name>` on a file of its own and `postgres::<name>` on
-//! a database of its own. `harness` says where they come from. [`upheld!`] does the same and then asks the database
-//! for everything that `invariants` forbids.
+//! [`conformance!`] makes tests of each function: `sqlite::<name>` on a file of its own, `postgres::<name>` on a database
+//! of its own, and `memory::<name>`, unless the name stands behind `sql:` because the test speaks SQL. `harness` says
+//! where they come from. [`upheld!`] does the same and then asks the database for everything that `invariants` forbids.
 
 mod admission;
 mod chats;
@@ -27,20 +27,24 @@ mod tenants;
 mod trouble;
 mod workspaces;
 
-/// Makes `async fn name(db: Database)` a test on either back-end.
+/// Makes `async fn name(db: Database)` a test on every back-end, or on those that speak SQL.
 macro_rules! conformance {
-    ($($name:ident),+ $(,)?) => {
-        mod sqlite {
+    ($($name:ident),* $(,)? $(; sql: $($sql:ident),+ $(,)?)?) => {
+        conformance!(@on sqlite, on_sqlite, false, $($name,)* $($($sql),+)?);
+        conformance!(@on postgres, on_postgres, false, $($name,)* $($($sql),+)?);
+        conformance!(@on memory, on_memory, false, $($name),*);
+    };
+    (@on $back_end:ident, $on:ident, $upheld:literal, $($name:ident),* $(,)?) => {
+        mod $back_end {
             $(#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
             async fn $name() {
-                crate::store::conformance::harness::on_sqlite(super::$name).await;
-            })+
-        }
-        mod postgres {
-            $(#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-            async fn $name() {
-                crate::store::conformance::harness::on_postgres(super::$name).await;
-            })+
+                crate::store::conformance::harness::$on(async |db| {
+                    super::$name(db.clone()).await;
+                    if $upheld {
+                        db.assert_invariants().await;
+                    }
+                }).await;
+            })*
         }
     };
 }
@@ -59,27 +63,12 @@ macro_rules! on_postgres {
 }
 use on_postgres;
 
-/// Makes `async fn name(db: Database)` a test on either back-end that ends with the invariants.
+/// The same, and each test ends with the invariants.
 macro_rules! upheld {
-    ($($name:ident),+ $(,)?) => {
-        mod sqlite {
-            $(#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-            async fn $name() {
-                crate::store::conformance::harness::on_sqlite(async |db| {
-                    super::$name(db.clone()).await;
-                    db.assert_invariants().await;
-                }).await;
-            })+
-        }
-        mod postgres {
-            $(#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-            async fn $name() {
-                crate::store::conformance::harness::on_postgres(async |db| {
-                    super::$name(db.clone()).await;
-                    db.assert_invariants().await;
-                }).await;
-            })+
-        }
+    ($($name:ident),* $(,)? $(; sql: $($sql:ident),+ $(,)?)?) => {
+        crate::store::conformance::conformance!(@on sqlite, on_sqlite, true, $($name,)* $($($sql),+)?);
+        crate::store::conformance::conformance!(@on postgres, on_postgres, true, $($name,)* $($($sql),+)?);
+        crate::store::conformance::conformance!(@on memory, on_memory, true, $($name),*);
     };
 }
 use upheld;

@@ -22,18 +22,19 @@ upheld! {
     a_claim_moves_the_job_the_run_and_the_log_together,
     the_highest_priority_goes_first_and_then_the_oldest,
     only_what_is_due_and_in_the_named_queues_is_claimed,
-    claimers_take_every_job_once_and_never_more_than_the_limit,
-    a_claim_keeps_to_its_limit_under_any_plan,
-    a_job_that_somebody_locks_keeps_no_claimer_waiting,
     a_worker_without_a_lease_takes_nothing,
     a_heartbeat_extends_the_lease_and_tells_of_stops,
     an_expired_lease_is_never_revived,
     a_retired_worker_holds_no_lease,
     a_worker_that_is_proven_dead_loses_its_lease_at_once_and_only_once,
     a_heartbeat_never_revives_a_worker_that_is_proven_dead,
+    workers_are_listed_with_what_they_hold;
+    sql:
     peers_are_the_live_workers_that_can_be_asked,
     a_heartbeat_and_a_reaper_never_both_win,
-    workers_are_listed_with_what_they_hold,
+    claimers_take_every_job_once_and_never_more_than_the_limit,
+    a_claim_keeps_to_its_limit_under_any_plan,
+    a_job_that_somebody_locks_keeps_no_claimer_waiting,
 }
 
 async fn claimed(db: &Database, worker: WorkerId, queue: &str, limit: u32) -> Vec<RunId> {
@@ -86,8 +87,8 @@ async fn only_what_is_due_and_in_the_named_queues_is_claimed(db: Database) {
     let other = db.store.admit(other).await.unwrap();
     assert_eq!(other.wake.as_deref(), Some("other"));
     let later = db.store.admit(new_run(acme, None)).await.unwrap().run;
-    let sql = "update jobs set run_at = run_at + 3600000 where run_id = ";
-    db.execute(&format!("{sql}{}", db.id(later.id.0))).await.unwrap();
+    let sql = format!("update jobs set run_at = run_at + 3600000 where run_id = {}", db.id(later.id.0));
+    db.edit(&sql, |rows| rows.jobs.get_mut(&later.id).unwrap().run_at += 3_600_000).await;
     let worker = db.worker(5).await;
     assert!(claimed(&db, worker, QUEUE, 5).await.is_empty());
     assert!(db.store.claim(worker, &[], 5).await.unwrap().is_empty());
@@ -298,7 +299,7 @@ async fn a_heartbeat_never_revives_a_worker_that_is_proven_dead(db: Database) {
     let mut beats_before = 0;
     for round in 0..200 {
         let worker = db.worker(1).await;
-        db.execute("update jobs set run_at = 0, crashes = 0").await.unwrap();
+        db.forgive().await;
         let claim = db.claim(worker).await;
         let barrier = Barrier::new(2);
         let beat = async {
@@ -327,7 +328,7 @@ async fn a_heartbeat_never_revives_a_worker_that_is_proven_dead(db: Database) {
         assert!(db.store.list_workers().await.unwrap().iter().all(|row| !row.is_alive), "round {round}");
         let released = db.store.reap(1_000, 9).await.unwrap();
         assert_eq!(released.iter().map(|one| one.run_id).collect::<Vec<_>>(), [claim.run.id]);
-        db.execute("delete from workers").await.unwrap();
+        db.edit("delete from workers", |rows| rows.workers.clear()).await;
     }
     assert!((1..200).contains(&beats_before), "{beats_before} heartbeats came first");
 }
@@ -372,13 +373,13 @@ async fn a_heartbeat_and_a_reaper_never_both_win(db: Database) {
             presence: None,
         };
         db.store.register_worker(&new).await.unwrap();
-        db.execute("update jobs set run_at = 0, crashes = 0").await.unwrap();
+        db.forgive().await;
         let claim = db.claim(worker).await;
         // The lease runs out about when both of them look.
         let left = i64::from(round % 8);
         let until = db.store.now().await.unwrap() + left;
         let sql = format!("update workers set expires_at = {until} where id = {}", db.id(worker.0));
-        db.execute(&sql).await.unwrap();
+        db.edit(&sql, |rows| rows.workers.get_mut(&worker).unwrap().expires_at = until).await;
         let barrier = Barrier::new(2);
         let renew = async {
             barrier.wait().await;
@@ -408,7 +409,7 @@ async fn a_heartbeat_and_a_reaper_never_both_win(db: Database) {
         }
         let rows = db.store.list_workers().await.unwrap();
         assert!(rows.iter().all(|row| !row.is_alive), "round {round}: a dead worker came back");
-        db.execute("delete from workers").await.unwrap();
+        db.edit("delete from workers", |rows| rows.workers.clear()).await;
     }
     assert!(renewed > 0 && reaped > 0, "{renewed} renewed, {reaped} reaped");
 }

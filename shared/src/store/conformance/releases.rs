@@ -27,22 +27,23 @@ upheld! {
     a_hand_back_in_good_order_is_no_crash,
     a_run_whose_attempts_keep_breaking_is_given_up,
     a_reaped_run_whose_stop_was_requested_ends_with_that_reason,
-    an_orphan_that_cannot_be_reaped_keeps_nobody_waiting,
     a_run_that_is_held_unknowingly_is_given_back,
-    a_run_that_nobody_can_read_is_counted_until_it_is_given_up,
     a_crash_is_charged_once_to_each_run_of_the_worker_and_delays_them_more_and_more,
     reconcile_finds_nothing_in_a_healthy_database,
     reconcile_gives_active_runs_their_jobs_back,
     reconcile_frees_runs_whose_holder_is_contradictory,
+    a_worker_holds_one_suspect_at_a_time;
+    sql:
+    a_run_that_nobody_can_read_is_counted_until_it_is_given_up,
+    an_orphan_that_cannot_be_reaped_keeps_nobody_waiting,
     reconcile_closes_what_the_end_of_a_run_left_open,
-    a_worker_holds_one_suspect_at_a_time,
 }
 
 async fn lose(db: &Database, claim: &Claim, max_crashes: i32) -> Released {
     db.expire(claim.worker_id).await;
     let mut released = db.store.reap(max_crashes, 9).await.unwrap();
     assert_eq!(released.len(), 1);
-    db.execute("update jobs set run_at = 0").await.unwrap();
+    db.edit("update jobs set run_at = 0", |rows| rows.jobs.values_mut().for_each(|job| job.run_at = 0)).await;
     released.remove(0)
 }
 
@@ -112,7 +113,10 @@ async fn the_run_of_a_dead_worker_goes_on_elsewhere(db: Database) {
         let last = db.commit(append(&claim, claim.last_seq + 1, deltas(1, 2))).await.last;
         db.expire(claim.worker_id).await;
         if forgotten {
-            db.execute("delete from workers where expires_at = 1").await.unwrap();
+            db.edit("delete from workers where expires_at = 1", |rows| {
+                rows.workers.retain(|_, lease| lease.expires_at != 1);
+            })
+            .await;
         }
         let [released] = &db.store.reap(3, 9).await.unwrap()[..] else { panic!("one orphan") };
         assert_eq!((released.run_id, released.ended, released.wake.len()), (claim.run.id, false, 1));
@@ -267,7 +271,7 @@ async fn a_run_that_nobody_can_read_is_counted_until_it_is_given_up(db: Database
     for crash in 1..=4 {
         let released = db.store.disown(worker, acme, run.id).await.unwrap().unwrap();
         assert_eq!(released.ended, crash == 4, "crash {crash}");
-        db.execute("update jobs set run_at = 0").await.unwrap();
+        db.make_due().await;
         assert!(db.store.claim(worker, &["default".to_owned()], 9).await.unwrap().is_empty());
     }
     let end = format!("select status || ' ' || reason from runs where id = {}", db.id(run.id.0));
@@ -281,9 +285,8 @@ async fn a_crash_is_charged_once_to_each_run_of_the_worker_and_delays_them_more_
         db.store.admit(new_run(acme, None)).await.unwrap().run,
     );
     let charged = async |run: &crate::domain::run::Run| {
-        let of = db.id(run.id.0);
-        let sql = format!("select cast(crashes as text) from jobs where run_id = {of}");
-        db.texts(&sql).await.concat()
+        let sql = format!("select cast(crashes as text) from jobs where run_id = {}", db.id(run.id.0));
+        db.look(&sql, |rows| vec![rows.jobs[&run.id].crashes]).await.concat()
     };
     let mut delays = vec![];
     for crash in 1..=3 {
@@ -300,8 +303,9 @@ async fn a_crash_is_charged_once_to_each_run_of_the_worker_and_delays_them_more_
         assert_eq!((charged(&poison).await, charged(&neighbour).await), (crash.to_string(), "1".to_owned()));
         let sql =
             format!("select cast(run_at - {now} as text) from jobs where run_id = {}", db.id(poison.id.0));
-        delays.push(db.texts(&sql).await[0].parse::<i64>().unwrap());
-        db.execute("update jobs set run_at = 0").await.unwrap();
+        let delay = db.look(&sql, |rows| vec![rows.jobs[&poison.id].run_at - now]).await;
+        delays.push(delay[0].parse::<i64>().unwrap());
+        db.make_due().await;
     }
     assert!(delays[0] < 2_000 && delays[1] >= 2_000 && delays[2] >= 10_000, "{delays:?}");
 }
@@ -325,7 +329,7 @@ async fn reconcile_gives_active_runs_their_jobs_back(db: Database) {
     let acme = db.workspace("acme").await;
     let running = db.held_run(acme).await;
     let pending = db.store.admit(new_run(acme, None)).await.unwrap().run;
-    db.execute("delete from jobs").await.unwrap();
+    db.edit("delete from jobs", |rows| rows.jobs.clear()).await;
     assert_eq!(db.store.reconcile().await.unwrap(), 2);
     assert_eq!(db.store.reconcile().await.unwrap(), 0);
     assert_eq!(db.claim(db.worker(1).await).await.run.id, pending.id);
@@ -339,11 +343,14 @@ async fn reconcile_gives_active_runs_their_jobs_back(db: Database) {
 
 async fn reconcile_frees_runs_whose_holder_is_contradictory(db: Database) {
     let acme = db.workspace("acme").await;
-    let nobody = db.id(WorkerId::generate().0);
+    let nobody = WorkerId::generate();
     for _ in 0..3 {
         db.store.admit(new_run(acme, None)).await.unwrap();
     }
-    db.execute(&format!("update jobs set worker_id = {nobody}")).await.unwrap();
+    db.edit(&format!("update jobs set worker_id = {}", db.id(nobody.0)), |rows| {
+        rows.jobs.values_mut().for_each(|job| job.worker_id = Some(nobody));
+    })
+    .await;
     let orphan = db.held_run(acme).await;
     db.expire(orphan.worker_id).await;
     let released = db.store.reap(3, 2).await.unwrap();
@@ -352,13 +359,16 @@ async fn reconcile_frees_runs_whose_holder_is_contradictory(db: Database) {
 
     let held = db.claim(db.worker(1).await).await;
     assert_eq!(held.run.id, orphan.run.id, "the others are not to be had yet");
-    let id = db.id(held.run.id.0);
-    db.execute(&format!("update jobs set worker_id = null where run_id = {id}")).await.unwrap();
+    let id = held.run.id;
+    db.edit(&format!("update jobs set worker_id = null where run_id = {}", db.id(id.0)), |rows| {
+        rows.jobs.get_mut(&id).unwrap().worker_id = None;
+    })
+    .await;
     assert_eq!(db.store.reconcile().await.unwrap(), 4);
     assert_eq!(db.store.reconcile().await.unwrap(), 0);
     let released = db.store.reap(3, 9).await.unwrap();
     assert_eq!((released.len(), released[0].run_id), (1, held.run.id));
-    db.execute("update jobs set run_at = 0, crashes = 0").await.unwrap();
+    db.forgive().await;
     let claims = db.store.claim(db.worker(9).await, &["default".to_owned()], 9).await.unwrap();
     assert_eq!(claims.len(), 4);
 }
@@ -374,7 +384,7 @@ async fn a_worker_holds_one_suspect_at_a_time(db: Database) {
         assert_eq!(claims.len(), 3, "one crash says nothing yet");
         db.store.retire_all_workers().await.unwrap();
         assert_eq!(db.store.reap(3, 9).await.unwrap().len(), 3);
-        db.execute("update jobs set run_at = 0").await.unwrap();
+        db.make_due().await;
     }
     // Another run is in nobody's way, and nobody in its.
     let fresh = db.store.admit(new_run(acme, None)).await.unwrap().run;

@@ -140,7 +140,7 @@ async fn each_filter_keeps_what_it_names(db: Database) {
     }
 
     let sql = format!("update runs set created_at = 1000 where id = {}", db.id(queued.id.0));
-    db.execute(&sql).await.unwrap();
+    db.edit(&sql, |rows| rows.runs.get_mut(&queued.id).unwrap().run.created_at = 1_000).await;
     let after = |at| RunFilter { created_after: Some(at), ..Default::default() };
     let before = |at| RunFilter { created_before: Some(at), ..Default::default() };
     assert_eq!(ids(&db, acme, before(1001)).await, [queued.id]);
@@ -216,10 +216,13 @@ async fn a_pending_run_is_blocked_by_missing_and_by_busy_workers(db: Database) {
     db.worker(1).await;
     assert_eq!(blocked_by(&db, &second).await, None);
 
-    db.execute("update workers set expires_at = 1").await.unwrap();
+    db.edit("update workers set expires_at = 1", |rows| {
+        rows.workers.values_mut().for_each(|lease| lease.expires_at = 1);
+    })
+    .await;
     assert_eq!(blocked_by(&db, &second).await, Some(BlockedBy::NoWorker), "expired leases do not count");
     let sql = format!("update jobs set run_at = 99999999999999 where run_id = {}", db.id(second.id.0));
-    db.execute(&sql).await.unwrap();
+    db.edit(&sql, |rows| rows.jobs.get_mut(&second.id).unwrap().run_at = 99_999_999_999_999).await;
     assert_eq!(blocked_by(&db, &second).await, Some(BlockedBy::RunAt { run_at: 99_999_999_999_999 }));
 }
 

@@ -9,6 +9,7 @@ use super::{
 use crate::{domain::transition::RunStatus, store};
 
 conformance! {
+; sql:
     every_table_but_workers_names_its_workspace,
     a_chats_slot_is_a_unique_index_on_the_slot_holding_statuses,
 }

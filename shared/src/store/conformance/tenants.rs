@@ -12,7 +12,8 @@ use crate::{
 
 conformance! {
     another_workspace_sees_nothing,
-    another_workspace_changes_nothing,
+    another_workspace_changes_nothing;
+    sql:
     no_row_can_point_into_another_workspace,
 }
 

@@ -114,7 +114,8 @@ const FULL: &str = concat!(
     join held using (run_id)
     on conflict (run_id, step, call) do update
     set state = excluded.state, epoch = excluded.epoch, output = excluded.output, error = excluded.error,
-        dispatched_at = coalesce(excluded.dispatched_at, known.dispatched_at), settled_at = excluded.settled_at
+        dispatched_at = coalesce(excluded.dispatched_at, known.dispatched_at,
+        case when excluded.state = 'succeeded' then excluded.settled_at end), settled_at = excluded.settled_at
     where known.state in ('awaiting_approval', 'planned', 'dispatched')
     returning known.run_id
 ), done as (

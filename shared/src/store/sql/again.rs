@@ -4,6 +4,7 @@ use std::{future::Future, time::Duration};
 
 use crate::{
     domain::retry::Backoff,
+    jitter::jitter,
     store::{AdmitError, StoreError},
 };
 
@@ -21,7 +22,7 @@ pub(super) async fn again<T, E, F: Future<Output = Result<T, E>>>(
     loop {
         match attempt().await {
             Err(error) if tries < TRIES && is_lost(&error) => {
-                tokio::time::sleep(PAUSE.wait(tries, rand::random())).await;
+                tokio::time::sleep(PAUSE.wait(tries, jitter())).await;
                 tries += 1;
             }
             result => return result,

@@ -17,6 +17,7 @@ use crate::{
         ids::{KeyId, Millis, WorkspaceId},
         retry::Backoff,
     },
+    jitter::jitter,
     store::{ApiKey, NewKey, Result, StoreError, Workspaces},
 };
 
@@ -49,7 +50,7 @@ impl Workspaces for SqlStore {
                 return Err(error);
             }
             tracing::warn!(%error, tries, "cannot migrate yet; trying again");
-            tokio::time::sleep(MIGRATE_BACKOFF.wait(tries, rand::random())).await;
+            tokio::time::sleep(MIGRATE_BACKOFF.wait(tries, jitter())).await;
             tries += 1;
         }
     }

@@ -161,7 +161,8 @@ async fn write_call(tx: &mut SqliteConnection, append: &Append, call: &ToolCall,
              case when $9 not in ('awaiting_approval', 'planned', 'dispatched') then $14 end) \
          on conflict (run_id, step, call) do update \
          set state = excluded.state, epoch = excluded.epoch, output = excluded.output, error = excluded.error, \
-             dispatched_at = coalesce(excluded.dispatched_at, known.dispatched_at), settled_at = excluded.settled_at \
+             dispatched_at = coalesce(excluded.dispatched_at, known.dispatched_at, \
+             case when excluded.state = 'succeeded' then excluded.settled_at end), settled_at = excluded.settled_at \
          where known.state in ('awaiting_approval', 'planned', 'dispatched')",
     )
     .bind(append.workspace_id.0)

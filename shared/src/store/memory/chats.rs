@@ -1,0 +1,124 @@
+//! Conversations and their messages.
+
+use async_trait::async_trait;
+use serde_json::{Map, Value};
+
+use super::{
+    MemoryStore,
+    state::{ChatRow, State},
+};
+use crate::{
+    domain::{
+        chat::Chat,
+        ids::{ChatId, MessageId, WorkspaceId},
+        message::Message,
+    },
+    store::{ChatPatch, Chats, Listed, NewChat, Page, Result, StopOutcome, StoreError},
+};
+
+#[async_trait]
+impl Chats for MemoryStore {
+    async fn create_chat(&self, workspace: WorkspaceId, chat: NewChat) -> Result<Chat> {
+        self.transact(|state| state.insert_chat(workspace, chat))
+    }
+
+    async fn chat(&self, workspace: WorkspaceId, chat: ChatId) -> Result<Chat> {
+        self.transact(|state| state.live_chat(workspace, chat).map(|row| state.chat_as_read(row)))
+    }
+
+    async fn list_chats(&self, workspace: WorkspaceId, page: Page<ChatId>) -> Result<Listed<Chat, ChatId>> {
+        self.transact(|state| {
+            let chats = state.chats.values().rev().filter(|row| {
+                row.chat.workspace_id == workspace
+                    && !row.is_deleted
+                    && page.after.is_none_or(|after| row.chat.id < after)
+            });
+            let chats = chats.take(page.fetch() as usize).map(|row| state.chat_as_read(row)).collect();
+            Ok(Listed::cut(chats, &page, |chat| chat.id))
+        })
+    }
+
+    async fn update_chat(&self, workspace: WorkspaceId, id: ChatId, patch: ChatPatch) -> Result<Chat> {
+        self.transact(|state| {
+            state.live_chat(workspace, id)?;
+            let now = state.now;
+            let chat = &mut state.chats.get_mut(&id).ok_or(StoreError::NotFound)?.chat;
+            if let Some(title) = patch.title {
+                chat.title = title;
+            }
+            if let Some(agent) = patch.agent {
+                chat.agent = agent;
+            }
+            if let Some(context_ref) = patch.context_ref {
+                chat.context_ref = context_ref;
+            }
+            if let Some(metadata) = patch.metadata {
+                chat.metadata = object(metadata);
+            }
+            chat.updated_at = now;
+            state.live_chat(workspace, id).map(|row| state.chat_as_read(row))
+        })
+    }
+
+    async fn delete_chat(&self, workspace: WorkspaceId, chat: ChatId) -> Result<Vec<StopOutcome>> {
+        self.transact(|state| state.delete_chat(workspace, chat))
+    }
+
+    async fn messages(
+        &self,
+        workspace: WorkspaceId,
+        chat: ChatId,
+        page: Page<(i64, i32)>,
+    ) -> Result<Listed<Message, (i64, i32)>> {
+        self.transact(|state| {
+            state.live_chat(workspace, chat)?;
+            let place = |message: &Message| (message.turn, message.position);
+            let behind = |message: &&Message| {
+                message.chat_id == chat && page.after.is_none_or(|after| place(message) > after)
+            };
+            let mut messages: Vec<_> = state.messages.values().filter(behind).cloned().collect();
+            messages.sort_by_key(place);
+            messages.truncate(page.fetch() as usize);
+            Ok(Listed::cut(messages, &page, place))
+        })
+    }
+
+    async fn message(&self, workspace: WorkspaceId, message: MessageId) -> Result<Message> {
+        self.transact(|state| {
+            let found = state.messages.get(&message).ok_or(StoreError::NotFound)?;
+            state.live_chat(workspace, found.chat_id)?;
+            Ok(found.clone())
+        })
+    }
+}
+
+impl State {
+    pub(super) fn insert_chat(&mut self, workspace: WorkspaceId, new: NewChat) -> Result<Chat> {
+        if !self.workspaces.contains_key(&workspace) {
+            return Err(StoreError::Conflict("chats_workspace_id_fkey".to_owned()));
+        }
+        let chat = Chat {
+            id: ChatId::generate(),
+            workspace_id: workspace,
+            title: new.title,
+            agent: new.agent,
+            context_ref: new.context_ref,
+            metadata: object(new.metadata),
+            created_by: new.created_by,
+            created_at: self.now,
+            updated_at: self.now,
+            active_run_id: None,
+        };
+        self.chats.insert(chat.id, ChatRow { chat: chat.clone(), last_turn: 0, is_deleted: false });
+        Ok(chat)
+    }
+
+    fn chat_as_read(&self, row: &ChatRow) -> Chat {
+        Chat { active_run_id: self.slot_holder(row.chat.id), ..row.chat.clone() }
+    }
+}
+
+/// Metadata is an object; none is an empty one.
+fn object(metadata: Value) -> Value {
+    if metadata.is_null() { Value::Object(Map::new()) } else { metadata }
+}
