@@ -114,6 +114,10 @@ impl State {
             run.reason = Some(ending.reason);
             run.error.clone_from(&ending.error);
             run.finished_at = Some(now);
+            if let Some(requested_at) = append.stop_requested_at {
+                run.stop_requested_at.get_or_insert(requested_at);
+                run.stop_reason.get_or_insert(ending.reason);
+            }
         }
         let message = self.messages.get_mut(&append.assistant_message_id).ok_or(StoreError::LeaseLost)?;
         message.updated_at = now;

@@ -100,7 +100,7 @@ impl State {
     ) -> Result<Committed> {
         let replay = self.replay(run);
         let (events, settlement) = settle(run.id, &replay, run.usage, ending, stop, epoch);
-        let committed = self.commit_once(&Append {
+        self.commit_once(&Append {
             workspace_id: run.workspace_id,
             chat_id: run.chat_id,
             run_id: run.id,
@@ -111,12 +111,8 @@ impl State {
             steps: settlement.steps,
             calls: settlement.calls,
             ending: Some(ending.clone()),
-        })?;
-        if let Some(stop) = stop.filter(|_| run.stop_requested_at.is_none()) {
-            let row = self.run_row(run.id)?;
-            (row.run.stop_requested_at, row.run.stop_reason) = (Some(stop.requested_at), Some(ending.reason));
-        }
-        Ok(committed)
+            stop_requested_at: stop.map(|stop| stop.requested_at),
+        })
     }
 
     /// The run's answer up to the last event of its log.
