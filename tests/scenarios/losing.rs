@@ -15,7 +15,7 @@ use crate::{on_both, on_postgres};
 
 on_both!(an_answer_that_is_lost_is_given_again, a_body_that_breaks_off_makes_no_run_and_a_whole_one_does,);
 on_postgres!(
-    an_end_whose_commit_is_not_answered_happens_once,
+    a_step_or_an_end_whose_commit_is_not_answered_happens_once,
     a_submission_whose_commit_is_not_answered_makes_one_run,
     api_processes_that_are_killed_among_submissions_break_no_promise,
     calls_whose_clients_hang_up_leave_the_connections_whole,
@@ -26,29 +26,34 @@ fn places(count: u32, most: f64) -> impl Iterator<Item = usize> {
     (0..count).map(move |n| most.powf(f64::from(n) / f64::from(count - 1)) as usize)
 }
 
-async fn an_end_whose_commit_is_not_answered_happens_once(setup: Setup) {
+async fn a_step_or_an_end_whose_commit_is_not_answered_happens_once(setup: Setup) {
     let mut world = World::start(setup.workers(0)).await;
     let cable = world.start_worker_on_a_cable().await;
-    world.provider.script("helper", Script::new([Turn::marked(3)]));
+    let looks = Turn::marked(3).and_call("look", &json!({"op": "prices"}));
+    world.provider.script("helper", Script::new([looks, Turn::marked(2)]));
     let client = world.client();
     let mut rounds = 0;
-    for way in [Way::Up, Way::Down] {
-        for bytes in places(14, 9_000.0) {
-            let gate = world.provider.gate("helper", At::BeforeEnd);
-            let submitted = client.submit("helper", &format!("Cut after {bytes} bytes {way:?}")).await;
-            let tail = world.tail(&submitted.run_id);
-            tail.hears("a1.s1.2 ").await;
-            cable.cut_after_bytes(way, bytes);
-            gate.open();
-            tail.ended().await;
-            cable.pass();
-            let run = client.ended(&submitted.run_id).await;
-            assert_eq!((run.outcome().as_str(), run.attempts), ("succeeded done", 1), "{bytes} {way:?}");
-            assert_eq!(marks_of(&tail.story().text(), 1, 3), Some(1));
-            rounds += 1;
-        }
+    // The answer to the commit itself is a few bytes behind those to the statements before it.
+    let asked = places(10, 9_000.0).map(|bytes| (Way::Up, bytes));
+    for (way, bytes) in asked.chain((10..800).step_by(11).map(|bytes| (Way::Down, bytes))) {
+        // The first step is saved behind the cut, or the run ended.
+        let gate = world.provider.gate_on_turn("helper", 1 + rounds % 2, At::BeforeEnd);
+        let submitted = client.submit("helper", &format!("Cut after {bytes} bytes {way:?}")).await;
+        let tail = world.tail(&submitted.run_id);
+        gate.reached().await;
+        tail.hears("a1.s1.2 ").await;
+        cable.cut_after_bytes(way, bytes);
+        gate.open();
+        tail.ended().await;
+        cable.pass();
+        let run = client.ended(&submitted.run_id).await;
+        assert_eq!((run.outcome().as_str(), run.attempts), ("succeeded done", 1), "{bytes} {way:?}");
+        let story = tail.story();
+        assert_eq!(marks_of(&story.steps[&1].text(), 1, 3), Some(1));
+        assert_eq!(marks_of(&story.steps[&2].text(), 2, 2), Some(1));
+        rounds += 1;
     }
-    assert_eq!(world.provider.calls_to("helper").len(), rounds, "each was asked for once");
+    assert_eq!(world.provider.calls_to("helper").len(), 2 * rounds, "each was asked for once");
     assert!(cable.cuts() > rounds / 3, "{} cuts in {rounds} rounds are too few", cable.cuts());
     println!("{} cuts in {rounds} rounds", cable.cuts());
     world.finish().await;
