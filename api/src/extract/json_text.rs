@@ -50,7 +50,7 @@ fn mend_surrogates(json: &[u8]) -> Cow<'_, [u8]> {
     mended.map_or(Cow::Borrowed(json), Cow::Owned)
 }
 
-/// The UTF-16 unit of a `\uXXXX` at the beginning.
+/// The UTF-16 unit of an escape such as `\u00e9` at the beginning.
 fn escaped_unit(json: &[u8]) -> Option<u16> {
     let digits = json.strip_prefix(b"\\u")?.get(..4)?;
     if !digits.iter().all(u8::is_ascii_hexdigit) {
