@@ -144,9 +144,12 @@ impl ToolCall {
                                    or may not have taken effect. It was not sent again. Verify before repeating it."
                 .to_owned(),
             CallState::Denied => "This call was denied. It was not executed.".to_owned(),
-            CallState::Cancelled => match self.dispatched_at {
-                Some(_) => "This call was cancelled after it was sent; it may have taken effect.".to_owned(),
-                None => "This call was cancelled before it was sent.".to_owned(),
+            CallState::Cancelled => match (&self.error, self.dispatched_at) {
+                (Some(why), _) => format!("This call was cancelled: {why}."),
+                (None, Some(_)) => {
+                    "This call was cancelled after it was sent; it may have taken effect.".to_owned()
+                }
+                (None, None) => "This call was cancelled before it was sent.".to_owned(),
             },
             CallState::AwaitingApproval | CallState::Planned | CallState::Dispatched => {
                 "This call has no result yet.".to_owned()

@@ -74,7 +74,9 @@ impl Tool for SimTool {
     }
 
     async fn call(&self, arguments: &Value, cx: &ToolContext) -> ToolOutcome {
-        cx.validity.held().await;
+        if let Err(barred) = cx.departure.depart().await {
+            return ToolOutcome::Failed(barred.to_string());
+        }
         let (effect, arguments, key) = (self.0.effect, arguments.clone(), (cx.run_id, cx.step, cx.call));
         let (there, back, fails, outcome) = with(|world| world.begin_effect(effect, cx));
         let idempotency_key = cx.idempotency_key.clone();

@@ -1,6 +1,12 @@
 //! Attempts on SQLite, with models and tools that a configuration cannot describe.
 
-use std::{sync::Arc, time::Duration};
+use std::{
+    sync::{
+        Arc,
+        atomic::{AtomicUsize, Ordering},
+    },
+    time::Duration,
+};
 
 use async_trait::async_trait;
 use futures::{StreamExt, stream};
@@ -8,21 +14,21 @@ use longhaul_shared::{
     bus::{Bus, in_process::InProcessBus},
     config::LimitsConfig,
     domain::{
-        ids::{WorkerId, WorkspaceId},
+        ids::{RunId, WorkerId, WorkspaceId},
         message::Part,
         run::{Limits, Run, Trigger},
         step::FinishReason,
         tool::{CallState, Effect, LateResult, ToolCall, ToolSpec},
         transition::{Reason, RunStatus},
     },
-    queue::{Holdings, Leased},
+    queue::{Holdings, Leased, Orders},
     store::{IfBusy, NewRun, NewWorker, SharedStore, StopRequest, sqlite},
 };
 use serde_json::{Value, json};
 use tempfile::TempDir;
 use tokio::{
     sync::{Notify, Semaphore},
-    time::timeout,
+    time::{Instant, sleep, timeout},
 };
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
 
@@ -59,6 +65,7 @@ impl Model for Panics {
 /// Answers when it is told to.
 struct Slow {
     spec: ToolSpec,
+    times: AtomicUsize,
     asked: Notify,
     answer: Notify,
 }
@@ -67,7 +74,7 @@ impl Slow {
     fn new(effect: Effect) -> Arc<Self> {
         let (name, description) = (effect.as_str().to_owned(), String::new());
         let spec = ToolSpec { name, description, parameters: json!({"type": "object"}), effect };
-        Arc::new(Self { spec, asked: Notify::new(), answer: Notify::new() })
+        Arc::new(Self { spec, times: AtomicUsize::new(0), asked: Notify::new(), answer: Notify::new() })
     }
 }
 
@@ -77,7 +84,11 @@ impl Tool for Slow {
         &self.spec
     }
 
-    async fn call(&self, _: &Value, _: &ToolContext) -> ToolOutcome {
+    async fn call(&self, _: &Value, cx: &ToolContext) -> ToolOutcome {
+        if let Err(barred) = cx.departure.depart().await {
+            return ToolOutcome::Failed(barred.to_string());
+        }
+        self.times.fetch_add(1, Ordering::SeqCst);
         self.asked.notify_one();
         self.answer.notified().await;
         ToolOutcome::Succeeded("at last".to_owned())
@@ -128,6 +139,7 @@ impl Bench {
         store.register_worker(&row).await.unwrap();
         let holdings = Arc::new(Holdings::default());
         holdings.begin(worker);
+        holdings.confirm(Instant::now() + Duration::from_hours(1));
         let bus: Arc<dyn Bus> = Arc::new(InProcessBus::new());
         let coalesce = Coalesce { time: Duration::ZERO, bytes: 1 };
         let (recorder, recording) = Recorder::new(store.clone(), bus.clone(), coalesce);
@@ -255,6 +267,55 @@ async fn what_was_sent_before_a_stop_is_followed_and_what_only_reads_is_dropped(
     let late: Vec<_> = calls.iter().map(|call| call.late.as_ref()).collect();
     let at_last = |late: &LateResult| late.output.as_deref() == Some("at last");
     assert!(late[0].is_some_and(at_last) && late[1].is_some_and(at_last) && late[2].is_none(), "{late:?}");
+}
+
+/// The calls of a run that is interrupted while they wait to be sent; and how often they were, then or later.
+async fn interrupted_before_sending(interrupt: impl FnOnce(&Bench, &Orders)) -> (Run, Vec<ToolCall>, usize) {
+    let tools = [Slow::new(Effect::Once), Slow::new(Effect::Idempotent), Slow::new(Effect::Read)];
+    let model = Says(calls(&["once", "idempotent", "read"]));
+    let shared = tools.iter().map(|tool| tool.clone() as Arc<dyn Tool>).collect();
+    let bench = Bench::new(vec![("a", Arc::new(model), shared)], limits()).await;
+    let run = bench.submit("a").await;
+    let leased = bench.claim().await.remove(0);
+    let orders = leased.orders.clone();
+    // In doubt, so that they wait at the door.
+    bench.holdings.confirm(Instant::now());
+    let stop = async {
+        while !bench.calls(&run).await.iter().any(|call| call.state == CallState::Dispatched) {
+            sleep(Duration::from_millis(1)).await;
+        }
+        interrupt(&bench, &orders);
+    };
+    tokio::join!(bench.work(leased), stop);
+    bench.holdings.confirm(Instant::now() + Duration::from_hours(1));
+    tools.iter().for_each(|tool| tool.answer.notify_one());
+    bench.attempts.late.tasks.close();
+    timeout(PATIENCE, bench.attempts.late.tasks.wait()).await.unwrap();
+    let sent = tools.iter().map(|tool| tool.times.load(Ordering::SeqCst)).sum();
+    (bench.now(&run).await, bench.calls(&run).await, sent)
+}
+
+#[tokio::test]
+async fn what_had_not_left_when_the_run_was_stopped_never_leaves_and_is_known_not_to_have() {
+    let (run, calls, sent) = interrupted_before_sending(|_, orders| {
+        orders.request_stop(StopRequest { run_id: RunId::generate(), reason: Reason::Stop, requested_at: 1 });
+    })
+    .await;
+    assert_eq!((run.reason, sent), (Some(Reason::Stop), 0));
+    for call in calls {
+        assert_eq!((call.state, call.late.is_none()), (CallState::Cancelled, true));
+        let told = "This call was cancelled: the run ended before this call was sent.";
+        assert_eq!(call.result_for_model(), told);
+    }
+}
+
+#[tokio::test]
+async fn what_had_not_left_when_its_worker_shut_down_is_not_unknown_to_the_next_one() {
+    let (run, calls, sent) = interrupted_before_sending(|bench, _| bench.attempts.hard_stop.cancel()).await;
+    assert_eq!((run.status, sent), (RunStatus::Pending, 0));
+    let states: Vec<_> = calls.iter().map(|call| call.state).collect();
+    assert_eq!(states, [CallState::Failed, CallState::Dispatched, CallState::Dispatched]);
+    assert!(calls[0].result_for_model().contains("before this call was sent"), "{:?}", calls[0]);
 }
 
 #[tokio::test]

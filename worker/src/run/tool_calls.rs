@@ -24,11 +24,12 @@ use longhaul_shared::{
 };
 use serde_json::Value;
 use tokio::time::timeout;
+use tokio_util::sync::CancellationToken;
 
 use super::{attempt::Attempt, interrupt::Exit};
 use crate::{
     recorder::Write,
-    tools::{Tool, ToolContext, ToolOutcome},
+    tools::{Departure, Tool, ToolContext, ToolOutcome},
 };
 
 /// What a tool gets on top of its time limit to report that it has run out.
@@ -45,15 +46,28 @@ struct Ready {
 
 /// A call under way. It comes to the call as it is to be settled.
 pub(super) struct Sent {
-    effect: Effect,
-    call: BoxFuture<'static, ToolCall>,
+    call: ToolCall,
+    was_sent: bool,
+    departure: Departure,
+    work: BoxFuture<'static, ToolCall>,
+}
+
+impl Sent {
+    fn new(ready: Ready, cx: ToolContext) -> Self {
+        Self {
+            call: ready.call.clone(),
+            was_sent: ready.was_sent,
+            departure: cx.departure.clone(),
+            work: execute(ready, cx).boxed(),
+        }
+    }
 }
 
 impl Future for Sent {
     type Output = ToolCall;
 
     fn poll(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<ToolCall> {
-        self.call.as_mut().poll(cx)
+        self.work.as_mut().poll(cx)
     }
 }
 
@@ -128,21 +142,18 @@ impl Attempt<'_> {
         }
 
         hit(Point::AfterToolRecordBeforeSend);
-        let cx = self.context_of(step);
-        let mut under_way: FuturesUnordered<Sent> = ready
-            .into_iter()
-            .map(|one| Sent { effect: one.call.effect, call: execute(one, cx.clone()).boxed() })
-            .collect();
+        // However this ends, nothing leaves afterwards.
+        let over = CancellationToken::new();
+        let _over = over.clone().drop_guard();
+        let mut under_way: FuturesUnordered<Sent> =
+            ready.into_iter().map(|one| Sent::new(one, self.context_of(step, &over))).collect();
         let interrupt = self.interrupts.clone().wait();
         tokio::pin!(interrupt);
         while !under_way.is_empty() {
             let settled = tokio::select! {
                 biased;
                 exit = &mut interrupt => {
-                    if matches!(exit, Exit::Finish(_)) {
-                        self.unanswered =
-                            under_way.into_iter().filter(|sent| sent.effect != Effect::Read).collect();
-                    }
+                    self.leave_off(under_way, attempt, &exit).await;
                     return Err(exit);
                 }
                 Some(settled) = under_way.next() => settled,
@@ -158,6 +169,33 @@ impl Attempt<'_> {
             hit(Point::AfterToolResult);
         }
         Ok(())
+    }
+
+    /// Calls whose attempt is interrupted. One that has left may still be answered; one that has not is settled here and
+    /// never leaves.
+    async fn leave_off(&mut self, calls: FuturesUnordered<Sent>, attempt: u32, exit: &Exit) {
+        let (sent, unsent): (Vec<Sent>, Vec<Sent>) =
+            calls.into_iter().filter(|one| !one.was_sent).partition(|one| one.departure.close());
+        let (state, why) = match exit {
+            Exit::Lost => return,
+            Exit::Finish(_) => {
+                self.unanswered = sent.into_iter().filter(|one| one.call.effect != Effect::Read).collect();
+                (CallState::Cancelled, "the run ended before this call was sent")
+            }
+            Exit::HandBack => (CallState::Failed, "its worker shut down before this call was sent"),
+        };
+        // Whoever takes the run over sends the others.
+        let is_over = |one: &Sent| *exit != Exit::HandBack || one.call.effect == Effect::Once;
+        let mut write = Write::default();
+        for one in unsent.into_iter().filter(is_over) {
+            let settled = settled(one.call, state, why.to_owned());
+            write.events.push(finished_event(&settled, attempt));
+            write.calls.push(*settled);
+        }
+        if !write.calls.is_empty() {
+            self.note_all(&write);
+            self.log.append(write).await;
+        }
     }
 
     /// The call as it is to be dispatched, or as it is settled without being sent.
@@ -204,7 +242,7 @@ impl Attempt<'_> {
         }
     }
 
-    fn context_of(&self, step: u32) -> ToolContext {
+    fn context_of(&self, step: u32, over: &CancellationToken) -> ToolContext {
         ToolContext {
             workspace_id: self.run.workspace_id,
             run_id: self.run.id,
@@ -213,7 +251,7 @@ impl Attempt<'_> {
             idempotency_key: String::new(),
             traceparent: self.run.traceparent.clone(),
             timeout: Duration::from_millis(self.run.limits.tool_timeout_ms.max(1) as u64),
-            validity: self.interrupts.orders.validity.clone(),
+            departure: Departure::new(Arc::clone(&self.interrupts.orders), over.clone()),
         }
     }
 }
@@ -228,11 +266,13 @@ async fn execute(ready: Ready, cx: ToolContext) -> ToolCall {
     } else {
         timeout(limit, tool.call(&arguments, &cx)).await.unwrap_or_else(|_| {
             let text = format!("the tool did not answer within {} s", cx.timeout.as_secs());
-            if call.effect == Effect::Once { ToolOutcome::Unknown(text) } else { ToolOutcome::Failed(text) }
+            let may_have_happened = cx.departure.close() && call.effect == Effect::Once;
+            if may_have_happened { ToolOutcome::Unknown(text) } else { ToolOutcome::Failed(text) }
         })
     };
     let outcome = match sent {
         ToolOutcome::Unknown(why) if tool.can_reconcile() => {
+            let cx = ToolContext { departure: cx.departure.anew(), ..cx };
             timeout(limit, tool.reconcile(&arguments, &cx)).await.unwrap_or(ToolOutcome::Unknown(why))
         }
         sent => sent,

@@ -87,7 +87,10 @@ mod tests {
             idempotency_key: "k".into(),
             traceparent: None,
             timeout: Duration::from_secs(1),
-            validity: longhaul_shared::queue::Validity::default(),
+            departure: crate::tools::Departure::new(
+                Arc::default(),
+                tokio_util::sync::CancellationToken::new(),
+            ),
         };
         for (arguments, time) in [
             ("{}", "2023-11-14T22:13:20.005Z"),

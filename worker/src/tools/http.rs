@@ -2,8 +2,8 @@
 //!
 //! Each request carries the call's idempotency key, which stays the same however often the call is repeated. What may
 //! be repeated without harm is repeated a few times when the connection fails or the endpoint is away; a call that
-//! must happen once is sent once, and if no answer was seen its outcome is unknown. Nothing is sent once the run may be
-//! somebody else's. An answer is read up to a limit, sanitised, and cleared of the secrets that were sent with the request.
+//! must happen once is sent once, and if no answer was seen its outcome is unknown. Each request asks the call's
+//! [`Departure`](super::Departure) once it is connected and before its first byte. An answer is read up to a limit, sanitised, and cleared of the secrets that were sent with the request.
 //! [`reconcile`] asks about calls without one.
 
 mod reconcile;
@@ -13,6 +13,8 @@ mod tests;
 use std::{error::Error, time::Duration};
 
 use async_trait::async_trait;
+use bytes::Bytes;
+use futures::stream;
 use longhaul_shared::{
     domain::{
         retry::Backoff,
@@ -22,14 +24,14 @@ use longhaul_shared::{
     net_guard::{GuardedClient, Refused},
 };
 use reqwest::{
-    Method, Response,
-    header::{ACCEPT, CONTENT_ENCODING, CONTENT_TYPE, HeaderMap, HeaderName, HeaderValue},
+    Body, Method, Response,
+    header::{ACCEPT, CONTENT_ENCODING, CONTENT_LENGTH, CONTENT_TYPE, HeaderMap, HeaderName, HeaderValue},
 };
 use serde_json::{Value, json};
 use tokio::time::{Instant, sleep, timeout, timeout_at};
 use url::Url;
 
-use super::{Tool, ToolContext, ToolOutcome};
+use super::{Barred, Tool, ToolContext, ToolOutcome};
 use crate::redact::Redactor;
 
 /// How much of an error's body the model is told.
@@ -98,10 +100,19 @@ enum Sent {
     Settled(ToolOutcome),
     /// Nothing left this machine.
     Never(String),
+    /// As [`Sent::Never`], and nothing will.
+    Barred,
     /// It left, and how it went cannot be known.
     Lost(String),
     /// As [`Sent::Lost`], and there is no use in trying again.
     Broken(String),
+}
+
+/// Why a request got no response.
+enum NoResponse {
+    Refused(Refused),
+    Barred,
+    Failed(reqwest::Error),
 }
 
 impl HttpTool {
@@ -139,25 +150,50 @@ impl HttpTool {
     }
 
     async fn send(&self, body: &[u8], cx: &ToolContext) -> Sent {
-        let request = match self.options.client.request(self.options.method.clone(), &self.options.url) {
-            Ok(request) => request,
-            Err(refused) => return Sent::Settled(self.failed(&refused.to_string())),
-        };
-        let request = request.headers(self.headers(cx)).body(body.to_vec());
-        // The last thing before it leaves: a worker that was frozen until now has perhaps been replaced.
-        cx.validity.held().await;
-        match request.send().await {
+        match self.request(self.options.method.clone(), &self.options.url, body, cx).await {
             Ok(response) => self.read(response).await,
-            Err(error) => {
-                if let Some(refused) = Refused::find(&error) {
-                    return Sent::Settled(self.failed(&refused.to_string()));
-                }
+            Err(NoResponse::Refused(refused)) => Sent::Settled(self.failed(&refused.to_string())),
+            Err(NoResponse::Barred) => Sent::Barred,
+            Err(NoResponse::Failed(error)) => {
                 let cause = self.line(&root_cause(&error));
                 if error.is_connect() || error.is_builder() {
                     Sent::Never(format!("the tool could not be reached: {cause}"))
                 } else {
                     Sent::Lost(format!("the connection to the tool broke before it answered: {cause}"))
                 }
+            }
+        }
+    }
+
+    /// Sends a request as soon as it may leave.
+    async fn request(
+        &self,
+        method: Method,
+        url: &Url,
+        body: &[u8],
+        cx: &ToolContext,
+    ) -> Result<Response, NoResponse> {
+        let body = Bytes::copy_from_slice(body);
+        loop {
+            cx.departure.open().await.map_err(|Barred| NoResponse::Barred)?;
+            let request = self.options.client.request(method.clone(), url).map_err(NoResponse::Refused)?;
+            // Asked for its body, the connection stands and nothing was written to it: a worker that was frozen until
+            // now has perhaps been replaced.
+            let (departure, bytes) = (cx.departure.clone(), body.clone());
+            let gated = stream::once(async move { departure.leave().map(|()| bytes) });
+            let request = request
+                .headers(self.headers(cx))
+                .header(CONTENT_LENGTH, body.len())
+                .body(Body::wrap_stream(gated));
+            match request.send().await {
+                Err(error) if Barred::is_cause_of(&error) => {}
+                Err(error) => {
+                    return Err(match Refused::find(&error) {
+                        Some(refused) => NoResponse::Refused(refused),
+                        None => NoResponse::Failed(error),
+                    });
+                }
+                Ok(response) => return Ok(response),
             }
         }
     }
@@ -224,6 +260,7 @@ impl HttpTool {
         match sent {
             Sent::Settled(outcome) => outcome,
             Sent::Never(why) => ToolOutcome::Failed(why),
+            Sent::Barred => ToolOutcome::Failed(Barred.to_string()),
             Sent::Lost(why) | Sent::Broken(why) => match self.options.spec.effect {
                 Effect::Once => ToolOutcome::Unknown(why),
                 Effect::Read | Effect::Idempotent => ToolOutcome::Failed(why),
@@ -256,10 +293,17 @@ impl Tool for HttpTool {
         let body = json!({ "arguments": arguments }).to_string().into_bytes();
         let repeatable = self.options.spec.effect != Effect::Once;
         let mut retry = 0;
+        let mut before = None;
         loop {
-            let Ok(sent) = timeout_at(deadline, self.send(&body, cx)).await else {
-                return self.settle(Sent::Broken(format!("the tool did not answer within {limit:?}")));
+            let sent = match timeout_at(deadline, self.send(&body, cx)).await {
+                Ok(sent) => sent,
+                Err(_) if cx.departure.close() => {
+                    Sent::Broken(format!("the tool did not answer within {limit:?}"))
+                }
+                Err(_) => Sent::Never(format!("the call could not be sent within {limit:?}")),
             };
+            // What is not repeated came to what it came to before.
+            let sent = if matches!(sent, Sent::Barred) { before.unwrap_or(sent) } else { sent };
             let again = repeatable && matches!(sent, Sent::Never(_) | Sent::Lost(_));
             retry += 1;
             let wait = self.options.backoff.wait(retry, (self.options.random)());
@@ -273,6 +317,7 @@ impl Tool for HttpTool {
                 retry,
                 "the tool did not answer; it is called again with the same key"
             );
+            before = Some(sent);
             sleep(wait).await;
         }
     }

@@ -5,22 +5,22 @@
 //! what is executed.
 
 pub mod clock;
+mod departure;
 pub mod http;
 
 use std::{collections::BTreeMap, sync::Arc, time::Duration};
 
 use async_trait::async_trait;
 use jsonschema::{Draft, PatternOptions, Validator};
-use longhaul_shared::{
-    domain::{
-        arguments,
-        ids::{RunId, WorkspaceId},
-        text::one_line,
-        tool::ToolSpec,
-    },
-    queue::Validity,
+use longhaul_shared::domain::{
+    arguments,
+    ids::{RunId, WorkspaceId},
+    text::one_line,
+    tool::ToolSpec,
 };
 use serde_json::Value;
+
+pub use departure::{Barred, Departure};
 
 /// Which call this is, and for how long it may run.
 #[derive(Clone, Debug)]
@@ -33,8 +33,8 @@ pub struct ToolContext {
     pub idempotency_key: String,
     pub traceparent: Option<String>,
     pub timeout: Duration,
-    /// Nothing leaves while the run may be somebody else's.
-    pub validity: Validity,
+    /// Asked right before a request leaves. A call that never asked counts as not sent when its run is interrupted.
+    pub departure: Departure,
 }
 
 /// What became of a call. The text is for the model.

@@ -11,8 +11,8 @@ use serde_json::{Value, json};
 use tokio::time::{Instant, sleep, timeout_at};
 use url::Url;
 
-use super::{HttpTool, MARGIN};
-use crate::tools::{ToolContext, ToolOutcome};
+use super::{HttpTool, MARGIN, NoResponse};
+use crate::tools::{Barred, ToolContext, ToolOutcome};
 
 #[derive(Deserialize)]
 struct Answer {
@@ -82,10 +82,12 @@ impl HttpTool {
     }
 
     async fn ask_once(&self, url: &Url, question: &str, cx: &ToolContext) -> Result<Answer, String> {
-        let request =
-            self.options.client.request(Method::POST, url).map_err(|refused| refused.to_string())?;
-        let request = request.headers(self.headers(cx)).body(question.to_owned());
-        let mut response = request.send().await.map_err(|error| super::root_cause(&error))?;
+        let asked = self.request(Method::POST, url, question.as_bytes(), cx).await;
+        let mut response = asked.map_err(|error| match error {
+            NoResponse::Refused(refused) => refused.to_string(),
+            NoResponse::Barred => Barred.to_string(),
+            NoResponse::Failed(error) => super::root_cause(&error),
+        })?;
         if !response.status().is_success() {
             return Err(format!("it answered {}", response.status().as_u16()));
         }

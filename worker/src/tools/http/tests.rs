@@ -1,11 +1,21 @@
+use std::sync::Arc;
+
 use longhaul_shared::{
-    domain::ids::{RunId, WorkspaceId},
+    domain::{
+        ids::{RunId, WorkspaceId},
+        transition::Reason,
+    },
     net_guard::{ClientOptions, NetGuard},
-    queue::Validity,
+    queue::Orders,
+    store::StopRequest,
 };
+use tokio_util::sync::CancellationToken;
 
 use super::*;
-use crate::fixture::{Act, Fixture, answer, open_head};
+use crate::{
+    fixture::{Act, Fixture, answer, open_head},
+    tools::Departure,
+};
 
 const SECRET: &str = "tool-secret-123";
 const JSON: &[(&str, &str)] = &[("content-type", "application/json")];
@@ -35,14 +45,19 @@ fn context() -> ToolContext {
         idempotency_key: format!("{run_id}:2:1"),
         traceparent: Some("00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01".into()),
         timeout: Duration::from_mins(2),
-        validity: valid_for(Duration::from_mins(10)),
+        departure: departure(&orders_for(Duration::from_mins(10))),
     }
 }
 
-fn valid_for(time: Duration) -> Validity {
-    let validity = Validity::default();
-    validity.extend(Instant::now() + time);
-    validity
+/// Under a lease that holds for so long.
+fn orders_for(time: Duration) -> Arc<Orders> {
+    let orders = Arc::new(Orders::default());
+    orders.validity.extend(Instant::now() + time);
+    orders
+}
+
+fn departure(orders: &Arc<Orders>) -> Departure {
+    Departure::new(Arc::clone(orders), CancellationToken::new())
 }
 
 /// The outcome, and how many requests it took.
@@ -201,24 +216,89 @@ async fn odd_bytes_are_sanitised_and_secrets_are_cleared() {
 async fn nothing_is_sent_or_repeated_once_the_lease_may_have_run_out() {
     for effect in [Effect::Once, Effect::Read] {
         let fixture = Fixture::start(vec![answer("200 OK", JSON, "done")]).await;
-        let cx = ToolContext { validity: valid_for(Duration::ZERO), ..context() };
+        let orders = orders_for(Duration::ZERO);
+        let cx = ToolContext { departure: departure(&orders), ..context() };
         let tool = tool(&fixture, effect, |_| {});
         let arguments = json!({});
         let mut call = Box::pin(tool.call(&arguments, &cx));
         assert!(timeout(Duration::from_millis(200), &mut call).await.is_err());
         assert_eq!(fixture.seen().len(), 0, "the attempt may be lost");
-        cx.validity.extend(Instant::now() + Duration::from_mins(1));
+        orders.validity.extend(Instant::now() + Duration::from_mins(1));
         assert_eq!(call.await, succeeded("done"), "it was not");
     }
     // Held when it was sent, and no longer when it would be repeated.
     let plays = vec![answer("503 Service Unavailable", &[], ""), answer("200 OK", JSON, "done")];
     let fixture = Fixture::start(plays).await;
-    let cx = ToolContext { validity: valid_for(Duration::from_millis(300)), ..context() };
+    let cx = ToolContext { departure: departure(&orders_for(Duration::from_millis(300))), ..context() };
     let tool = tool(&fixture, Effect::Read, |options| {
         options.backoff = Backoff::new(Duration::from_millis(700), Duration::from_secs(1));
     });
     assert!(timeout(Duration::from_millis(1500), tool.call(&json!({}), &cx)).await.is_err());
     assert_eq!(fixture.seen().len(), 1);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn whether_a_call_left_before_its_run_was_stopped_is_known_for_certain() {
+    let (mut left, mut barred) = (0, 0);
+    for round in 0..300 {
+        let fixture = Fixture::start(vec![answer("200 OK", JSON, "done")]).await;
+        let (tool, orders) = (tool(&fixture, Effect::Once, |_| {}), orders_for(Duration::from_mins(1)));
+        let cx = ToolContext { departure: departure(&orders), ..context() };
+        let stop = tokio::spawn(async move {
+            sleep(Duration::from_micros(round * 10)).await;
+            orders.request_stop(StopRequest { run_id: cx.run_id, reason: Reason::Stop, requested_at: 1 });
+        });
+        let outcome = tool.call(&json!({}), &cx).await;
+        stop.await.unwrap();
+        if cx.departure.close() {
+            left += 1;
+            assert_eq!((outcome, fixture.seen().len()), (succeeded("done"), 1));
+        } else {
+            barred += 1;
+            assert_eq!((outcome, fixture.seen().len()), (ToolOutcome::Failed(Barred.to_string()), 0));
+        }
+    }
+    println!("{left} left, {barred} did not");
+}
+
+#[tokio::test]
+async fn a_call_that_was_sent_is_not_repeated_after_the_end_of_its_run() {
+    let plays = vec![answer("503 Service Unavailable", &[], "away"), answer("200 OK", JSON, "done")];
+    let fixture = Fixture::start(plays).await;
+    let orders = orders_for(Duration::from_mins(1));
+    let cx = ToolContext { departure: departure(&orders), ..context() };
+    let tool = tool(&fixture, Effect::Idempotent, |options| {
+        options.backoff = Backoff::new(Duration::from_millis(500), Duration::from_secs(1));
+    });
+    let stop = async {
+        while fixture.seen().is_empty() {
+            sleep(Duration::from_millis(1)).await;
+        }
+        orders.request_stop(StopRequest { run_id: cx.run_id, reason: Reason::Stop, requested_at: 1 });
+    };
+    let arguments = json!({});
+    let (outcome, ()) = tokio::join!(tool.call(&arguments, &cx), stop);
+    assert_eq!(outcome, ToolOutcome::Failed("the tool answered 503: away".into()));
+    assert_eq!(fixture.seen().len(), 1);
+}
+
+#[tokio::test]
+async fn a_call_that_never_got_its_connection_has_failed() {
+    let _ = rustls::crypto::ring::default_provider().install_default();
+    // It accepts, and says nothing.
+    let silent = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+    let address = silent.local_addr().unwrap().to_string();
+    let client = NetGuard::new(&[address.clone()]).unwrap().client(&ClientOptions::default()).unwrap();
+    let fixture = Fixture::start(vec![]).await;
+    let tool = tool(&fixture, Effect::Once, |options| {
+        options.client = client;
+        options.url = Url::parse(&format!("https://{address}/")).unwrap();
+        options.timeout = Some(Duration::from_millis(300));
+    });
+    match tool.call(&json!({}), &context()).await {
+        ToolOutcome::Failed(why) => assert!(why.contains("could not be sent"), "{why}"),
+        outcome => panic!("{outcome:?}"),
+    }
 }
 
 #[tokio::test]
