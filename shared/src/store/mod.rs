@@ -295,9 +295,9 @@ pub trait Log: LogReader {
     /// disturb the others. At most one append for each run. An append that is committed already, because the answer
     /// was lost, is answered like the first time, without what it caused. The caller awaits it to its end.
     async fn commit(&self, appends: &[Append]) -> Vec<Result<Committed>>;
-    /// Writes into the ledger what a call came to that was dispatched under `call.epoch` and settled without an answer,
-    /// by that holder or by whoever took the run from it. `false`, and nothing is changed, when it was settled otherwise
-    /// or later, or when something is known already.
+    /// Writes into the ledger what a call came to that was last dispatched under `call.epoch` and settled without an
+    /// answer, by whomever. `false`, and nothing is changed, when it was settled otherwise, when another holder
+    /// dispatched it since, or when something is known already.
     async fn record_late(&self, workspace: WorkspaceId, call: &ToolCall, late: &LateResult) -> Result<bool>;
 }
 
@@ -340,9 +340,10 @@ pub trait Jobs: Send + Sync {
         delay_ms: i64,
     ) -> Result<Released>;
     /// Jobs whose worker's lease ran out go back to pending with `run.released` appended and their crash counted;
-    /// after more than `max_crashes` without progress the run fails with `crash_limit`. A run whose stop is requested
-    /// ends, and so does one whose live holder has not followed its stop within [`STOP_GRACE_MS`]. Up to `limit`; the expiry is checked again under the job's lock. A run that cannot be released now does not
-    /// keep the others waiting: an error is told only when nothing was released.
+    /// with crash number `max_crashes` without progress the run fails with `crash_limit`. A run whose stop is requested
+    /// ends, and so does one whose live holder has not followed its stop within [`STOP_GRACE_MS`]. Up to `limit`; the
+    /// expiry is checked again under the job's lock. A run that cannot be released now does not keep the others
+    /// waiting: an error is told only when nothing was released.
     async fn reap(&self, max_crashes: i32, limit: u32) -> Result<Vec<Released>>;
     /// Scheduled runs that are due take the chat's slot or queue up for it.
     async fn promote_due(&self, limit: u32) -> Result<Vec<Released>>;

@@ -7,7 +7,7 @@ use super::{
 };
 use crate::{
     domain::{
-        event::EventData,
+        event::{EventData, ReleaseReason},
         run::{Claim, Ending},
         tool::{CallState, Effect, LateResult, ToolCall},
     },
@@ -17,7 +17,7 @@ use crate::{
 upheld! {
     a_late_answer_is_kept_once_and_the_state_stays,
     only_calls_that_were_settled_without_an_answer_take_one,
-    only_the_sender_or_who_was_fenced_by_the_end_writes_a_late_answer,
+    only_the_last_sender_writes_a_late_answer_whoever_settled_the_call,
     racing_late_answers_leave_the_first,
 }
 
@@ -82,13 +82,39 @@ async fn only_calls_that_were_settled_without_an_answer_take_one(db: Database) {
     assert_eq!(db.everything().await, before);
 }
 
-async fn only_the_sender_or_who_was_fenced_by_the_end_writes_a_late_answer(db: Database) {
-    for (epochs_ago, may) in [(-1, false), (0, true), (1, true), (2, false)] {
-        let claim = ended_with(&db, &[CallState::Unknown]).await;
-        let call = call_of(&claim, 1, CallState::Succeeded);
-        let call = ToolCall { epoch: claim.epoch - epochs_ago, ..call };
-        let recorded = db.store.record_late(claim.run.workspace_id, &call, &succeeded("late")).await.unwrap();
-        assert_eq!(recorded, may, "dispatched {epochs_ago} epochs before the call was settled");
+/// Sent by the first of several holders, and by another one again if `resent` says which; settled by the last.
+async fn only_the_last_sender_writes_a_late_answer_whoever_settled_the_call(db: Database) {
+    const HOLDERS: usize = 4;
+    for (resent, sender) in [(None, 0), (Some(1), 1), (Some(3), 3)] {
+        let acme = db.workspace("acme").await;
+        let first = db.held_run(acme).await;
+        let saved = Append {
+            calls: vec![call_of(&first, 1, CallState::Planned)],
+            ..saving(&first, first.last_seq + 1, 1)
+        };
+        let mut last = db.commit(saved).await.last;
+        let mut claims = vec![first];
+        for holder in 0..HOLDERS {
+            let claim = claims[holder].clone();
+            if holder == 0 || resent == Some(holder) {
+                let started = EventData::ToolStarted { call: 1, call_id: "c".into() }.of_step(1, 1);
+                let calls = vec![call_of(&claim, 1, CallState::Dispatched)];
+                last = db.commit(Append { calls, ..append(&claim, last + 1, vec![started]) }).await.last;
+            }
+            if holder + 1 < HOLDERS {
+                db.store.hand_back(&claim, last, ReleaseReason::HandBack, 0).await.unwrap();
+                claims.push(db.claim(db.worker(1).await).await);
+                last = claims[holder + 1].last_seq;
+            }
+        }
+        let settler = &claims[HOLDERS - 1];
+        let calls = vec![call_of(settler, 1, CallState::Unknown)];
+        db.commit(Append { calls, ..finishing(settler, last + 1, Ending::stopped()) }).await;
+        for (holder, claim) in claims.iter().enumerate().rev() {
+            let call = call_of(claim, 1, CallState::Succeeded);
+            let recorded = db.store.record_late(acme, &call, &succeeded("late")).await.unwrap();
+            assert_eq!(recorded, holder == sender, "holder {holder}, sent again by {resent:?}");
+        }
     }
 }
 

@@ -129,6 +129,9 @@ impl State {
 
     fn write_call(&mut self, call: &ToolCall) {
         let now = self.now;
+        if call.state == CallState::Dispatched {
+            self.dispatched.insert((call.run_id, call.step, call.call), call.epoch);
+        }
         let calls = self.calls.entry(call.run_id).or_default();
         let known = calls.get(&(call.step, call.call));
         let row = ToolCall {
@@ -160,13 +163,13 @@ impl State {
         if self.run(workspace, call.run_id).is_err() {
             return false;
         }
+        let is_sender = self
+            .dispatched
+            .get(&(call.run_id, call.step, call.call))
+            .is_some_and(|epoch| *epoch == call.epoch);
         let row = self.calls.get_mut(&call.run_id).and_then(|calls| calls.get_mut(&(call.step, call.call)));
         let Some(row) = row.filter(|row| {
-            // Settled by the sender itself, or by whoever took the run from it.
-            (row.epoch == call.epoch || row.epoch == call.epoch + 1)
-                && matches!(row.state, CallState::Unknown | CallState::Cancelled)
-                && row.dispatched_at.is_some()
-                && row.late.is_none()
+            is_sender && matches!(row.state, CallState::Unknown | CallState::Cancelled) && row.late.is_none()
         }) else {
             return false;
         };

@@ -34,6 +34,8 @@ pub struct State {
     pub log: BTreeMap<RunId, Vec<LogRow>>,
     pub steps: BTreeMap<RunId, Vec<Step>>,
     pub calls: BTreeMap<RunId, BTreeMap<(u32, u32), ToolCall>>,
+    /// The claim under which a call was last sent.
+    pub dispatched: BTreeMap<(RunId, u32, u32), Epoch>,
     pub workers: BTreeMap<WorkerId, LeaseRow>,
     /// By workspace, caller, route and key.
     pub idempotency: BTreeMap<(WorkspaceId, String, String, String), KeyRow>,

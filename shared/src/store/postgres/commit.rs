@@ -103,9 +103,10 @@ const FULL: &str = concat!(
     join run on run.id = new.run_id
 ), call as (
     insert into tool_calls as known (workspace_id, run_id, step, call, call_id, name, arguments, effect, state,
-        idempotency_key, epoch, output, error, dispatched_at, settled_at)
+        idempotency_key, epoch, output, error, dispatched_at, dispatched_epoch, settled_at)
     select new.*,
         case when new.state = 'dispatched' then held.at end,
+        case when new.state = 'dispatched' then new.epoch end,
         case when new.state not in ('awaiting_approval', 'planned', 'dispatched') then held.at end
     from unnest($33::uuid[], $34::uuid[], $35::int[], $36::int[], $37::text[], $38::text[], $39::text[],
         $40::text[], $41::text[], $42::text[], $43::bigint[], $44::text[], $45::text[])
@@ -115,7 +116,9 @@ const FULL: &str = concat!(
     on conflict (run_id, step, call) do update
     set state = excluded.state, epoch = excluded.epoch, output = excluded.output, error = excluded.error,
         dispatched_at = coalesce(excluded.dispatched_at, known.dispatched_at,
-        case when excluded.state = 'succeeded' then excluded.settled_at end), settled_at = excluded.settled_at
+        case when excluded.state = 'succeeded' then excluded.settled_at end),
+        dispatched_epoch = coalesce(excluded.dispatched_epoch, known.dispatched_epoch),
+        settled_at = excluded.settled_at
     where known.state in ('awaiting_approval', 'planned', 'dispatched')
     returning known.run_id
 ), done as (

@@ -9,8 +9,8 @@ use crate::{
     store::Result,
 };
 
-/// Only the sender knows what became of a call. It was settled under the sender's own epoch, or under the next one by
-/// whoever took the run from it; a later epoch means that others have dealt with the call since.
+/// Only whoever sent it last knows what became of a call, however many have held the run since: `call.epoch` is the
+/// claim that it was sent under.
 pub(super) async fn record_late(
     store: &SqlStore,
     workspace: WorkspaceId,
@@ -20,8 +20,8 @@ pub(super) async fn record_late(
     let done = sqlx::query(concat!(
         "update tool_calls set late_state = $6, late_output = $7, late_error = $8, late_at = ",
         now!(),
-        " where workspace_id = $1 and run_id = $2 and step = $3 and call = $4 and epoch in ($5, $5 + 1) \
-         and state in ('unknown', 'cancelled') and dispatched_at is not null and late_at is null"
+        " where workspace_id = $1 and run_id = $2 and step = $3 and call = $4 and dispatched_epoch = $5 \
+         and state in ('unknown', 'cancelled') and late_at is null"
     ))
     .bind(workspace.0)
     .bind(call.run_id.0)

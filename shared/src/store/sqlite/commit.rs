@@ -155,14 +155,17 @@ async fn insert_step(tx: &mut SqliteConnection, append: &Append, step: &Step, at
 async fn write_call(tx: &mut SqliteConnection, append: &Append, call: &ToolCall, at: Millis) -> Result<()> {
     let done = sqlx::query(
         "insert into tool_calls as known (workspace_id, run_id, step, call, call_id, name, arguments, effect, state, \
-             idempotency_key, epoch, output, error, dispatched_at, settled_at) \
+             idempotency_key, epoch, output, error, dispatched_at, dispatched_epoch, settled_at) \
          values ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11, $12, $13, \
              case when $9 = 'dispatched' then $14 end, \
+             case when $9 = 'dispatched' then $11 end, \
              case when $9 not in ('awaiting_approval', 'planned', 'dispatched') then $14 end) \
          on conflict (run_id, step, call) do update \
          set state = excluded.state, epoch = excluded.epoch, output = excluded.output, error = excluded.error, \
              dispatched_at = coalesce(excluded.dispatched_at, known.dispatched_at, \
-             case when excluded.state = 'succeeded' then excluded.settled_at end), settled_at = excluded.settled_at \
+             case when excluded.state = 'succeeded' then excluded.settled_at end), \
+             dispatched_epoch = coalesce(excluded.dispatched_epoch, known.dispatched_epoch), \
+             settled_at = excluded.settled_at \
          where known.state in ('awaiting_approval', 'planned', 'dispatched')",
     )
     .bind(append.workspace_id.0)
