@@ -5,6 +5,7 @@ pub mod chat;
 pub mod event;
 pub mod ids;
 pub mod message;
+pub mod release;
 pub mod replay;
 pub mod retry;
 pub mod run;

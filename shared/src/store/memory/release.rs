@@ -6,8 +6,9 @@ use crate::{
     domain::{
         event::{EventData, ReleaseReason},
         ids::{RunId, Seq, WorkerId, WorkspaceId},
+        release::{Crashes, end_at_release},
         retry::{MAX_CRASHES, crash_delay_ms},
-        run::{Claim, Ending, Run, RunError},
+        run::{Claim, Ending, Run},
         settle::Stop,
         transition::{Reason, RunStatus},
     },
@@ -29,12 +30,8 @@ impl State {
         if !is_holder || run.last_seq != last_seq {
             return Err(StoreError::LeaseLost);
         }
-        let crashes = crashes_so_far(job, &run) + i32::from(reason == ReleaseReason::Broken);
-        let given_up = (crashes > MAX_CRASHES).then(|| crash_limit(crashes));
-        match stopped(&run).or(given_up) {
-            Some(ending) => self.end_released(&run, &ending),
-            None => self.make_pending(&run, reason, crashes, delay_ms),
-        }
+        let crashes = crashes_of(job, &run, reason == ReleaseReason::Broken, MAX_CRASHES);
+        self.release(&run, reason, crashes, delay_ms)
     }
 
     /// The worker holds it without knowing it.
@@ -48,32 +45,38 @@ impl State {
         if run.worker_id != Some(worker) {
             return Ok(None);
         }
-        let released = if let Some(ending) = stopped(&run) {
-            self.end_released(&run, &ending)?
-        } else {
-            let crashes = crashes_so_far(self.job(run_id)?, &run);
-            self.make_pending(&run, ReleaseReason::Broken, crashes, 0)?
-        };
-        Ok(Some(released))
+        let crashes = crashes_of(self.job(run_id)?, &run, false, MAX_CRASHES);
+        self.release(&run, ReleaseReason::Broken, crashes, 0).map(Some)
     }
 
     /// Its holder is dead.
     pub(super) fn release_from_dead(&mut self, run_id: RunId, max_crashes: i32) -> Result<Released> {
         let workspace = self.run_row(run_id)?.run.workspace_id;
         let run = self.run(workspace, run_id)?;
-        let crashes = crashes_so_far(self.job(run_id)?, &run) + 1;
-        match stopped(&run).or_else(|| (crashes > max_crashes).then(|| crash_limit(crashes))) {
-            Some(ending) => self.end_released(&run, &ending),
-            None => self.make_pending(&run, ReleaseReason::Expired, crashes, crash_delay_ms(crashes)),
-        }
+        let crashes = crashes_of(self.job(run_id)?, &run, true, max_crashes);
+        self.release(&run, ReleaseReason::Expired, crashes, crash_delay_ms(crashes.now()))
     }
 
     /// Its holder has not followed its stop in time, dead or alive.
     pub(super) fn carry_out_stop(&mut self, run_id: RunId) -> Result<Released> {
         let workspace = self.run_row(run_id)?.run.workspace_id;
         let run = self.run(workspace, run_id)?;
-        let ending = stopped(&run).ok_or(StoreError::LeaseLost)?;
-        self.end_released(&run, &ending)
+        let reason = stop_of(&run).ok_or(StoreError::LeaseLost)?;
+        self.end_released(&run, &Ending { reason, error: None })
+    }
+
+    /// Ends it if it is not to be taken up again, else it waits for a worker.
+    fn release(
+        &mut self,
+        run: &Run,
+        reason: ReleaseReason,
+        crashes: Crashes,
+        delay_ms: i64,
+    ) -> Result<Released> {
+        match end_at_release(stop_of(run), crashes) {
+            Some(ending) => self.end_released(run, &ending),
+            None => self.make_pending(run, reason, crashes.now(), delay_ms),
+        }
     }
 
     fn job(&self, run_id: RunId) -> Result<&JobRow> {
@@ -118,18 +121,13 @@ impl State {
 }
 
 /// The crashes of a run since its last saved step.
-fn crashes_so_far(job: &JobRow, run: &Run) -> i32 {
-    if run.step_count > job.crash_step { 0 } else { job.crashes }
+fn crashes_of(job: &JobRow, run: &Run, is_one_more: bool, limit: i32) -> Crashes {
+    let before = if run.step_count > job.crash_step { 0 } else { job.crashes };
+    Crashes { before, is_one_more, limit }
 }
 
-/// The end of a run whose stop was requested: nobody is to take it up again only to stop it.
-fn stopped(run: &Run) -> Option<Ending> {
+/// Why it is to end, if that was requested.
+fn stop_of(run: &Run) -> Option<Reason> {
     run.stop_requested_at?;
-    Some(Ending { reason: run.stop_reason.unwrap_or(Reason::Stop), error: None })
-}
-
-fn crash_limit(crashes: i32) -> Ending {
-    let message =
-        format!("{crashes} attempts at this run broke or lost their worker, with no saved step between them");
-    Ending::failed(Reason::CrashLimit, RunError::new("crash_limit", message))
+    Some(run.stop_reason.unwrap_or(Reason::Stop))
 }

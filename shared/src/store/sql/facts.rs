@@ -29,6 +29,14 @@ pub(crate) struct RunFacts {
     pub(crate) last_seq: Seq,
 }
 
+impl RunFacts {
+    /// Why it is to end, if that was requested.
+    pub(crate) fn stop(&self) -> Option<Reason> {
+        self.stop_requested_at?;
+        Some(self.stop_reason.unwrap_or(Reason::Stop))
+    }
+}
+
 impl From<&Run> for RunFacts {
     fn from(run: &Run) -> Self {
         Self {

@@ -14,10 +14,10 @@ use crate::{
     domain::{
         event::{EventData, ReleaseReason},
         ids::{RunId, Seq, WorkerId, WorkspaceId},
+        release::{Crashes, end_at_release},
         retry::{MAX_CRASHES, crash_delay_ms},
-        run::{Claim, Ending, RunError},
+        run::{Claim, Ending},
         settle::Stop,
-        transition::Reason,
     },
     mutant::{self, Mutant},
     store::{Released, Result, STOP_GRACE_MS, StoreError},
@@ -40,12 +40,8 @@ pub(super) async fn hand_back(
     if !is_holder || run.last_seq != last_seq {
         return Err(StoreError::LeaseLost);
     }
-    let crashes = job.crashes_so_far(&run) + i32::from(reason == ReleaseReason::Broken);
-    let given_up = (crashes > MAX_CRASHES).then(|| crash_limit(crashes));
-    let released = match stopped(&run).or(given_up) {
-        Some(ending) => end(&mut tx, &run, &job, &ending).await?,
-        None => make_pending(&mut tx, &run, &job, reason, crashes, delay_ms).await?,
-    };
+    let crashes = job.crashes_of(&run, reason == ReleaseReason::Broken, MAX_CRASHES);
+    let released = release(&mut tx, &run, &job, reason, crashes, delay_ms).await?;
     tx.commit().await?;
     Ok(released)
 }
@@ -73,14 +69,9 @@ pub(super) async fn disown(
         Err(StoreError::Corrupt { .. }) => true,
         Err(error) => return Err(error),
     };
-    let crashes = job.crashes_so_far(&run) + i32::from(is_unreadable);
-    let given_up = (is_unreadable && crashes > MAX_CRASHES).then(|| crash_limit(crashes));
-    let released = if let Some(ending) = stopped(&run).or(given_up) {
-        end(&mut tx, &run, &job, &ending).await?
-    } else {
-        let delay_ms = if is_unreadable { crash_delay_ms(crashes) } else { 0 };
-        make_pending(&mut tx, &run, &job, ReleaseReason::Broken, crashes, delay_ms).await?
-    };
+    let crashes = job.crashes_of(&run, is_unreadable, MAX_CRASHES);
+    let delay_ms = if is_unreadable { crash_delay_ms(crashes.now()) } else { 0 };
+    let released = release(&mut tx, &run, &job, ReleaseReason::Broken, crashes, delay_ms).await?;
     tx.commit().await?;
     Ok(Some(released))
 }
@@ -106,11 +97,11 @@ pub(super) async fn carry_out_stop(
     .fetch_optional(&mut *tx)
     .await?;
     let run = read_facts(&mut tx, workspace, run_id).await?;
-    let (Some(job), Some(_), Some(ending)) = (job, overdue, stopped(&run)) else {
+    let (Some(job), Some(_), Some(reason)) = (job, overdue, run.stop()) else {
         tx.rollback().await?;
         return Ok(None);
     };
-    let released = end(&mut tx, &run, &job, &ending).await?;
+    let released = end(&mut tx, &run, &job, &Ending { reason, error: None }).await?;
     tx.commit().await?;
     tracing::warn!(run.id = %run_id, "carried out a stop that the run's holder did not follow");
     Ok(Some(released))
@@ -134,28 +125,26 @@ pub(super) async fn reap(
         return Ok(None);
     };
     let run = read_facts(&mut tx, workspace, run_id).await?;
-    let crashes = job.crashes_so_far(&run) + 1;
-    let ending = stopped(&run).or_else(|| (crashes > max_crashes).then(|| crash_limit(crashes)));
-    let released = if let Some(ending) = ending {
-        end(&mut tx, &run, &job, &ending).await?
-    } else {
-        let delay_ms = crash_delay_ms(crashes);
-        make_pending(&mut tx, &run, &job, ReleaseReason::Expired, crashes, delay_ms).await?
-    };
+    let crashes = job.crashes_of(&run, true, max_crashes);
+    let delay_ms = crash_delay_ms(crashes.now());
+    let released = release(&mut tx, &run, &job, ReleaseReason::Expired, crashes, delay_ms).await?;
     tx.commit().await?;
     Ok(Some(released))
 }
 
-/// The end of a run whose stop was requested: nobody is to take it up again only to stop it.
-fn stopped(run: &RunFacts) -> Option<Ending> {
-    run.stop_requested_at?;
-    Some(Ending { reason: run.stop_reason.unwrap_or(Reason::Stop), error: None })
-}
-
-fn crash_limit(crashes: i32) -> Ending {
-    let message =
-        format!("{crashes} attempts at this run broke or lost their worker, with no saved step between them");
-    Ending::failed(Reason::CrashLimit, RunError::new("crash_limit", message))
+/// Ends it if it is not to be taken up again, else it waits for a worker.
+async fn release(
+    tx: &mut Transaction<'static, Db>,
+    run: &RunFacts,
+    job: &HeldJob,
+    reason: ReleaseReason,
+    crashes: Crashes,
+    delay_ms: i64,
+) -> Result<Released> {
+    match end_at_release(run.stop(), crashes) {
+        Some(ending) => end(tx, run, job, &ending).await,
+        None => make_pending(tx, run, job, reason, crashes.now(), delay_ms).await,
+    }
 }
 
 async fn end(

@@ -20,6 +20,7 @@ use crate::{
     domain::{
         event::Segment,
         ids::{ChatId, Epoch, Millis, RunId, WorkerId, WorkspaceId},
+        release::Crashes,
         replay::Replay,
         run::Ending,
         settle::{Stop, settle},
@@ -43,8 +44,9 @@ pub(crate) struct HeldJob {
 
 impl HeldJob {
     /// The crashes of a run since its last saved step.
-    pub(crate) fn crashes_so_far(&self, run: &RunFacts) -> i32 {
-        if i64::from(run.step_count) > i64::from(self.crash_step) { 0 } else { self.crashes }
+    pub(crate) fn crashes_of(&self, run: &RunFacts, is_one_more: bool, limit: i32) -> Crashes {
+        let before = if i64::from(run.step_count) > i64::from(self.crash_step) { 0 } else { self.crashes };
+        Crashes { before, is_one_more, limit }
     }
 }
 

@@ -42,7 +42,7 @@ async fn only_the_poison_failed(world: &World, poison: &str, good: &[String]) ->
 pub(super) async fn poison_abort(setup: Setup) -> Vec<String> {
     let mut world = world_that(setup, "abort_if_tag=abort:*").await;
     let (poison, good) = with_good_ones(&world, "abort").await;
-    for _ in 1..=4 {
+    for _ in 1..=3 {
         struck(world.workers.last_mut().unwrap_or(&mut world.apis[0]), "abort_if_tag").await;
         match world.store() {
             Store::Postgres => world.start_worker_that("abort_if_tag=abort:*").await,
