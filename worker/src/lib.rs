@@ -54,7 +54,7 @@ use crate::{
     run::{attempt::Attempts, late::Late},
 };
 
-/// Runs handed back at the same time: fewer than the connections that are kept for heartbeats and commits.
+/// Runs handed back at the same time: fewer than the connections that are kept for commits and claims.
 const HAND_BACKS: usize = 2;
 /// What the recorder gets to write what was said last.
 const LAST_COMMITS: Duration = Duration::from_secs(5);

@@ -415,9 +415,9 @@ pub const STOP_GRACE_MS: i64 = 2_000;
 #[async_trait]
 pub trait Workers: Send + Sync {
     async fn register_worker(&self, worker: &NewWorker) -> Result<()>;
-    /// Extends the lease and says which of the worker's runs are to stop. `LeaseLost` when it had run out: an
-    /// expired lease is never revived.
-    async fn heartbeat(&self, worker: WorkerId, lease_ms: i64, draining: bool) -> Result<Vec<StopRequest>>;
+    /// Extends the lease. `LeaseLost` when it had run out: an expired lease is never revived. It reads and writes the
+    /// worker's row and nothing else, so that no other trouble looks like a lost lease.
+    async fn heartbeat(&self, worker: WorkerId, lease_ms: i64, draining: bool) -> Result<()>;
     /// Which of the worker's runs are to stop.
     async fn stop_requests(&self, worker: WorkerId) -> Result<Vec<StopRequest>>;
     /// Ends the lease at once. What the worker still holds is for the reaper.

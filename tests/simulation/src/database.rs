@@ -398,7 +398,7 @@ impl Workers for Connection {
         });
         self.call("register_worker", move |store| at_once(store.register_worker(&worker))).await?
     }
-    async fn heartbeat(&self, worker: WorkerId, lease_ms: i64, draining: bool) -> Result<Vec<StopRequest>> {
+    async fn heartbeat(&self, worker: WorkerId, lease_ms: i64, draining: bool) -> Result<()> {
         remote!(self, heartbeat(worker, lease_ms, draining))
     }
     async fn stop_requests(&self, worker: WorkerId) -> Result<Vec<StopRequest>> {

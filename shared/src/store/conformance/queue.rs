@@ -23,13 +23,15 @@ upheld! {
     the_highest_priority_goes_first_and_then_the_oldest,
     only_what_is_due_and_in_the_named_queues_is_claimed,
     a_worker_without_a_lease_takes_nothing,
-    a_heartbeat_extends_the_lease_and_tells_of_stops,
+    a_heartbeat_extends_the_lease,
+    a_worker_is_told_which_of_its_runs_are_to_stop,
     an_expired_lease_is_never_revived,
     a_retired_worker_holds_no_lease,
     a_worker_that_is_proven_dead_loses_its_lease_at_once_and_only_once,
     a_heartbeat_never_revives_a_worker_that_is_proven_dead,
     workers_are_listed_with_what_they_hold;
     sql:
+    a_heartbeat_needs_nothing_but_the_workers_row,
     peers_are_the_live_workers_that_can_be_asked,
     a_heartbeat_and_a_reaper_never_both_win,
     claimers_take_every_job_once_and_never_more_than_the_limit,
@@ -233,21 +235,33 @@ async fn a_worker_without_a_lease_takes_nothing(db: Database) {
     assert_eq!(claimed(&db, draining, QUEUE, 5).await, [run.id]);
 }
 
-async fn a_heartbeat_extends_the_lease_and_tells_of_stops(db: Database) {
+async fn a_heartbeat_extends_the_lease(db: Database) {
+    let worker = db.worker(1).await;
+    let now = db.store.now().await.unwrap();
+    db.store.heartbeat(worker, 600_000, false).await.unwrap();
+    assert!(db.store.list_workers().await.unwrap()[0].expires_at >= now + 600_000);
+}
+
+async fn a_heartbeat_needs_nothing_but_the_workers_row(db: Database) {
+    let acme = db.workspace("acme").await;
+    let claim = db.held_run(acme).await;
+    db.store.stop_run(acme, claim.run.id).await.unwrap();
+    db.execute("alter table runs rename to runs_out_of_reach").await.unwrap();
+    db.store.stop_requests(claim.worker_id).await.unwrap_err();
+    db.store.heartbeat(claim.worker_id, 60_000, false).await.unwrap();
+    db.execute("alter table runs_out_of_reach rename to runs").await.unwrap();
+}
+
+async fn a_worker_is_told_which_of_its_runs_are_to_stop(db: Database) {
     let acme = db.workspace("acme").await;
     let (one, two) = (db.held_run(acme).await, db.held_run(acme).await);
-    let now = db.store.now().await.unwrap();
-    assert!(db.store.heartbeat(one.worker_id, 600_000, false).await.unwrap().is_empty());
-    let row = db.store.list_workers().await.unwrap().into_iter().find(|row| row.id == one.worker_id).unwrap();
-    assert!(row.expires_at >= now + 600_000);
-
+    assert!(db.store.stop_requests(one.worker_id).await.unwrap().is_empty());
     db.store.stop_run(acme, one.run.id).await.unwrap();
     db.store.delete_chat(acme, two.run.chat_id).await.unwrap();
     for (claim, reason) in [(&one, Reason::Stop), (&two, Reason::ChatDeleted)] {
-        let told = db.store.heartbeat(claim.worker_id, 60_000, false).await.unwrap();
+        let told = db.store.stop_requests(claim.worker_id).await.unwrap();
         let told: Vec<_> = told.iter().map(|request| (request.run_id, request.reason)).collect();
         assert_eq!(told, [(claim.run.id, reason)]);
-        assert_eq!(db.store.stop_requests(claim.worker_id).await.unwrap().len(), 1);
     }
 }
 

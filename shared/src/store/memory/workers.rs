@@ -34,14 +34,14 @@ impl Workers for MemoryStore {
         })
     }
 
-    async fn heartbeat(&self, worker: WorkerId, lease_ms: i64, draining: bool) -> Result<Vec<StopRequest>> {
+    async fn heartbeat(&self, worker: WorkerId, lease_ms: i64, draining: bool) -> Result<()> {
         self.transact(|state| {
             let now = state.now;
             let lease = state.workers.get_mut(&worker).filter(|lease| lease.expires_at > now);
             let lease = lease.ok_or(StoreError::LeaseLost)?;
             lease.expires_at = now + lease_ms;
             lease.draining = draining;
-            Ok(state.stop_requests(worker))
+            Ok(())
         })
     }
 
