@@ -341,9 +341,12 @@ pub trait Jobs: Send + Sync {
     ) -> Result<Released>;
     /// Jobs whose worker's lease ran out go back to pending with `run.released` appended and their crash counted;
     /// after more than `max_crashes` without progress the run fails with `crash_limit`. A run whose stop is requested
-    /// ends, and so does one whose live holder has not followed its stop within [`STOP_GRACE_MS`]. Up to `limit`; the expiry is checked again under the job's lock. A run that cannot be released now does not
+    /// ends. Up to `limit`; the expiry is checked again under the job's lock. A run that cannot be released now does not
     /// keep the others waiting: an error is told only when nothing was released.
     async fn reap(&self, max_crashes: i32, limit: u32) -> Result<Vec<Released>>;
+    /// Runs whose holder, dead or alive, has not followed its stop within [`STOP_GRACE_MS`] end, the longest overdue
+    /// first, up to `limit`. Errors are told like those of [`reap`](Self::reap).
+    async fn carry_out_stops(&self, limit: u32) -> Result<Vec<Released>>;
     /// Scheduled runs that are due take the chat's slot or queue up for it.
     async fn promote_due(&self, limit: u32) -> Result<Vec<Released>>;
     /// The runs that the worker holds according to the database.

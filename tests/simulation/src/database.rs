@@ -43,6 +43,7 @@ const BACKGROUND: &[&str] = &[
     "stop_requests",
     "held_by",
     "reap",
+    "carry_out_stops",
     "promote_due",
     "reconcile",
     "prune",
@@ -357,6 +358,9 @@ impl Jobs for Connection {
     }
     async fn reap(&self, max_crashes: i32, limit: u32) -> Result<Vec<Released>> {
         remote!(self, reap(max_crashes, limit))
+    }
+    async fn carry_out_stops(&self, limit: u32) -> Result<Vec<Released>> {
+        remote!(self, carry_out_stops(limit))
     }
     async fn promote_due(&self, limit: u32) -> Result<Vec<Released>> {
         remote!(self, promote_due(limit))
