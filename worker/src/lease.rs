@@ -109,6 +109,8 @@ impl Lease {
                 version: env!("CARGO_PKG_VERSION").to_owned(),
                 slots: self.slots,
                 lease_ms: self.lease.as_millis() as i64,
+                // As often, plus what a heartbeat may take.
+                renewal_ms: (self.heartbeat.mul_f64(1.25) + Duration::from_millis(250)).as_millis() as i64,
                 presence: self.listener.as_ref().map(|listener| listener.presence().clone()),
             };
             let since = Instant::now();

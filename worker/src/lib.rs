@@ -124,7 +124,7 @@ pub async fn run_as(agents: Agents, parts: Parts, shutdown: Shutdown) -> Result<
         Arc::clone(&store),
         Arc::clone(&bus),
         Arc::clone(&holdings),
-        config.worker.heartbeat,
+        config.worker.lease / 3,
         done.clone(),
     );
     let watching = listener.as_ref().map(|listener| Watch {

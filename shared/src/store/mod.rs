@@ -370,6 +370,8 @@ pub struct NewWorker {
     pub version: String,
     pub slots: u32,
     pub lease_ms: i64,
+    /// While it lives, it renews its row at least as often as this.
+    pub renewal_ms: i64,
     /// Where its peers may ask whether it lives.
     pub presence: Option<Presence>,
 }
@@ -414,6 +416,15 @@ pub struct StopRequest {
 /// How long the holder of a run has to follow a stop. After that anybody carries it out.
 pub const STOP_GRACE_MS: i64 = 2_000;
 
+/// How sure it is that a worker's process is gone.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Evidence {
+    /// It is.
+    Proof,
+    /// It looks like it, which a row that was renewed meanwhile refutes.
+    Suspicion,
+}
+
 /// Leases: a worker's row is its lease on everything it holds.
 #[async_trait]
 pub trait Workers: Send + Sync {
@@ -425,9 +436,9 @@ pub trait Workers: Send + Sync {
     async fn stop_requests(&self, worker: WorkerId) -> Result<Vec<StopRequest>>;
     /// Ends the lease at once. What the worker still holds is for the reaper.
     async fn retire_worker(&self, worker: WorkerId) -> Result<()>;
-    /// Ends the lease of a worker whose process is proven dead. False when there was none any more; then nothing
-    /// changes.
-    async fn expire_worker(&self, worker: WorkerId) -> Result<bool>;
+    /// Ends the lease of a worker whose process is gone. False when there was none any more, or when a suspicion is
+    /// refuted by the row: it was renewed within [`NewWorker::renewal_ms`]. Then nothing changes.
+    async fn expire_worker(&self, worker: WorkerId, evidence: Evidence) -> Result<bool>;
     /// Every worker with a lease that can be asked whether it lives, in the order of their ids.
     async fn live_peers(&self) -> Result<Vec<Peer>>;
     /// Ends all leases: for the one process that holds its database file for itself.

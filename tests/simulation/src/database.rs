@@ -17,9 +17,10 @@ use longhaul_shared::{
     },
     mutant::{self, Mutant},
     store::{
-        Admission, AdmitError, Admitted, ApiKey, Append, ChatPatch, Chats, Committed, Jobs, KeyName, KeyStop,
-        Listed, Log, LogCursor, LogReader, NewChat, NewKey, NewRun, NewWorker, Page, Peer, Released, Result,
-        RunFilter, RunRecord, Runs, StopOutcome, StopRequest, StoreError, WorkerRow, Workers, Workspaces,
+        Admission, AdmitError, Admitted, ApiKey, Append, ChatPatch, Chats, Committed, Evidence, Jobs,
+        KeyName, KeyStop, Listed, Log, LogCursor, LogReader, NewChat, NewKey, NewRun, NewWorker, Page, Peer,
+        Released, Result, RunFilter, RunRecord, Runs, StopOutcome, StopRequest, StoreError, WorkerRow,
+        Workers, Workspaces,
         memory::{MemoryStore, unavailable},
     },
 };
@@ -411,12 +412,14 @@ impl Workers for Connection {
     async fn retire_worker(&self, worker: WorkerId) -> Result<()> {
         remote!(self, retire_worker(worker))
     }
-    async fn expire_worker(&self, worker: WorkerId) -> Result<bool> {
+    async fn expire_worker(&self, worker: WorkerId, evidence: Evidence) -> Result<bool> {
         self.call("expire_worker", move |store| {
-            let is_news = at_once(store.expire_worker(worker));
+            let is_news = at_once(store.expire_worker(worker, evidence));
             with(|world| {
                 world.coverage.deaths_proven += u64::from(matches!(is_news, Ok(true)));
-                world.proven_dead.push(worker);
+                if evidence == Evidence::Proof || matches!(is_news, Ok(true)) {
+                    world.proven_dead.push(worker);
+                }
             });
             is_news
         })

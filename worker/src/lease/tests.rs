@@ -6,7 +6,7 @@ use std::{
 };
 
 use async_trait::async_trait;
-use longhaul_shared::store::{Peer, Result, StopRequest, WorkerRow};
+use longhaul_shared::store::{Evidence, Peer, Result, StopRequest, WorkerRow};
 use tokio::time::pause;
 
 use super::*;
@@ -70,7 +70,7 @@ impl Workers for Database {
         Ok(())
     }
 
-    async fn expire_worker(&self, _: WorkerId) -> Result<bool> {
+    async fn expire_worker(&self, _: WorkerId, _: Evidence) -> Result<bool> {
         Ok(true)
     }
 

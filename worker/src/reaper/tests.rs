@@ -55,7 +55,7 @@ impl World {
         let id = WorkerId::generate();
         let (host, version) = ("test".to_owned(), "0".to_owned());
         let worker =
-            NewWorker { id, host, version, slots: 1, lease_ms: 60_000, presence: None };
+            NewWorker { id, host, version, slots: 1, lease_ms: 60_000, renewal_ms: 60_000, presence: None };
         self.store.register_worker(&worker).await.unwrap();
         let claims = self.store.claim(id, &[QUEUE.to_owned()], 9).await.unwrap();
         assert_eq!(claims.iter().map(|(claim, _)| claim.run.id).collect::<Vec<_>>(), [run]);
