@@ -41,6 +41,7 @@ impl Lane {
             version: "0".to_owned(),
             slots: 1,
             lease_ms: LEASE.as_millis() as i64,
+            renewal_ms: LEASE.as_millis() as i64,
             presence: None,
         };
         store.register_worker(&worker).await?;

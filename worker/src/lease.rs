@@ -17,7 +17,7 @@ use longhaul_shared::{
     failpoint::{Point, hit},
     jitter::jitter,
     queue::Holdings,
-    store::{NewWorker, SharedStore, StopRequest, StoreError, Workers},
+    store::{NewWorker, SharedStore, StoreError, Workers},
     telemetry::metrics::{self, LeaseLoss},
 };
 use tokio::{
@@ -58,7 +58,7 @@ enum End {
 }
 
 /// A heartbeat that came to its end, and when it was sent.
-type Beat = (Instant, Result<Vec<StopRequest>, StoreError>);
+type Beat = (Instant, Result<(), StoreError>);
 
 impl Lease {
     /// Holds a lease, and after a loss the next one, until told that all is done.
@@ -109,6 +109,8 @@ impl Lease {
                 version: env!("CARGO_PKG_VERSION").to_owned(),
                 slots: self.slots,
                 lease_ms: self.lease.as_millis() as i64,
+                // As often, plus what a heartbeat may take.
+                renewal_ms: (self.heartbeat.mul_f64(1.25) + Duration::from_millis(250)).as_millis() as i64,
                 presence: self.listener.as_ref().map(|listener| listener.presence().clone()),
             };
             let since = Instant::now();
@@ -149,13 +151,12 @@ impl Lease {
                 biased;
                 () = self.done.cancelled() => return End::Done,
                 Some(beat) = beats.join_next() => match beat {
-                    Ok((sent, Ok(stops))) => {
+                    Ok((sent, Ok(()))) => {
                         // An earlier one may be answered later.
                         confirmed = confirmed.max(sent);
                         self.holdings.confirm(self.valid_until(confirmed));
                         failures = 0;
                         next = confirmed + self.heartbeat;
-                        self.holdings.deliver_stops(&stops);
                     }
                     Ok((_, Err(StoreError::LeaseLost))) => return End::Lost(LeaseLoss::Refused),
                     Ok((_, Err(error))) => {

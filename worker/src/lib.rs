@@ -54,7 +54,7 @@ use crate::{
     run::{attempt::Attempts, late::Late},
 };
 
-/// Runs handed back at the same time: fewer than the connections that are kept for heartbeats and commits.
+/// Runs handed back at the same time: fewer than the connections that are kept for commits and claims.
 const HAND_BACKS: usize = 2;
 /// What the recorder gets to write what was said last.
 const LAST_COMMITS: Duration = Duration::from_secs(5);
@@ -124,7 +124,7 @@ pub async fn run_as(agents: Agents, parts: Parts, shutdown: Shutdown) -> Result<
         Arc::clone(&store),
         Arc::clone(&bus),
         Arc::clone(&holdings),
-        config.worker.heartbeat,
+        config.worker.lease / 3,
         done.clone(),
     );
     let watching = listener.as_ref().map(|listener| Watch {

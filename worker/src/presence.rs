@@ -5,13 +5,14 @@
 //! says who it is to anybody who connects; each worker watches its next neighbours ([`watch`]). The kernel closes the
 //! socket when the process ends, however it ends, and refuses the next connection.
 //!
-//! Only two things prove a death: a refused connection, and an answer that names another worker. Silence proves
+//! Only two things tell of a death: a refused connection, and an answer that names another worker. Silence says
 //! nothing, since the kernel goes on accepting for a process that is frozen; neither does a timeout, a reset or an answer
-//! that is not ours. Both proofs count only where the address is known to lead to that worker: a loopback address in the
-//! same kernel and network namespace ([`place`]), or any other at which this very watcher has heard it before. So neither
-//! a firewall that refuses nor a private network with the same numbers kills anybody.
+//! that is not ours. Both count only at an address where this very watcher has heard that worker before. If that is a
+//! loopback address in the same kernel and network namespace ([`place`]), they are proof. At any other, a firewall may
+//! have begun to refuse or the address may have moved: there they are a suspicion, and the worker's own row decides. It is
+//! dead if it has also left its row alone for longer than a heartbeat.
 //!
-//! No worker that lives may be proven dead, so while it holds a lease its socket is open and says nothing else than its
+//! No worker that lives may be taken for dead, so while it holds a lease its socket is open and says nothing else than its
 //! id:
 //!
 //! - The id is announced before its row is inserted, and another one only when everything held under the first is lost.

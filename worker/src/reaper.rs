@@ -1,5 +1,5 @@
-//! Dead workers' jobs: handed on, or given up. Also what else is due without anybody asking for it: scheduled runs,
-//! and the repair of what no path should produce.
+//! Dead workers' jobs: handed on, or given up. Also what else is due without anybody asking for it: stops that nobody
+//! follows, scheduled runs, and the repair of what no path should produce.
 //!
 //! Every worker does this; each change is conditional, so it does not matter who comes first.
 
@@ -27,9 +27,7 @@ const BATCH: u32 = 100;
 pub async fn reap(store: SharedStore, bus: Arc<dyn Bus>, stop: CancellationToken) {
     let mut reconciled: Option<Instant> = None;
     loop {
-        if let Err(error) = round(&store, &*bus).await {
-            tracing::warn!(%error, "cannot look after dead workers and due runs");
-        }
+        round(&store, &*bus).await;
         if reconciled.is_none_or(|at| at.elapsed() >= RECONCILE_PERIOD) {
             reconciled = Some(Instant::now());
             reconcile(&store).await;
@@ -45,12 +43,17 @@ pub async fn reap(store: SharedStore, bus: Arc<dyn Bus>, stop: CancellationToken
     }
 }
 
-async fn round(store: &SharedStore, bus: &dyn Bus) -> Result<(), StoreError> {
-    take_over(store, bus, Proof::Lease).await?;
-    for released in store.promote_due(BATCH).await? {
-        tell(bus, released);
+/// Each of these is tried, whatever becomes of the others.
+async fn round(store: &SharedStore, bus: &dyn Bus) {
+    if let Err(error) = take_over(store, bus, Proof::Lease).await {
+        tracing::warn!(%error, "cannot look after dead workers");
     }
-    Ok(())
+    if let Err(error) = carry_out_stops(store, bus).await {
+        tracing::warn!(%error, "cannot look after stops that nobody follows");
+    }
+    if let Err(error) = promote_due(store, bus).await {
+        tracing::warn!(%error, "cannot look after due runs");
+    }
 }
 
 /// Everything that dead workers hold waits for others again, or has ended. `proof` is how this round came to be: runs of
@@ -76,6 +79,23 @@ pub async fn take_over(store: &SharedStore, bus: &dyn Bus, proof: Proof) -> Resu
     }
 }
 
+/// Ends the runs whose holders do not follow their stops. What is left after a batch is the next round's.
+async fn carry_out_stops(store: &SharedStore, bus: &dyn Bus) -> Result<(), StoreError> {
+    for released in store.carry_out_stops(BATCH).await? {
+        metrics::stop_carried_out();
+        tracing::warn!(run.id = %released.run_id, "carried out a stop that the run's holder did not follow");
+        tell(bus, released);
+    }
+    Ok(())
+}
+
+async fn promote_due(store: &SharedStore, bus: &dyn Bus) -> Result<(), StoreError> {
+    for released in store.promote_due(BATCH).await? {
+        tell(bus, released);
+    }
+    Ok(())
+}
+
 fn tell(bus: &dyn Bus, released: Released) {
     announce(bus, released.segments, released.wake);
 }
@@ -90,3 +110,6 @@ async fn reconcile(store: &SharedStore) {
         Err(error) => tracing::warn!(%error, "cannot reconcile"),
     }
 }
+
+#[cfg(test)]
+mod tests;

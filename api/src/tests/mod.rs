@@ -194,6 +194,7 @@ impl Api {
             version: "0".into(),
             slots: 8,
             lease_ms: 60_000,
+            renewal_ms: 60_000,
             presence: None,
         };
         self.store.register_worker(&worker).await.unwrap();

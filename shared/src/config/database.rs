@@ -6,7 +6,7 @@ use serde::{Deserialize, Deserializer, Serialize, Serializer, de::Error as _};
 
 use super::{report::Report, secret::masked_url, span};
 
-/// The recorder, the heartbeat and one more for everything else: with fewer, a long commit could cost a lease.
+/// The recorder, the claims and one more for everything else: with fewer, a long commit could keep all runs waiting.
 const NEEDED_CONNECTIONS: u32 = 3;
 
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
@@ -40,7 +40,7 @@ impl DatabaseConfig {
         });
         report.require(self.max_connections >= NEEDED_CONNECTIONS, "database.max_connections", || {
             format!(
-                "must be at least {NEEDED_CONNECTIONS} (recorder, heartbeat, everything else), not {}",
+                "must be at least {NEEDED_CONNECTIONS} (recorder, claims, everything else), not {}",
                 self.max_connections
             )
         });

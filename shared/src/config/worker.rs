@@ -40,7 +40,7 @@ impl Default for WorkerConfig {
         Self {
             slots: 64,
             lease: Duration::from_secs(15),
-            heartbeat: Duration::from_secs(5),
+            heartbeat: Duration::from_secs(2),
             poll: Duration::from_secs(1),
             drain_timeout: Duration::from_secs(30),
             queues: vec!["default".to_owned()],

@@ -341,10 +341,12 @@ pub trait Jobs: Send + Sync {
     ) -> Result<Released>;
     /// Jobs whose worker's lease ran out go back to pending with `run.released` appended and their crash counted;
     /// with crash number `max_crashes` without progress the run fails with `crash_limit`. A run whose stop is requested
-    /// ends, and so does one whose live holder has not followed its stop within [`STOP_GRACE_MS`]. Up to `limit`; the
-    /// expiry is checked again under the job's lock. A run that cannot be released now does not keep the others
-    /// waiting: an error is told only when nothing was released.
+    /// ends. Up to `limit`; the expiry is checked again under the job's lock. A run that cannot be released now does not
+    /// keep the others waiting: an error is told only when nothing was released.
     async fn reap(&self, max_crashes: i32, limit: u32) -> Result<Vec<Released>>;
+    /// Runs whose holder, dead or alive, has not followed its stop within [`STOP_GRACE_MS`] end, the longest overdue
+    /// first, up to `limit`. Errors are told like those of [`reap`](Self::reap).
+    async fn carry_out_stops(&self, limit: u32) -> Result<Vec<Released>>;
     /// Scheduled runs that are due take the chat's slot or queue up for it.
     async fn promote_due(&self, limit: u32) -> Result<Vec<Released>>;
     /// The runs that the worker holds according to the database.
@@ -368,6 +370,8 @@ pub struct NewWorker {
     pub version: String,
     pub slots: u32,
     pub lease_ms: i64,
+    /// While it lives, it renews its row at least as often as this.
+    pub renewal_ms: i64,
     /// Where its peers may ask whether it lives.
     pub presence: Option<Presence>,
 }
@@ -412,20 +416,29 @@ pub struct StopRequest {
 /// How long the holder of a run has to follow a stop. After that anybody carries it out.
 pub const STOP_GRACE_MS: i64 = 2_000;
 
+/// How sure it is that a worker's process is gone.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Evidence {
+    /// It is.
+    Proof,
+    /// It looks like it, which a row that was renewed meanwhile refutes.
+    Suspicion,
+}
+
 /// Leases: a worker's row is its lease on everything it holds.
 #[async_trait]
 pub trait Workers: Send + Sync {
     async fn register_worker(&self, worker: &NewWorker) -> Result<()>;
-    /// Extends the lease and says which of the worker's runs are to stop. `LeaseLost` when it had run out: an
-    /// expired lease is never revived.
-    async fn heartbeat(&self, worker: WorkerId, lease_ms: i64, draining: bool) -> Result<Vec<StopRequest>>;
+    /// Extends the lease. `LeaseLost` when it had run out: an expired lease is never revived. It reads and writes the
+    /// worker's row and nothing else, so that no other trouble looks like a lost lease.
+    async fn heartbeat(&self, worker: WorkerId, lease_ms: i64, draining: bool) -> Result<()>;
     /// Which of the worker's runs are to stop.
     async fn stop_requests(&self, worker: WorkerId) -> Result<Vec<StopRequest>>;
     /// Ends the lease at once. What the worker still holds is for the reaper.
     async fn retire_worker(&self, worker: WorkerId) -> Result<()>;
-    /// Ends the lease of a worker whose process is proven dead. False when there was none any more; then nothing
-    /// changes.
-    async fn expire_worker(&self, worker: WorkerId) -> Result<bool>;
+    /// Ends the lease of a worker whose process is gone. False when there was none any more, or when a suspicion is
+    /// refuted by the row: it was renewed within [`NewWorker::renewal_ms`]. Then nothing changes.
+    async fn expire_worker(&self, worker: WorkerId, evidence: Evidence) -> Result<bool>;
     /// Every worker with a lease that can be asked whether it lives, in the order of their ids.
     async fn live_peers(&self) -> Result<Vec<Peer>>;
     /// Ends all leases: for the one process that holds its database file for itself.

@@ -39,6 +39,7 @@ const RECONCILED: &str = "longhaul_reconciled_total";
 const FENCED_WRITES: &str = "longhaul_fenced_writes_total";
 const LEASES_LOST: &str = "longhaul_leases_lost_total";
 const TAKEOVERS: &str = "longhaul_takeovers_total";
+const STOPS_CARRIED_OUT: &str = "longhaul_stops_carried_out_total";
 const RUNS_FINISHED: &str = "longhaul_runs_finished_total";
 const STEP_RETRIES: &str = "longhaul_step_retries_total";
 const TOOL_CALLS: &str = "longhaul_tool_calls_total";
@@ -59,6 +60,11 @@ pub const METRICS: &[Metric] = &[
         &["proof"],
         "Runs taken from dead workers, by what proved the death: `lease` (it ran out) or `presence` (the process was \
          gone).",
+    ),
+    count(
+        STOPS_CARRIED_OUT,
+        &[],
+        "Runs ended by another worker because their holder did not follow a stop in time.",
     ),
     count(RUNS_FINISHED, &["status", "reason"], "Runs that ended."),
     count(
@@ -141,6 +147,10 @@ pub fn took_over(proof: Proof) {
     counter!(TAKEOVERS, "proof" => proof.as_str()).increment(1);
 }
 
+pub fn stop_carried_out() {
+    counter!(STOPS_CARRIED_OUT).increment(1);
+}
+
 pub fn step_retried(retry: StepRetry) {
     counter!(STEP_RETRIES, "kind" => retry.as_str()).increment(1);
 }
@@ -210,6 +220,7 @@ fn describe() {
     }
     reconciled(0);
     counter!(FENCED_WRITES).increment(0);
+    counter!(STOPS_CARRIED_OUT).increment(0);
     for loss in [LeaseLoss::Refused, LeaseLoss::Unconfirmed] {
         counter!(LEASES_LOST, "reason" => loss.as_str()).increment(0);
     }
@@ -300,6 +311,7 @@ mod tests {
             fenced_write();
             lease_lost(LeaseLoss::Refused);
             took_over(Proof::Presence);
+            stop_carried_out();
             let state = CallState::Succeeded;
             let tool =
                 EventData::ToolFinished { call: 1, call_id: "c".into(), state, output: None, error: None };

@@ -17,9 +17,10 @@ use longhaul_shared::{
     },
     mutant::{self, Mutant},
     store::{
-        Admission, AdmitError, Admitted, ApiKey, Append, ChatPatch, Chats, Committed, Jobs, KeyName, KeyStop,
-        Listed, Log, LogCursor, LogReader, NewChat, NewKey, NewRun, NewWorker, Page, Peer, Released, Result,
-        RunFilter, RunRecord, Runs, StopOutcome, StopRequest, StoreError, WorkerRow, Workers, Workspaces,
+        Admission, AdmitError, Admitted, ApiKey, Append, ChatPatch, Chats, Committed, Evidence, Jobs,
+        KeyName, KeyStop, Listed, Log, LogCursor, LogReader, NewChat, NewKey, NewRun, NewWorker, Page, Peer,
+        Released, Result, RunFilter, RunRecord, Runs, StopOutcome, StopRequest, StoreError, WorkerRow,
+        Workers, Workspaces,
         memory::{MemoryStore, unavailable},
     },
 };
@@ -43,6 +44,7 @@ const BACKGROUND: &[&str] = &[
     "stop_requests",
     "held_by",
     "reap",
+    "carry_out_stops",
     "promote_due",
     "reconcile",
     "prune",
@@ -358,6 +360,9 @@ impl Jobs for Connection {
     async fn reap(&self, max_crashes: i32, limit: u32) -> Result<Vec<Released>> {
         remote!(self, reap(max_crashes, limit))
     }
+    async fn carry_out_stops(&self, limit: u32) -> Result<Vec<Released>> {
+        remote!(self, carry_out_stops(limit))
+    }
     async fn promote_due(&self, limit: u32) -> Result<Vec<Released>> {
         remote!(self, promote_due(limit))
     }
@@ -398,7 +403,7 @@ impl Workers for Connection {
         });
         self.call("register_worker", move |store| at_once(store.register_worker(&worker))).await?
     }
-    async fn heartbeat(&self, worker: WorkerId, lease_ms: i64, draining: bool) -> Result<Vec<StopRequest>> {
+    async fn heartbeat(&self, worker: WorkerId, lease_ms: i64, draining: bool) -> Result<()> {
         remote!(self, heartbeat(worker, lease_ms, draining))
     }
     async fn stop_requests(&self, worker: WorkerId) -> Result<Vec<StopRequest>> {
@@ -407,12 +412,14 @@ impl Workers for Connection {
     async fn retire_worker(&self, worker: WorkerId) -> Result<()> {
         remote!(self, retire_worker(worker))
     }
-    async fn expire_worker(&self, worker: WorkerId) -> Result<bool> {
+    async fn expire_worker(&self, worker: WorkerId, evidence: Evidence) -> Result<bool> {
         self.call("expire_worker", move |store| {
-            let is_news = at_once(store.expire_worker(worker));
+            let is_news = at_once(store.expire_worker(worker, evidence));
             with(|world| {
                 world.coverage.deaths_proven += u64::from(matches!(is_news, Ok(true)));
-                world.proven_dead.push(worker);
+                if evidence == Evidence::Proof || matches!(is_news, Ok(true)) {
+                    world.proven_dead.push(worker);
+                }
             });
             is_news
         })

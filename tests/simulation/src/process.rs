@@ -15,7 +15,7 @@ use longhaul_shared::{
     config::{Config, LimitsConfig},
     domain::{event::ReleaseReason, ids::WorkerId},
     queue::{Holdings, backend::LeasedBackend, claim::Claimer},
-    store::{LogReader, SharedStore},
+    store::{Evidence, LogReader, SharedStore},
     tail::Tails,
     telemetry::metrics::Proof,
 };
@@ -144,7 +144,7 @@ impl Process {
         let Role::Worker { store, bus, .. } = &self.role else { return };
         let (store, bus) = (Arc::clone(store), Arc::clone(bus));
         self.runtime.spawn(async move {
-            if store.expire_worker(dead).await.is_ok() {
+            if store.expire_worker(dead, Evidence::Proof).await.is_ok() {
                 // One that fails leaves it to the reaper.
                 let _ = reaper::take_over(&store, &*bus, Proof::Presence).await;
             }

@@ -6,7 +6,7 @@ use std::{
 };
 
 use async_trait::async_trait;
-use longhaul_shared::store::{Peer, Result, WorkerRow};
+use longhaul_shared::store::{Evidence, Peer, Result, StopRequest, WorkerRow};
 use tokio::time::pause;
 
 use super::*;
@@ -46,7 +46,7 @@ impl Workers for Database {
         Ok(())
     }
 
-    async fn heartbeat(&self, _: WorkerId, _: i64, _: bool) -> Result<Vec<StopRequest>> {
+    async fn heartbeat(&self, _: WorkerId, _: i64, _: bool) -> Result<()> {
         let answer = {
             let mut answers = self.answers.lock().unwrap();
             if answers.len() > 1 { answers.pop_front().unwrap() } else { answers[0] }
@@ -54,7 +54,7 @@ impl Workers for Database {
         match answer {
             Answer::After(time) => {
                 sleep(time).await;
-                Ok(vec![])
+                Ok(())
             }
             Answer::Never => std::future::pending().await,
             Answer::Refused => Err(StoreError::LeaseLost),
@@ -70,7 +70,7 @@ impl Workers for Database {
         Ok(())
     }
 
-    async fn expire_worker(&self, _: WorkerId) -> Result<bool> {
+    async fn expire_worker(&self, _: WorkerId, _: Evidence) -> Result<bool> {
         Ok(true)
     }
 

@@ -2,7 +2,10 @@
 
 use std::{io, net::SocketAddr, time::Duration};
 
-use longhaul_shared::{domain::ids::WorkerId, store::Peer};
+use longhaul_shared::{
+    domain::ids::WorkerId,
+    store::{Evidence, Peer},
+};
 use tokio::{io::AsyncReadExt, net::TcpStream, time::timeout};
 
 use super::GREETING;
@@ -26,7 +29,7 @@ pub(super) enum Sign {
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Finding {
     Alive,
-    Dead,
+    Gone(Evidence),
     Unknown,
 }
 
@@ -60,12 +63,15 @@ pub(super) fn can_reach(peer: &Peer, own_place: Option<&str>) -> bool {
     !is_loopback(peer) || (own_place.is_some() && peer.presence.place.as_deref() == own_place)
 }
 
-/// What a sign proves. `was_heard`: this watcher has heard that worker at its address before.
+/// What a sign proves. `was_heard`: this watcher has heard that worker at its address before. Only the kernel that they
+/// share says the truth for sure: on the way to another one, a firewall may refuse from now on, or the address may have
+/// moved.
 pub(super) fn judge(peer: &Peer, was_heard: bool, sign: Sign) -> Finding {
-    let leads_there = was_heard || is_loopback(peer);
     match sign {
         Sign::Worker(id) if id == peer.id => Finding::Alive,
-        Sign::Refused | Sign::Worker(_) if leads_there => Finding::Dead,
+        Sign::Refused | Sign::Worker(_) if was_heard => {
+            Finding::Gone(if is_loopback(peer) { Evidence::Proof } else { Evidence::Suspicion })
+        }
         Sign::Refused | Sign::Worker(_) | Sign::Nothing => Finding::Unknown,
     }
 }

@@ -2,7 +2,8 @@
 //!
 //! The workers stand in a ring in the order of their ids. Each watches the next two that it can reach, so that one dead
 //! or frozen watcher leaves nobody unwatched; when one is found dead, it looks again at once, so that the deaths of many
-//! are found one after the other without waiting.
+//! are found one after the other without waiting. Since nothing is proven about a worker that was never heard, each also
+//! makes itself known to the others, before they become its neighbours.
 
 use std::{
     collections::HashSet,
@@ -16,7 +17,7 @@ use longhaul_shared::{
     domain::ids::WorkerId,
     jitter::jitter,
     queue::Holdings,
-    store::{Peer, SharedStore, StoreError},
+    store::{Evidence, Peer, SharedStore, StoreError},
     telemetry::metrics::Proof,
 };
 use tokio::time::sleep;
@@ -29,6 +30,8 @@ use crate::reaper;
 const PERIOD: Duration = Duration::from_millis(750);
 const JITTER: Duration = Duration::from_millis(500);
 const NEIGHBOURS: usize = 2;
+/// Others that are looked at in one round because they were never heard.
+const INTRODUCTIONS: usize = 8;
 
 /// What one worker needs to watch others.
 pub struct Watch {
@@ -63,13 +66,18 @@ impl Watch {
         let Some(own) = self.holdings.worker_id() else { return Ok(false) };
         let peers = self.store.live_peers().await?;
         let mut neighbours = neighbours(peers, own, self.place.as_deref());
-        heard
-            .lock()
-            .unwrap_or_else(PoisonError::into_inner)
-            .retain(|id| neighbours.iter().any(|peer| peer.id == *id));
-        neighbours.truncate(NEIGHBOURS);
+        let mut strangers = neighbours.split_off(NEIGHBOURS.min(neighbours.len()));
+        {
+            let mut heard = heard.lock().unwrap_or_else(PoisonError::into_inner);
+            heard.retain(|id| neighbours.iter().chain(&strangers).any(|peer| peer.id == *id));
+            strangers.retain(|peer| !heard.contains(&peer.id));
+        }
+        // Not always the same ones, should some of them never be heard.
+        let first = (jitter() * strangers.len() as f64) as usize;
+        strangers.rotate_left(first);
+        strangers.truncate(INTRODUCTIONS);
         let mut looks: FuturesUnordered<_> =
-            neighbours.iter().map(|peer| self.look_after(peer, heard)).collect();
+            neighbours.iter().chain(&strangers).map(|peer| self.look_after(peer, heard)).collect();
         let mut found = Ok(false);
         // All of them to their end, whatever becomes of one.
         while let Some(one) = looks.next().await {
@@ -81,24 +89,30 @@ impl Watch {
         found
     }
 
-    /// Whether the peer was dead. If so, its runs are handed on.
+    /// Whether the peer is dead. If so, its runs are handed on.
     async fn look_after(&self, peer: &Peer, heard: &Mutex<HashSet<WorkerId>>) -> Result<bool, StoreError> {
         let heard = || heard.lock().unwrap_or_else(PoisonError::into_inner);
         let was_heard = heard().contains(&peer.id);
         match probe::judge(peer, was_heard, probe::look(peer.presence.address).await) {
             Finding::Unknown => Ok(false),
             Finding::Alive => {
-                heard().insert(peer.id);
+                if heard().insert(peer.id) {
+                    tracing::debug!(worker.id = %peer.id, "heard another worker");
+                }
                 Ok(false)
             }
-            Finding::Dead => {
-                if self.store.expire_worker(peer.id).await? {
-                    tracing::warn!(worker.id = %peer.id, "a worker's process is gone; its lease is ended");
-                }
-                reaper::take_over(&self.store, &*self.bus, Proof::Presence).await?;
-                Ok(true)
-            }
+            Finding::Gone(evidence) => self.take_over(peer.id, evidence).await,
         }
+    }
+
+    async fn take_over(&self, peer: WorkerId, evidence: Evidence) -> Result<bool, StoreError> {
+        if self.store.expire_worker(peer, evidence).await? {
+            tracing::warn!(worker.id = %peer, "a worker's process is gone; its lease is ended");
+        } else if evidence == Evidence::Suspicion {
+            return Ok(false);
+        }
+        reaper::take_over(&self.store, &*self.bus, Proof::Presence).await?;
+        Ok(true)
     }
 }
 

@@ -134,6 +134,7 @@ impl Bench {
             version: "0".into(),
             slots: 9,
             lease_ms: 60_000,
+            renewal_ms: 60_000,
             presence: None,
         };
         store.register_worker(&row).await.unwrap();

@@ -65,6 +65,7 @@ impl Database {
             version: "0".to_owned(),
             slots,
             lease_ms: 60_000,
+            renewal_ms: 60_000,
             presence: None,
         };
         self.store.register_worker(&worker).await.unwrap();

@@ -196,18 +196,19 @@ async fn a_stop_that_a_live_holder_does_not_follow_is_carried_out_after_the_grac
     let (claim, free) = (db.held_run(acme).await, db.held_run(acme).await);
     let said = db.commit(append(&claim, claim.last_seq + 1, deltas(1, 2))).await;
     db.store.stop_run(acme, claim.run.id).await.unwrap();
-    assert!(db.store.reap(3, 9).await.unwrap().is_empty(), "its holder may still follow");
+    assert!(db.store.carry_out_stops(9).await.unwrap().is_empty(), "its holder may still follow");
     assert_eq!(db.now(&claim.run).await.status, RunStatus::Running);
 
     let_the_grace_run_out(&db, &claim.run).await;
-    let [released] = &db.store.reap(3, 9).await.unwrap()[..] else { panic!("one stop is overdue") };
+    assert!(db.store.reap(3, 9).await.unwrap().is_empty(), "its holder lives");
+    let [released] = &db.store.carry_out_stops(9).await.unwrap()[..] else { panic!("one stop is overdue") };
     assert_eq!((released.run_id, released.ended), (claim.run.id, true));
     assert_stopped(&db, &claim.run).await;
     assert_eq!(stages(&db, &claim.run).await.len(), 1, "it was not delivered");
     let before = db.everything().await;
     db.refused(append(&claim, said.last + 1, deltas(1, 1))).await;
     db.refused(finishing(&claim, said.last + 1, Ending::done())).await;
-    assert!(db.store.reap(3, 9).await.unwrap().is_empty());
+    assert!(db.store.carry_out_stops(9).await.unwrap().is_empty());
     assert_eq!(db.everything().await, before, "it ended once, and its holder changes nothing");
     db.submit(acme, claim.run.chat_id).await;
     let workers = db.store.list_workers().await.unwrap();
@@ -246,14 +247,14 @@ async fn a_holder_that_ends_the_run_while_its_grace_runs_out_makes_one_end_with_
             pause(round % 4 == 0).await;
             db.store.commit(std::slice::from_ref(&end)).await.remove(0)
         };
-        let reap = async {
+        let carry_out = async {
             barrier.wait().await;
             pause(round % 4 == 2).await;
-            db.second.reap(3, 9).await.unwrap()
+            db.second.carry_out_stops(9).await.unwrap()
         };
-        let (finished, reaped) = tokio::join!(finish, reap);
+        let (finished, carried_out) = tokio::join!(finish, carry_out);
         let status = db.now(&claim.run).await.status;
-        match (finished, &reaped[..]) {
+        match (finished, &carried_out[..]) {
             (Ok(_), []) => {
                 by_holder += 1;
                 assert_eq!(status, RunStatus::Succeeded, "round {round}");

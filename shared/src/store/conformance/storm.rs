@@ -168,6 +168,7 @@ impl Storm {
             let store = self.store(&mut random);
             let reaped = self.check("reap", store.reap(3, 20).await).unwrap_or_default();
             self.count(TAKEN_OVER, reaped.len());
+            self.check("carry out stops", store.carry_out_stops(20).await);
             self.check("promote", store.promote_due(20).await);
             self.check("prune", store.prune().await);
             let repaired = self.check("reconcile", store.reconcile().await);
@@ -194,6 +195,7 @@ impl Storm {
         let worker = self.db.worker(100).await;
         for _ in 0..2_000 {
             self.db.store.reap(3, 100).await.unwrap();
+            self.db.store.carry_out_stops(100).await.unwrap();
             self.db
                 .edit("update jobs set run_at = 0 where worker_id is null", |rows| {
                     let free = rows.jobs.values_mut().filter(|job| job.worker_id.is_none());

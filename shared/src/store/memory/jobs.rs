@@ -47,15 +47,22 @@ impl Jobs for MemoryStore {
             for run_id in orphans {
                 released.push(state.release_from_dead(run_id, max_crashes)?);
             }
+            Ok(released)
+        })
+    }
+
+    async fn carry_out_stops(&self, limit: u32) -> Result<Vec<Released>> {
+        self.transact(|state| {
             let overdue = state.now - state.stop_grace_ms;
             let unfollowed = state.held().map(|(row, _)| (row.run.stop_requested_at, row.run.id));
             let mut unfollowed: Vec<_> =
                 unfollowed.filter(|(at, _)| at.is_some_and(|at| at <= overdue)).collect();
             unfollowed.sort_unstable();
-            for (_, run_id) in unfollowed.into_iter().take(limit) {
-                released.push(state.carry_out_stop(run_id)?);
-            }
-            Ok(released)
+            unfollowed
+                .into_iter()
+                .take(limit as usize)
+                .map(|(_, run_id)| state.carry_out_stop(run_id))
+                .collect()
         })
     }
 

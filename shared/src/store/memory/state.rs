@@ -86,6 +86,8 @@ pub struct LeaseRow {
     pub expires_at: Millis,
     /// When it would have run out without any heartbeat.
     pub first_expires_at: Millis,
+    pub renewed_at: Millis,
+    pub renewal_ms: Millis,
     pub presence: Option<Presence>,
 }
 

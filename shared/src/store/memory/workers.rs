@@ -8,7 +8,7 @@ use super::{
 };
 use crate::{
     domain::{ids::WorkerId, transition::Reason},
-    store::{NewWorker, Peer, Result, StopRequest, StoreError, WorkerRow, Workers},
+    store::{Evidence, NewWorker, Peer, Result, StopRequest, StoreError, WorkerRow, Workers},
 };
 
 #[async_trait]
@@ -27,6 +27,8 @@ impl Workers for MemoryStore {
                 started_at: state.now,
                 expires_at,
                 first_expires_at: expires_at,
+                renewed_at: state.now,
+                renewal_ms: worker.renewal_ms,
                 presence: worker.presence.clone(),
             };
             state.workers.insert(worker.id, lease);
@@ -34,14 +36,14 @@ impl Workers for MemoryStore {
         })
     }
 
-    async fn heartbeat(&self, worker: WorkerId, lease_ms: i64, draining: bool) -> Result<Vec<StopRequest>> {
+    async fn heartbeat(&self, worker: WorkerId, lease_ms: i64, draining: bool) -> Result<()> {
         self.transact(|state| {
             let now = state.now;
             let lease = state.workers.get_mut(&worker).filter(|lease| lease.expires_at > now);
             let lease = lease.ok_or(StoreError::LeaseLost)?;
-            lease.expires_at = now + lease_ms;
+            (lease.expires_at, lease.renewed_at) = (now + lease_ms, now);
             lease.draining = draining;
-            Ok(state.stop_requests(worker))
+            Ok(())
         })
     }
 
@@ -50,13 +52,16 @@ impl Workers for MemoryStore {
     }
 
     async fn retire_worker(&self, worker: WorkerId) -> Result<()> {
-        self.expire_worker(worker).await.map(drop)
+        self.expire_worker(worker, Evidence::Proof).await.map(drop)
     }
 
-    async fn expire_worker(&self, worker: WorkerId) -> Result<bool> {
+    async fn expire_worker(&self, worker: WorkerId, evidence: Evidence) -> Result<bool> {
         self.transact(|state| {
             let now = state.now;
-            let lease = state.workers.get_mut(&worker).filter(|lease| lease.expires_at > now);
+            let lease = state.workers.get_mut(&worker).filter(|lease| {
+                let is_overdue = lease.renewed_at + lease.renewal_ms < now;
+                lease.expires_at > now && (evidence == Evidence::Proof || is_overdue)
+            });
             Ok(lease.map(|lease| (lease.expires_at, lease.draining) = (now, true)).is_some())
         })
     }

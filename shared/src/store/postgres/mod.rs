@@ -102,7 +102,7 @@ impl Options {
 pub struct SqlStore {
     /// Requests and reads.
     pool: sqlx::PgPool,
-    /// Heartbeats, commits of the recorder and claims: never starved by requests.
+    /// Commits of the recorder, claims, and what else a worker does for others: never starved by requests.
     reserved: sqlx::PgPool,
 }
 
@@ -171,7 +171,7 @@ impl SqlStore {
         &self.pool
     }
 
-    /// For the single statements that keep a lease alive.
+    /// For single statements that requests must not keep waiting.
     fn reserved(&self) -> &sqlx::Pool<Db> {
         &self.reserved
     }

@@ -56,6 +56,10 @@ impl Jobs for SqlStore {
             let (workspace, run_id) = (get::<Uuid>(row, "workspace_id")?, get::<Uuid>(row, "run_id")?);
             round.add(release::reap(self, workspace.into(), run_id.into(), max_crashes).await);
         }
+        round.result()
+    }
+
+    async fn carry_out_stops(&self, limit: u32) -> Result<Vec<Released>> {
         let unfollowed = sqlx::query(concat!(
             "select workspace_id, id from runs where status = 'running' and stop_requested_at <= ",
             now!(),
@@ -65,6 +69,7 @@ impl Jobs for SqlStore {
         .bind(i64::from(limit))
         .fetch_all(self.reserved())
         .await?;
+        let mut round = Round::default();
         for row in &unfollowed {
             let (workspace, run_id) = (get::<Uuid>(row, "workspace_id")?, get::<Uuid>(row, "id")?);
             round.add(release::carry_out_stop(self, workspace.into(), run_id.into()).await);

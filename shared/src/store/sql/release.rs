@@ -103,7 +103,6 @@ pub(super) async fn carry_out_stop(
     };
     let released = end(&mut tx, &run, &job, &Ending { reason, error: None }).await?;
     tx.commit().await?;
-    tracing::warn!(run.id = %run_id, "carried out a stop that the run's holder did not follow");
     Ok(Some(released))
 }
 

@@ -9,15 +9,17 @@ use super::{
 };
 use crate::{
     domain::{ids::WorkerId, transition::Reason},
-    store::{NewWorker, Peer, Presence, Result, StopRequest, StoreError, WorkerRow, Workers},
+    store::{Evidence, NewWorker, Peer, Presence, Result, StopRequest, StoreError, WorkerRow, Workers},
 };
 
 #[async_trait]
 impl Workers for SqlStore {
     async fn register_worker(&self, worker: &NewWorker) -> Result<()> {
         sqlx::query(concat!(
-            "insert into workers (id, host, version, slots, presence_address, presence_place, expires_at) \
-             values ($1, $2, $3, $4, $6, $7, ",
+            "insert into workers (id, host, version, slots, presence_address, presence_place, renewal_ms, renewed_at, \
+             expires_at) values ($1, $2, $3, $4, $6, $7, $8, ",
+            now!(),
+            ", ",
             now!(),
             " + $5)"
         ))
@@ -28,16 +30,19 @@ impl Workers for SqlStore {
         .bind(worker.lease_ms)
         .bind(worker.presence.as_ref().map(|presence| presence.address.to_string()))
         .bind(worker.presence.as_ref().and_then(|presence| presence.place.as_deref()))
+        .bind(worker.renewal_ms)
         .execute(self.reserved())
         .await?;
         Ok(())
     }
 
-    async fn heartbeat(&self, worker: WorkerId, lease_ms: i64, draining: bool) -> Result<Vec<StopRequest>> {
+    async fn heartbeat(&self, worker: WorkerId, lease_ms: i64, draining: bool) -> Result<()> {
         let done = sqlx::query(concat!(
             "update workers set expires_at = ",
             now!(),
-            " + $2, draining = $3 where id = $1 and expires_at > ",
+            " + $2, renewed_at = ",
+            now!(),
+            ", draining = $3 where id = $1 and expires_at > ",
             now!()
         ))
         .bind(worker.0)
@@ -48,7 +53,7 @@ impl Workers for SqlStore {
         if done.rows_affected() == 0 {
             return Err(StoreError::LeaseLost);
         }
-        self.stop_requests(worker).await
+        Ok(())
     }
 
     async fn stop_requests(&self, worker: WorkerId) -> Result<Vec<StopRequest>> {
@@ -72,18 +77,22 @@ impl Workers for SqlStore {
     }
 
     async fn retire_worker(&self, worker: WorkerId) -> Result<()> {
-        self.expire_worker(worker).await.map(drop)
+        self.expire_worker(worker, Evidence::Proof).await.map(drop)
     }
 
-    async fn expire_worker(&self, worker: WorkerId) -> Result<bool> {
+    async fn expire_worker(&self, worker: WorkerId, evidence: Evidence) -> Result<bool> {
         let done = sqlx::query(concat!(
             "update workers set draining = $2, expires_at = ",
             now!(),
             " where id = $1 and expires_at > ",
-            now!()
+            now!(),
+            " and ($3 or renewed_at + renewal_ms < ",
+            now!(),
+            ")"
         ))
         .bind(worker.0)
         .bind(true)
+        .bind(evidence == Evidence::Proof)
         .execute(self.reserved())
         .await?;
         Ok(done.rows_affected() == 1)

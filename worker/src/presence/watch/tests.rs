@@ -48,6 +48,13 @@ impl World {
         self.peer_in(HERE, address).await
     }
 
+    /// One that was heard before.
+    async fn known_at(&self, address: SocketAddr) -> WorkerId {
+        let id = self.peer_at(Some(address)).await;
+        self.heard.lock().unwrap().insert(id);
+        id
+    }
+
     async fn peer_in(&self, place: &str, address: Option<SocketAddr>) -> WorkerId {
         let id = WorkerId::generate();
         self.register(id, place, address).await;
@@ -57,7 +64,8 @@ impl World {
     async fn register(&self, id: WorkerId, place: &str, address: Option<SocketAddr>) {
         let presence = address.map(|address| Presence { address, place: Some(place.to_owned()) });
         let (host, version) = ("test".to_owned(), "0".to_owned());
-        let worker = NewWorker { id, host, version, slots: 1, lease_ms: 60_000, presence };
+        let worker =
+            NewWorker { id, host, version, slots: 1, lease_ms: 60_000, renewal_ms: 60_000, presence };
         self.watch.store.register_worker(&worker).await.unwrap();
     }
 
@@ -95,10 +103,55 @@ fn gone() -> SocketAddr {
 #[tokio::test]
 async fn a_refused_connection_ends_the_lease_of_a_neighbour() {
     let world = World::new().await;
-    let dead = world.peer_at(Some(gone())).await;
+    let dead = world.known_at(gone()).await;
     assert!(world.round().await);
     assert!(!world.is_alive(dead).await);
     assert!(!world.round().await, "it is no neighbour any more");
+}
+
+#[tokio::test]
+async fn a_worker_that_was_never_heard_is_not_taken_for_dead() {
+    let world = World::new().await;
+    let other = WorkerId::generate();
+    for address in [gone(), says(Some(format!("longhaul-worker {other}\n")))] {
+        let unheard = world.peer_at(Some(address)).await;
+        assert!(!world.round().await && world.is_alive(unheard).await);
+    }
+}
+
+#[tokio::test]
+async fn a_suspicion_leaves_a_worker_alone_that_renews_its_lease() {
+    let world = World::new().await;
+    let alive = world.peer_at(None).await;
+    assert!(!world.watch.take_over(alive, Evidence::Suspicion).await.unwrap());
+    assert!(world.is_alive(alive).await);
+    assert!(world.watch.take_over(alive, Evidence::Proof).await.unwrap());
+    assert!(!world.is_alive(alive).await);
+}
+
+#[tokio::test]
+async fn everybody_is_heard_long_before_it_becomes_a_neighbour() {
+    const WORKERS: usize = 20;
+    let world = World::new().await;
+    let mut listeners = vec![];
+    for _ in 0..WORKERS {
+        let listener = Arc::new(Listener::bind("127.0.0.1:0".parse().unwrap(), None).unwrap());
+        let id = world.peer_at(Some(listener.presence().address)).await;
+        listener.announce(id);
+        let answering = Arc::clone(&listener);
+        listeners.push(tokio::spawn(async move { answering.answer().await }));
+    }
+    for _ in 0..WORKERS.div_ceil(INTRODUCTIONS) {
+        assert!(!world.round().await);
+    }
+    assert_eq!(world.heard.lock().unwrap().len(), WORKERS);
+    for listener in listeners {
+        listener.abort();
+        assert!(listener.await.unwrap_err().is_cancelled());
+    }
+    while world.round().await {}
+    let rows = world.watch.store.list_workers().await.unwrap();
+    assert_eq!(rows.iter().filter(|row| row.is_alive).count(), 1, "only the watcher itself");
 }
 
 #[tokio::test]
@@ -143,7 +196,7 @@ async fn silence_and_strange_answers_prove_nothing() {
         Some(format!("longhaul-worker {other}\n{}", "x".repeat(10_000))),
     ];
     for line in lines {
-        peers.push(world.peer_at(Some(says(line))).await);
+        peers.push(world.known_at(says(line)).await);
     }
     // All of them, not only the next two.
     for first in &peers {
@@ -159,7 +212,7 @@ async fn silence_and_strange_answers_prove_nothing() {
 async fn a_frozen_neighbour_does_not_hide_a_dead_one() {
     let world = World::new().await;
     let frozen = world.peer_at(Some(says(None))).await;
-    let dead = world.peer_at(Some(gone())).await;
+    let dead = world.known_at(gone()).await;
     assert!(world.round().await);
     assert!(world.is_alive(frozen).await && !world.is_alive(dead).await);
 }
@@ -169,7 +222,7 @@ async fn many_deaths_are_found_one_after_the_other() {
     let world = World::new().await;
     let mut peers = vec![];
     for _ in 0..9 {
-        peers.push(world.peer_at(Some(gone())).await);
+        peers.push(world.known_at(gone()).await);
     }
     let mut rounds = 0;
     while world.round().await {
@@ -185,19 +238,22 @@ async fn many_deaths_are_found_one_after_the_other() {
 async fn a_loopback_address_elsewhere_is_not_asked() {
     let world = World::new().await;
     let elsewhere = world.peer_in("another host", Some(gone())).await;
+    world.heard.lock().unwrap().insert(elsewhere);
     assert!(!world.round().await && world.is_alive(elsewhere).await);
     // Nor is any by one that does not know where it is.
     let lost = Watch { place: None, ..world.watch };
     let here = WorkerId::generate();
     let presence = Some(Presence { address: gone(), place: None });
     let (host, version) = ("test".to_owned(), "0".to_owned());
-    let worker = NewWorker { id: here, host, version, slots: 1, lease_ms: 60_000, presence };
+    let worker =
+        NewWorker { id: here, host, version, slots: 1, lease_ms: 60_000, renewal_ms: 60_000, presence };
     lost.store.register_worker(&worker).await.unwrap();
+    world.heard.lock().unwrap().insert(here);
     assert!(!lost.round(&world.heard).await.unwrap());
 }
 
 #[test]
-fn beyond_loopback_only_a_worker_that_was_heard_before_can_be_proven_dead() {
+fn only_a_worker_that_was_heard_before_can_be_gone_and_beyond_loopback_that_is_no_proof() {
     let (id, other) = (WorkerId::generate(), WorkerId::generate());
     let peer = |address: &str| Peer {
         id,
@@ -206,17 +262,21 @@ fn beyond_loopback_only_a_worker_that_was_heard_before_can_be_proven_dead() {
     let far = peer("192.0.2.1:4690");
     for (was_heard, sign, finding) in [
         (false, Sign::Refused, Finding::Unknown),
-        (true, Sign::Refused, Finding::Dead),
+        (true, Sign::Refused, Finding::Gone(Evidence::Suspicion)),
         (false, Sign::Worker(other), Finding::Unknown),
-        (true, Sign::Worker(other), Finding::Dead),
+        (true, Sign::Worker(other), Finding::Gone(Evidence::Suspicion)),
         (false, Sign::Worker(id), Finding::Alive),
         (true, Sign::Nothing, Finding::Unknown),
     ] {
         assert_eq!(judge(&far, was_heard, sign), finding, "{was_heard} {sign:?}");
     }
     for near in ["127.0.0.1:1", "127.8.8.8:1", "[::1]:1", "[::ffff:127.0.0.1]:1"] {
-        assert_eq!(judge(&peer(near), false, Sign::Refused), Finding::Dead, "{near}");
-        assert_eq!(judge(&peer(near), false, Sign::Nothing), Finding::Unknown, "{near}");
+        let near = peer(near);
+        assert_eq!(judge(&near, false, Sign::Refused), Finding::Unknown);
+        assert_eq!(judge(&near, false, Sign::Worker(other)), Finding::Unknown);
+        assert_eq!(judge(&near, true, Sign::Nothing), Finding::Unknown);
+        assert_eq!(judge(&near, true, Sign::Refused), Finding::Gone(Evidence::Proof));
+        assert_eq!(judge(&near, true, Sign::Worker(other)), Finding::Gone(Evidence::Proof));
     }
 }
 
