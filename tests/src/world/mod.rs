@@ -24,7 +24,7 @@ use crate::relay::Relay;
 use crate::rows::Rows;
 use crate::story::Event;
 use crate::tail::Tail;
-use crate::{Cluster, FakeProvider, Program, ToolServer};
+use crate::{Cluster, FakeProvider, Program, ToolServer, asked_by};
 
 /// The running installation.
 #[derive(Debug)]
@@ -234,8 +234,12 @@ impl World {
     pub async fn start_worker_at(&mut self, database_url: &str, change: impl FnOnce(Program) -> Program) {
         let before = self.live_workers().await;
         let name = format!("worker{}", self.workers.len() + 1);
-        let program = Program::worker(&name, self.dir.path(), database_url);
-        self.workers.push(Server::start(change(self.configured(program)), false).await);
+        let config = std::fs::read_to_string(&self.config).expect("it was written at the start");
+        let config = asked_by(&asked_by(&config, self.provider.addr(), &name), self.tools.addr(), &name);
+        let program = Program::worker(&name, self.dir.path(), database_url).config(&config);
+        let program = program.expect("the folder is ours");
+        let program = self.env.iter().fold(program, |program, (name, value)| program.env(name, value));
+        self.workers.push(Server::start(change(program), false).await);
         self.rows.until("the worker registered", WORKERS, |now| now > before).await;
     }
 
