@@ -83,9 +83,11 @@ pub(crate) async fn reconcile(world: &Installation) -> Result<Vec<String>> {
         .execute(&pool)
         .await?;
         slot.start_again(&mut process);
-        rows.until("the worker looked for rows to repair", "select count(*) from workers where expires_at = 0", |n| {
-            n == 0
-        })
+        rows.until(
+            "the worker looked for rows to repair",
+            "select count(*) from workers where expires_at = 0",
+            |n| n == 0,
+        )
         .await;
     }
     Ok(flaws)

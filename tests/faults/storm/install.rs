@@ -168,7 +168,8 @@ impl Slot {
         } else {
             Program::api(&name, dir, port, &database_url)
         };
-        let program = program.env("LONGHAUL_REDIS_URL", redis_url).config(&config_toml(&name, provider, tools))?;
+        let program =
+            program.env("LONGHAUL_REDIS_URL", redis_url).config(&config_toml(&name, provider, tools))?;
         let process = program.start()?;
         let url = (!is_worker).then(|| process.url());
         Ok(Self { name, url, links, process: Mutex::new(process), program })

@@ -151,8 +151,7 @@ pub(crate) async fn run(options: &Options) -> Result<Report> {
         flaws.extend(world.provider.violations());
 
         let (recovery, of_suspects) = figures::recovery(&history, &incidents_done, &identities);
-        let (upstream, finished) =
-            figures::stops(&history, &calls, &journal.stops, &incidents_done, &clock);
+        let (upstream, finished) = figures::stops(&history, &calls, &journal.stops, &incidents_done, &clock);
         let figures = Figures {
             recovery: recovery.figure(),
             recovery_of_suspects: of_suspects.figure(),
@@ -183,7 +182,7 @@ pub(crate) async fn run(options: &Options) -> Result<Report> {
     flaws.extend(invariants::broken(&rows).await);
     let violations = flaws.clone();
     flaws.extend(report.too_little());
-    flaws.extend(report.figures.flaws());
+    flaws.extend(report.figures.flaws(options.minutes));
     let evidence = if flaws.is_empty() {
         None
     } else {

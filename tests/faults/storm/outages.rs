@@ -3,8 +3,8 @@
 
 use super::weather::{EXIT, Incident};
 
-/// How long somebody may be on the way back when an outage is over: the longest pause between two tries.
-const AFTERMATH_MS: i64 = 2_000;
+/// How long somebody may be on the way back when an outage is over.
+const AFTERMATH_MS: i64 = 1_000;
 
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Outages<'a>(&'a [Incident]);
@@ -15,7 +15,13 @@ impl<'a> Outages<'a> {
     }
 
     fn any(&self, from: i64, until: i64, is_one: impl Fn(&Incident) -> bool) -> bool {
-        self.0.iter().any(|incident| incident.overlaps(from - AFTERMATH_MS, until) && is_one(incident))
+        self.0.iter().any(|incident| {
+            // Whoever sleeps is well when it wakes up, however long it is left alone after that.
+            let is_left_alone =
+                ["worker_freezes", "worker_naps", "worker_strandings"].contains(&incident.fault);
+            let over = incident.turned.filter(|_| is_left_alone).unwrap_or(incident.until);
+            incident.from <= until && over + AFTERMATH_MS >= from && is_one(incident)
+        })
     }
 
     pub(crate) fn postgres(&self, from: i64, until: i64) -> bool {
@@ -67,8 +73,8 @@ mod tests {
     fn an_outage_counts_while_it_lasts_and_a_little_longer() {
         let incidents = [incident("worker_freezes", "w1", None), incident("link_cuts", "w2", Some("tools"))];
         let outages = Outages::of(&incidents);
-        assert!(outages.process("w1", 9_000, 10_000) && outages.process("w1", 12_500, 12_600));
-        assert!(!outages.process("w1", 9_000, 9_999) && !outages.process("w1", 13_001, 14_000));
+        assert!(outages.process("w1", 9_000, 10_000) && outages.process("w1", 11_500, 11_600));
+        assert!(!outages.process("w1", 9_000, 9_999) && !outages.process("w1", 12_001, 14_000));
         assert!(!outages.process("w2", 10_000, 11_000), "tools are not what keeps a worker alive");
         assert!(outages.link("w2", "tools", 10_000, 10_000));
         assert!(!outages.everybody(["w1", "w2"], 10_000, 11_000));

@@ -21,15 +21,17 @@ pub(crate) struct Waits {
 impl Waits {
     pub(crate) fn broken(&self) -> Vec<String> {
         let overdue = self.overdue.lock().unwrap_or_else(PoisonError::into_inner);
-        overdue.iter().map(|run| format!("a run was due for {BOUND:?} beside an idle worker: {run}")).collect()
+        overdue
+            .iter()
+            .map(|run| format!("a run was due for {BOUND:?} beside an idle worker: {run}"))
+            .collect()
     }
 
     /// Never returns.
     pub(crate) async fn watch(&self, world: &Installation) -> ! {
         loop {
             // Postgres is away at times.
-            if let Ok(Ok(session)) =
-                timeout(LOOK_EVERY * 4, PgConnection::connect(&world.database_url)).await
+            if let Ok(Ok(session)) = timeout(LOOK_EVERY * 4, PgConnection::connect(&world.database_url)).await
             {
                 let _ = self.look(session).await;
             }

@@ -95,7 +95,8 @@ impl Load {
                 .push(format!("only {} of {wanted} submissions were accepted in the end", self.accepted));
         }
         if self.as_meant * 100 < self.runs * 95 {
-            too_little.push(format!("only {} of {} runs ended as they were meant to", self.as_meant, self.runs));
+            too_little
+                .push(format!("only {} of {} runs ended as they were meant to", self.as_meant, self.runs));
         }
         too_little
     }

@@ -141,13 +141,7 @@ impl Watched {
         }
     }
 
-    fn take(
-        &mut self,
-        block: &[u8],
-        connected: i64,
-        api: usize,
-        foreign: &str,
-    ) -> Result<(), String> {
+    fn take(&mut self, block: &[u8], connected: i64, api: usize, foreign: &str) -> Result<(), String> {
         let block = std::str::from_utf8(block).map_err(|_| "sent bytes that are not UTF-8".to_owned())?;
         if block.contains(foreign) {
             return Err(format!("has words of another workspace: {block:?}"));

@@ -109,7 +109,8 @@ pub(crate) async fn supervise(world: &Installation, incidents: &Incidents) -> ! 
 
 async fn strike(world: &Installation, load: &Load, planned: Planned) -> Incident {
     let Planned { fault, pick, .. } = planned;
-    let mut incident = Incident { fault: fault.name(), from: now_ms(), until: 0, turned: None, slot: None, link: None };
+    let mut incident =
+        Incident { fault: fault.name(), from: now_ms(), until: 0, turned: None, slot: None, link: None };
     match fault {
         Fault::KillWorker { down } => {
             kill(world.workers(), pick, down, &mut incident).await;
@@ -135,6 +136,7 @@ async fn strike(world: &Installation, load: &Load, planned: Planned) -> Incident
             cable.freeze(Way::Up);
             sleep(lasting).await;
             cable.pass();
+            incident.turned = Some(now_ms());
             sleep(AWAKE).await;
         }
         Fault::DrainWorker => {
@@ -218,9 +220,7 @@ async fn nap(world: &Installation, load: &Load, pick: usize, incident: &mut Inci
     let begin = Instant::now();
     loop {
         let (slot, mut process) = one_of(world.workers(), pick).await;
-        if let Ok(Ok(Some((runs, mut session)))) =
-            timeout(LOOK_LIMIT, sleeper(world, &process)).await
-        {
+        if let Ok(Ok(Some((runs, mut session)))) = timeout(LOOK_LIMIT, sleeper(world, &process)).await {
             incident.begins_at(slot);
             process.signal(Signal::Stop);
             let mut random = StdRng::seed_from_u64(pick as u64);
@@ -282,10 +282,12 @@ async fn lease_of(worker: &str, session: &mut PgConnection) -> sqlx::Result<Opti
 }
 
 async fn any_over(session: &mut PgConnection, runs: &[String]) -> sqlx::Result<bool> {
-    sqlx::query_scalar("select exists (select from runs where id::text = any($1) and finished_at is not null)")
-        .bind(runs)
-        .fetch_one(session)
-        .await
+    sqlx::query_scalar(
+        "select exists (select from runs where id::text = any($1) and finished_at is not null)",
+    )
+    .bind(runs)
+    .fetch_one(session)
+    .await
 }
 
 /// One to which nothing else is done just now; the picked one, if it can be had.

@@ -243,6 +243,23 @@ impl World {
         self.rows.until("the worker registered", WORKERS, |now| now > before).await;
     }
 
+    /// Waits until a process has looked for rows to repair, which each does when it starts; what it finds is in its output.
+    /// A worker's row of long ago shows that it did: it is pruned right after that look.
+    pub async fn reconciled(&mut self) {
+        let id = match self.setup.store {
+            Store::Postgres => "gen_random_uuid()",
+            Store::Sqlite => "randomblob(16)",
+        };
+        let canary = "insert into workers (id, host, version, slots, expires_at, started_at)";
+        self.rows.change(&format!("{canary} values ({id}, '', '', 1, 0, 0)")).await;
+        match self.setup.store {
+            Store::Postgres => self.start_worker().await,
+            Store::Sqlite => self.apis[0].restart_unharmed().await,
+        }
+        let left = "select count(*) from workers where expires_at = 0 and slots = 1 and host = ''";
+        self.rows.until("a worker looked for rows to repair", left, |left| left == 0).await;
+    }
+
     fn configured(&self, program: Program) -> Program {
         let program = program.args(["--config".as_ref(), self.config.as_os_str()]);
         self.env.iter().fold(program, |program, (name, value)| program.env(name, value))
@@ -352,4 +369,4 @@ impl World {
     }
 }
 
-const WORKERS: &str = "select count(*) from workers";
+const WORKERS: &str = "select count(*) from workers where host <> ''";
