@@ -20,6 +20,8 @@ named! {
         FinalizeAndJobApart = "finalize_and_job_apart": "a run's job is deleted after the transaction that ends the run",
         IdempotencyPerProcess = "idempotency_per_process": "an idempotency key is known to the process that saw it first",
         TailEndFromRedisOnly = "tail_end_from_redis_only": "a tail that has caught up hears of the rest from Redis alone",
+        ToolSentWithoutLease = "tool_sent_without_lease": "a tool call is sent although the lease may have run out",
+        StopNotDelivered = "stop_not_delivered": "a holder is not told that its run is to stop",
         DispatchBeforeRecord = "dispatch_before_record": "a tool call is sent before it is marked as dispatched",
     }
 }

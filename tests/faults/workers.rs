@@ -4,13 +4,17 @@ use serde_json::Value;
 
 /// The identities that a process printed, with the time of each: Unix milliseconds.
 pub(crate) fn identities(output: &str) -> Vec<(i64, String)> {
-    let registered = |line: &str| {
+    said(output, "the worker holds a lease")
+}
+
+/// When a process said something of which worker.
+pub(crate) fn said(output: &str, text: &str) -> Vec<(i64, String)> {
+    let of_worker = |line: &str| {
         let line: Value = serde_json::from_str(line).ok()?;
         let at = chrono::DateTime::parse_from_rfc3339(line["timestamp"].as_str()?).ok()?;
         Some((at.timestamp_millis(), line["worker.id"].as_str()?.to_owned()))
     };
-    let lines = output.lines().filter(|line| line.contains("the worker holds a lease"));
-    lines.filter_map(registered).collect()
+    output.lines().filter(|line| line.contains(text)).filter_map(of_worker).collect()
 }
 
 #[cfg(test)]

@@ -16,6 +16,8 @@ struct State {
     arrived: usize,
     waiting: usize,
     open: bool,
+    /// Who comes behind so many passes even so.
+    holds_only: Option<usize>,
 }
 
 impl Default for Gate {
@@ -49,6 +51,11 @@ impl Gate {
         self.state.send_modify(|state| state.open = true);
     }
 
+    /// Lets those pass who come from now on; those who have come stay.
+    pub fn open_to_others(&self) {
+        self.state.send_modify(|state| state.holds_only = Some(state.arrived));
+    }
+
     /// Stops everybody who comes from now on.
     pub fn close(&self) {
         self.state.send_modify(|state| state.open = false);
@@ -56,12 +63,15 @@ impl Gate {
 
     pub(crate) async fn pass(&self) {
         let mut state = self.state.subscribe();
+        let mut before = 0;
         self.state.send_modify(|state| {
+            before = state.arrived;
             state.arrived += 1;
             state.waiting += 1;
         });
         let _leave = Leave(&self.state);
-        state.wait_for(|state| state.open).await.expect("the gate itself holds the sender");
+        let passes = |state: &State| state.open || state.holds_only.is_some_and(|held| before >= held);
+        state.wait_for(passes).await.expect("the gate itself holds the sender");
     }
 }
 
@@ -90,5 +100,18 @@ mod tests {
         walk.await.unwrap();
         assert_eq!(gate.waiting(), 0);
         gate.pass().await;
+    }
+
+    #[tokio::test]
+    async fn those_who_have_come_stay_when_it_is_opened_to_others() {
+        let gate = Gate::default();
+        let walker = gate.clone();
+        let walk = tokio::spawn(async move { walker.pass().await });
+        gate.reached().await;
+        gate.open_to_others();
+        gate.pass().await;
+        assert!(!walk.is_finished());
+        gate.open();
+        walk.await.unwrap();
     }
 }

@@ -64,11 +64,19 @@ where
     }
 }
 
+/// The addresses of a server in a process's configuration, so that its requests tell who it is.
+pub fn asked_by(config: &str, server: SocketAddr, name: &str) -> String {
+    config.replace(&format!("http://{server}/"), &format!("http://{server}/by/{name}/"))
+}
+
 /// What was asked. Header names are in lower case.
 #[derive(Clone, Debug)]
 pub(crate) struct Request {
     pub(crate) method: String,
+    /// Without what says who asks.
     pub(crate) path: String,
+    /// Who asks, where the address that it was given says so: see [`asked_by`].
+    pub(crate) by: Option<String>,
     pub(crate) headers: Vec<(String, String)>,
     pub(crate) body: Vec<u8>,
 }
@@ -102,12 +110,16 @@ impl Connection {
 
         let mut lines = head.split("\r\n");
         let mut words = lines.next().unwrap_or_default().split(' ').map(str::to_owned);
-        let (method, path) = (words.next().unwrap_or_default(), words.next().unwrap_or_default());
+        let (method, target) = (words.next().unwrap_or_default(), words.next().unwrap_or_default());
+        let (by, path) = match target.strip_prefix("/by/").and_then(|rest| rest.split_once('/')) {
+            Some((by, path)) => (Some(by.to_owned()), format!("/{path}")),
+            None => (None, target),
+        };
         let headers = lines.filter_map(|line| line.split_once(':'));
         let headers =
             headers.map(|(name, value)| (name.to_ascii_lowercase(), value.trim().to_owned())).collect();
 
-        let mut request = Request { method, path, headers, body: Vec::new() };
+        let mut request = Request { method, path, by, headers, body: Vec::new() };
         request.body = if request.header("transfer-encoding").is_some() {
             self.chunked_body().await?
         } else {

@@ -35,6 +35,7 @@ pub use client::Client;
 pub use cluster::Cluster;
 pub use fake_provider::{At, End, FakeProvider, Fault, Script, Turn};
 pub use gate::Gate;
+pub use http::asked_by;
 pub use process::{Process, Program, Signal};
 pub use relay::{Relay, Way};
 pub use rows::Rows;

@@ -8,7 +8,8 @@ use std::net::{Ipv4Addr, SocketAddr, TcpListener};
 use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, ExitStatus, Stdio};
-use std::sync::{Mutex, PoisonError};
+use std::sync::{Mutex, PoisonError, mpsc};
+use std::thread;
 use std::time::Duration;
 
 use tokio::time::{Instant, sleep, timeout};
@@ -306,6 +307,17 @@ impl Process {
         kilobytes.and_then(|number| number.parse::<u64>().ok()).expect("a live process has memory") * 1024
     }
 
+    /// Holds one thread of it, by its name, while the others go on; until the result is dropped.
+    pub fn hold_thread(&self, name: &str) -> io::Result<HeldThread> {
+        let tasks = fs::read_dir(format!("/proc/{}/task", self.id()))?;
+        let named = |task: &fs::DirEntry| {
+            fs::read_to_string(task.path().join("comm")).is_ok_and(|comm| comm.trim_end() == name)
+        };
+        let task = tasks.filter_map(Result::ok).find(named);
+        let id = task.and_then(|task| task.file_name().to_str()?.parse().ok());
+        HeldThread::hold(id.ok_or_else(|| io::Error::other(format!("there is no thread {name}")))?)
+    }
+
     /// From now on it gets no file or socket whose number is not below this; those that are open stay open.
     pub fn limit_files(&self, count: usize) {
         limit_files(&self.child, count as u64);
@@ -350,6 +362,66 @@ impl Drop for Process {
             eprintln!("---- output of {} ----\n{}---- end of {} ----", self.name, self.output(), self.name);
         }
     }
+}
+
+/// A thread of another process that is held, as a debugger does it. It goes on when this is dropped.
+#[derive(Debug)]
+pub struct HeldThread {
+    /// Whoever holds a thread must be the one to let it go.
+    holder: Option<(mpsc::Sender<()>, thread::JoinHandle<()>)>,
+}
+
+impl HeldThread {
+    fn hold(id: i32) -> io::Result<Self> {
+        let (let_go, until) = mpsc::channel::<()>();
+        let (tell, held) = mpsc::channel();
+        let holder = thread::spawn(move || {
+            let result = stop_thread(id);
+            let is_held = result.is_ok();
+            let _ = tell.send(result);
+            if is_held {
+                // Ends with an error: nobody sends anything.
+                let _ = until.recv();
+                free_thread(id);
+            }
+        });
+        held.recv().map_err(io::Error::other)??;
+        Ok(Self { holder: Some((let_go, holder)) })
+    }
+}
+
+impl Drop for HeldThread {
+    fn drop(&mut self) {
+        if let Some((let_go, holder)) = self.holder.take() {
+            drop(let_go);
+            let _ = holder.join();
+        }
+    }
+}
+
+const NOTHING: *mut libc::c_void = std::ptr::null_mut();
+
+#[expect(unsafe_code, reason = "the standard library is no debugger")]
+fn stop_thread(id: i32) -> io::Result<()> {
+    // SAFETY: none of these calls is given memory but the status, which lives longer than the call.
+    unsafe {
+        for request in [libc::PTRACE_SEIZE, libc::PTRACE_INTERRUPT] {
+            if libc::ptrace(request, id, NOTHING, NOTHING) != 0 {
+                return Err(io::Error::last_os_error());
+            }
+        }
+        let mut status = 0;
+        if libc::waitpid(id, &raw mut status, libc::__WALL) != id {
+            return Err(io::Error::last_os_error());
+        }
+    }
+    Ok(())
+}
+
+#[expect(unsafe_code, reason = "the standard library is no debugger")]
+fn free_thread(id: i32) {
+    // SAFETY: as above. Fails only for a thread that is gone.
+    unsafe { libc::ptrace(libc::PTRACE_DETACH, id, NOTHING, NOTHING) };
 }
 
 #[expect(unsafe_code, reason = "the standard library sends only SIGKILL")]

@@ -32,6 +32,8 @@ pub struct Entry {
     /// In lower case, as they came.
     pub headers: Vec<(String, String)>,
     pub arrived: Instant,
+    /// Which process asked, where its configuration tells them apart.
+    pub by: Option<String>,
 }
 
 impl Entry {
@@ -226,6 +228,7 @@ impl State {
             arguments: body["arguments"].clone(),
             headers: request.headers.clone(),
             arrived,
+            by: request.by.clone(),
         });
         drop(ledger);
         self.changed.send_replace(());

@@ -27,6 +27,7 @@ use crate::{
         run::Claim,
         transition::Reason,
     },
+    mutant::{self, Mutant},
     store::StopRequest,
     telemetry::metrics,
 };
@@ -158,6 +159,9 @@ impl Holdings {
 
     /// Passes stops on to the attempts.
     pub fn deliver_stops(&self, requests: &[StopRequest]) {
+        if mutant::is(Mutant::StopNotDelivered) {
+            return;
+        }
         let inner = self.lock();
         for request in requests {
             if let Some((_, orders)) = inner.held.get(&request.run_id) {

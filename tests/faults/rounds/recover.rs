@@ -75,8 +75,9 @@ pub(crate) async fn run(options: &Options) -> Result<Report> {
             eprintln!("{round} of {} rounds", options.kills);
         }
     }
+    let lease = world.lease();
     world.finish().await;
-    Ok(Report {
+    let report = Report {
         rounds: options.kills,
         redis: options.redis,
         takeover: seen.takeover.percentiles(),
@@ -85,7 +86,28 @@ pub(crate) async fn run(options: &Options) -> Result<Report> {
         stop_to_upstream_closed: seen.upstream_closed.percentiles(),
         stop_to_run_finished: seen.run_finished.percentiles(),
         flaws: Vec::new(),
-    })
+    };
+    let flaws = report.judged(lease);
+    Ok(Report { flaws, ..report })
+}
+
+impl Report {
+    /// What is missing, and what took longer than is promised.
+    fn judged(&self, lease: Duration) -> Vec<String> {
+        let all = [
+            ("takeover", &self.takeover, Some(3_000.0), lease.as_millis() as f64 + 2_000.0),
+            ("hand-over", &self.hand_over, None, 2_000.0),
+            ("stop to the end of the upstream", &self.stop_to_upstream_closed, None, 1_000.0),
+        ];
+        let mut flaws = Vec::new();
+        for (what, seen, p50, p99) in all {
+            if seen.count != self.rounds {
+                flaws.push(format!("{what}: {} samples of {} rounds", seen.count, self.rounds));
+            }
+            flaws.extend(seen.slower_than(what, p50, p99));
+        }
+        flaws
+    }
 }
 
 /// The owner of a stream dies; the next one is told to stop.
@@ -140,4 +162,41 @@ async fn streams(world: &World, run: &str, attempt: u32) {
         call.key == run && call.attempt == attempt && call.pieces > 2
     };
     world.provider.until("it streams", |calls| calls.iter().any(under_way)).await;
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn seen(ms: &[f64]) -> Percentiles {
+        ms.iter().copied().collect::<Sampled>().percentiles()
+    }
+
+    #[test]
+    fn what_is_slow_or_missing_is_a_flaw() {
+        let good = Report {
+            rounds: 2,
+            redis: Redis::On,
+            takeover: seen(&[1_000.0, 16_000.0]),
+            hand_over: seen(&[10.0, 1_900.0]),
+            hand_over_from_signal: seen(&[9_000.0, 9_000.0]),
+            stop_to_upstream_closed: seen(&[10.0, 900.0]),
+            stop_to_run_finished: seen(&[]),
+            flaws: Vec::new(),
+        };
+        let lease = Duration::from_secs(15);
+        assert_eq!(good.judged(lease), Vec::<String>::new());
+        let late = Report {
+            takeover: seen(&[3_100.0, 17_100.0]),
+            hand_over: seen(&[2_100.0]),
+            stop_to_upstream_closed: seen(&[10.0, 1_100.0]),
+            ..good
+        };
+        let flaws = late.judged(lease).join("\n");
+        for word in
+            ["takeover: p50", "takeover: p99", "hand-over: 1 samples", "hand-over: p99", "upstream: p99"]
+        {
+            assert!(flaws.contains(word), "{word}: {flaws}");
+        }
+    }
 }

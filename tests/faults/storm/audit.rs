@@ -16,6 +16,7 @@ create table fault_audit (
     new jsonb,
     lease_until bigint
 );
+create index on fault_audit ((coalesce(new, old) ->> 'run_id'), id) where tab = 'jobs';
 create function fault_audit() returns trigger language plpgsql as $$
 declare
     before jsonb := case when tg_op <> 'INSERT' then to_jsonb(old) end;
@@ -98,6 +99,17 @@ const RULES: &[(&str, &str)] = &[
          and event -> 'data' ->> 'reason' not in ('hand_back', 'broken'))",
     ),
     (
+        "a row written under an epoch that was over",
+        // What ends a run without its holder leaves the epochs of its calls as they were.
+        "select a.tab || ' ' || (a.new ->> 'run_id') || ' at ' || a.at from fault_audit a
+         where a.tab in ('steps', 'tool_calls')
+         and (a.op = 'INSERT' or (a.op = 'UPDATE' and a.new ->> 'state' in ('dispatched', 'succeeded')
+         and a.new -> 'state' <> a.old -> 'state'))
+         and (a.new ->> 'epoch')::bigint < (select (coalesce(j.new, j.old) ->> 'epoch')::bigint from fault_audit j
+         where j.tab = 'jobs' and coalesce(j.new, j.old) ->> 'run_id' = a.new ->> 'run_id' and j.id < a.id
+         order by j.id desc limit 1)",
+    ),
+    (
         "two runs of a chat active at the same time",
         "with change as (
              select id, new ->> 'id' as run, new ->> 'chat_id' as chat, new ->> 'status' as status
@@ -156,6 +168,8 @@ mod tests {
          select workspace_id, id, 1000, 1000, 8, '[{\"type\":\"run.released\",\"data\":{\"reason\":\"expired\"}}]'
          from runs",
         "update jobs set worker_id = null",
+        "insert into fault_audit (tab, op, new) select 'steps', 'INSERT',
+         jsonb_build_object('run_id', id, 'epoch', 1) from runs",
         "insert into fault_audit (tab, op, new) select 'runs', 'UPDATE',
          jsonb_build_object('id', n, 'chat_id', 'c', 'status', status)
          from (values (1, 'running'), (2, 'running'), (1, 'succeeded'), (2, 'succeeded')) as v (n, status)",

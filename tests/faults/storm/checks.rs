@@ -8,17 +8,28 @@ use longhaul_tests::fake_provider::Call;
 use longhaul_tests::story::marks_of;
 use longhaul_tests::tool_server::Entry;
 
+use super::figures::Identities;
 use super::history::{History, Run};
 use super::install::{PROVIDER_RETRIES, SECRETS, TOOL_TIMEOUT};
 use super::journal::{Journal, Outcome};
+use super::outages::Outages;
 use super::scripts::Kind;
-use super::weather::Incident;
+use super::weather::{EXIT, Incident};
 use crate::clock::Clock;
+use crate::workers::said;
 
 /// How long after its end a run may still be spoken of by a worker that woke up and does not know yet.
 const UNAWARE_MS: i64 = 10_000;
 /// The database's milliseconds are cut off, not rounded.
 const ROUNDING_MS: i64 = 2;
+/// How soon a holder hears of a stop, and how long what it said before may be on its way.
+const HEARD_WITHIN_MS: i64 = 1_000;
+/// The grace of a stop, a look of a reaper, and the way back of everybody after an outage.
+const STOPPED_WITHIN_MS: i64 = 10_000;
+/// How soon a stream is closed by whoever may not have it any more.
+const CLOSED_WITHIN_MS: i64 = 1_000;
+/// How much later than it happened an end is noticed.
+const NOTICED_MS: i64 = 400;
 
 /// What clients were told, against what is so.
 pub(crate) fn journal(journal: &Journal, history: &History) -> Vec<String> {
@@ -252,9 +263,131 @@ fn has_an_excuse(run: &Run, call: &super::history::Call, incidents: &[Incident])
     run.changed_hands(sent, settled) || is_over || on_the_wire || in_vain
 }
 
+/// A stop that was accepted ends the run, unless the run was quicker, or its holder was away and came back with an end.
+pub(crate) fn stops(journal: &Journal, history: &History, incidents: &[Incident]) -> Vec<String> {
+    let outages = Outages::of(incidents);
+    let mut broken = Vec::new();
+    for stop in &journal.stops {
+        let Some(run) = history.runs.get(&stop.run) else {
+            broken.push(format!("a stop of {}, which is not there, was accepted", stop.run));
+            continue;
+        };
+        let Some(end) = run.finished_at.filter(|_| run.outcome != "aborted stop") else { continue };
+        let was_quicker = end <= stop.answered + HEARD_WITHIN_MS;
+        // Whoever had it may have had its end on the way when Postgres went away.
+        let is_excused = end <= stop.answered + STOPPED_WITHIN_MS && outages.postgres(stop.answered, end);
+        if !was_quicker && !is_excused {
+            let late = end - stop.answered;
+            broken.push(format!("a stop was lost: {} ended {} {late} ms after it", stop.run, run.outcome));
+        }
+    }
+    broken
+}
+
+/// A worker that slept through its lease does nothing more for the runs that it had.
+pub(crate) fn zombies(
+    calls: &[Call],
+    ledger: &[Entry],
+    history: &History,
+    incidents: &[Incident],
+    identities: &Identities,
+    clock: &Clock,
+) -> Vec<String> {
+    let outages = Outages::of(incidents);
+    let mut broken = Vec::new();
+    for sleep in incidents.iter().filter(|incident| incident.fault == "worker_freezes") {
+        let (Some(slot), Some(woke)) = (sleep.slot.as_deref(), sleep.turned) else { continue };
+        // By the same process under a new lease.
+        let has_anew = |run: &str, at: i64| {
+            let owner = history.runs.get(run).and_then(|run| run.owner_at(at + ROUNDING_MS));
+            let origin = owner.and_then(|worker| identities.origin(worker));
+            origin.is_some_and(|(registered, of)| of == slot && registered >= woke - ROUNDING_MS)
+        };
+        let is_quiet = |server: &str| !outages.link(slot, server, woke, woke + CLOSED_WITHIN_MS);
+        if is_quiet("provider") {
+            for call in calls.iter().filter(|call| call.by.as_deref() == Some(slot)) {
+                let begin = clock.ms(call.begin);
+                let end = call.end.map_or(i64::MAX, |(at, _)| clock.ms(at));
+                if begin < sleep.from && end > woke + CLOSED_WITHIN_MS {
+                    let late = end.saturating_sub(woke);
+                    broken.push(format!("a zombie's stream was open {late} ms after it woke: {}", call.key));
+                }
+                if (woke..sleep.until).contains(&begin) && !has_anew(&call.key, begin) {
+                    let late = begin - woke;
+                    broken.push(format!("a zombie asked the provider {late} ms after it woke: {}", call.key));
+                }
+            }
+        }
+        if is_quiet("tools") {
+            for entry in ledger.iter().filter(|entry| entry.by.as_deref() == Some(slot)) {
+                let (arrived, run) = (clock.ms(entry.arrived), entry.header("x-longhaul-run-id"));
+                let run = run.unwrap_or("no run");
+                if (woke..sleep.until).contains(&arrived) && !has_anew(run, arrived) {
+                    let late = arrived - woke;
+                    broken.push(format!("a zombie sent {} {late} ms after it woke: {run}", entry.op));
+                }
+            }
+        }
+    }
+    broken
+}
+
+/// Each proof of a death is of somebody dead: its process was gone, or had given that name up.
+pub(crate) fn proofs(
+    outputs: &[(String, String)],
+    incidents: &[Incident],
+    identities: &Identities,
+) -> (usize, Vec<String>) {
+    let lost: HashMap<String, i64> = outputs
+        .iter()
+        .flat_map(|(_, output)| said(output, "the lease is lost"))
+        .map(|(at, worker)| (worker, at))
+        .collect();
+    let proofs = outputs.iter().flat_map(|(_, output)| said(output, "a worker's process is gone"));
+    let (mut count, mut broken) = (0, Vec::new());
+    for (at, worker) in proofs {
+        count += 1;
+        // One that died before it could say that it has a lease.
+        let Some((registered, slot)) = identities.origin(&worker) else { continue };
+        let deaths = incidents.iter().filter(|incident| {
+            let is_end = incident.fault.starts_with("worker_drains") || incident.fault == "worker_kills";
+            let is_end = is_end || incident.fault == EXIT;
+            is_end && incident.slot.as_deref() == Some(slot) && incident.from >= registered
+        });
+        let deaths = deaths.map(|death| match death.fault {
+            "worker_kills" => death.from,
+            _ => death.turned.unwrap_or(death.until) - NOTICED_MS,
+        });
+        let given_up = lost.get(&worker).map(|at| at - ROUNDING_MS);
+        if deaths.chain(given_up).min().is_none_or(|death| at < death) {
+            broken.push(format!("a live worker was taken for dead: {worker} at {slot}, at {at}"));
+        }
+    }
+    (count, broken)
+}
+
+/// How many of all runs ended as they were meant to.
+pub(crate) fn as_meant(journal: &Journal, history: &History) -> usize {
+    let is_meant = |(id, run): &(&String, &Run)| match run.outcome.as_str() {
+        "aborted stop" => journal.stops_asked.contains(*id),
+        outcome => outcome == meant(&run.agent),
+    };
+    history.runs.iter().filter(is_meant).count()
+}
+
+/// How a run of this kind ends if nobody stops it.
+fn meant(agent: &str) -> &'static str {
+    match agent {
+        "refused" => "failed provider",
+        "loops" => "failed step_limit",
+        _ => "succeeded done",
+    }
+}
+
 /// What no process may print.
-pub(crate) fn output(name: &str, output: &str, key: &str) -> Vec<String> {
-    let unheard_of = SECRETS.into_iter().chain([key, "panicked", "repaired rows", "25P02"]);
+pub(crate) fn output(name: &str, output: &str, keys: &[String]) -> Vec<String> {
+    let keys = keys.iter().map(String::as_str);
+    let unheard_of = SECRETS.into_iter().chain(keys).chain(["panicked", "repaired rows", "25P02"]);
     let unheard_of: Vec<&str> = unheard_of.collect();
     let bad = output.lines().filter(|line| unheard_of.iter().any(|word| line.contains(word)));
     bad.map(|line| format!("{name} says: {line}")).collect()

@@ -157,9 +157,14 @@ impl Run {
 
     /// How often it was taken from somebody who did not give it.
     pub(crate) fn takeovers(&self) -> usize {
+        self.takeovers_before(i64::MAX)
+    }
+
+    pub(crate) fn takeovers_before(&self, moment: i64) -> usize {
         let taken = |reason: &String| reason != "hand_back" && reason != "broken";
-        let taken =
-            |(_, change): &&(i64, Change)| matches!(change, Change::Released { reason } if taken(reason));
+        let taken = |(at, change): &&(i64, Change)| {
+            *at < moment && matches!(change, Change::Released { reason } if taken(reason))
+        };
         self.changes.iter().filter(taken).count()
     }
 

@@ -9,7 +9,7 @@ use std::time::Duration;
 use anyhow::{Context, Result};
 use longhaul_tests::process::free_port;
 use longhaul_tests::redis::Redis;
-use longhaul_tests::{Cluster, FakeProvider, Process, Program, Relay, Signal, ToolServer};
+use longhaul_tests::{Cluster, FakeProvider, Process, Program, Relay, Signal, ToolServer, asked_by};
 use sqlx::PgPool;
 use tempfile::TempDir;
 use tokio::sync::Mutex;
@@ -41,8 +41,8 @@ pub(crate) struct Installation {
     pub(crate) cluster: Mutex<Cluster>,
     pub(crate) redis_addr: SocketAddr,
     pub(crate) database_url: String,
-    /// The secret of an admin.
-    pub(crate) key: String,
+    /// The secrets of two admins, each of another workspace.
+    pub(crate) keys: Vec<String>,
     _dir: TempDir,
 }
 
@@ -72,7 +72,7 @@ impl Installation {
         }
         let (database_url, redis_addr) = (cluster.url(), redis.addr());
         let config = dir.path().join("admin.toml");
-        std::fs::write(&config, config_toml(provider.addr(), tools.addr()))?;
+        std::fs::write(&config, config_toml("admin", provider.addr(), tools.addr()))?;
         let admin = |name: &str| {
             let program = Program::longhaul(name, dir.path()).arg_pair("--config", &config);
             program.env("LONGHAUL_DATABASE_URL", &database_url)
@@ -80,9 +80,13 @@ impl Installation {
         admin("migrate").args(["migrate", "up"]).run().await?;
         // Before anybody is there: triggers on several tables at once would lock somebody out.
         audit::install(&PgPool::connect(&database_url).await?).await?;
-        let printed = admin("keys").args(["keys", "create", "storm", "--role", "admin"]).run().await?;
-        let key = printed.split_whitespace().find(|word| word.starts_with("lh_"));
-        let key = key.context("the binary printed no key")?.to_owned();
+        let mut keys = Vec::new();
+        for workspace in ["default", "next-door"] {
+            let create = ["keys", "create", "storm", "--role", "admin", "--workspace", workspace];
+            let printed = admin("keys").args(create).run().await?;
+            let key = printed.split_whitespace().find(|word| word.starts_with("lh_"));
+            keys.push(key.context("the binary printed no key")?.to_owned());
+        }
 
         let mut slots = Vec::new();
         let world = Outside {
@@ -99,7 +103,7 @@ impl Installation {
         }
         let (redis, cluster) = (Mutex::new(redis), Mutex::new(cluster));
         let installation =
-            Self { slots, provider, tools, redis, cluster, redis_addr, database_url, key, _dir: dir };
+            Self { slots, provider, tools, redis, cluster, redis_addr, database_url, keys, _dir: dir };
         installation.ready().await;
         Ok(installation)
     }
@@ -164,7 +168,8 @@ impl Slot {
         } else {
             Program::api(&name, dir, port, &database_url)
         };
-        let program = program.env("LONGHAUL_REDIS_URL", redis_url).config(&config_toml(provider, tools))?;
+        let program =
+            program.env("LONGHAUL_REDIS_URL", redis_url).config(&config_toml(&name, provider, tools))?;
         let process = program.start()?;
         let url = (!is_worker).then(|| process.url());
         Ok(Self { name, url, links, process: Mutex::new(process), program })
@@ -195,7 +200,7 @@ impl Slot {
     }
 }
 
-fn config_toml(provider: SocketAddr, tools: SocketAddr) -> String {
+fn config_toml(name: &str, provider: SocketAddr, tools: SocketAddr) -> String {
     let [key, instructions] = SECRETS;
     let (lease, tool_timeout, drain) = (LEASE.as_secs(), TOOL_TIMEOUT.as_secs(), DRAIN.as_secs());
     let mut toml = format!(
@@ -222,22 +227,22 @@ max_retry_delay = "2s"
 "#
     );
     for kind in KINDS {
-        let (name, max_steps) = (kind.name, kind.max_steps);
+        let (agent, max_steps) = (kind.name, kind.max_steps);
         let _ = write!(
             toml,
-            "[agents.{name}]\nprovider = \"fake\"\nmodel = \"{name}\"\ninstructions = \"{instructions}\"\n\
+            "[agents.{agent}]\nprovider = \"fake\"\nmodel = \"{agent}\"\ninstructions = \"{instructions}\"\n\
              tools = [\"look\", \"put\", \"charge\"]\nlimits = {{ max_steps = {max_steps} }}\n"
         );
     }
-    for (name, path, effect) in
+    for (tool, path, effect) in
         [("look", "tool", "read"), ("put", "idem", "idempotent"), ("charge", "tool", "once")]
     {
         let _ = write!(
             toml,
-            "[tools.{name}]\nkind = \"http\"\ndescription = \"Does {name}.\"\n\
-             url = \"http://{tools}/{path}/{name}\"\neffect = \"{effect}\"\nparameters = {{ type = \"object\", \
+            "[tools.{tool}]\nkind = \"http\"\ndescription = \"Does {tool}.\"\n\
+             url = \"http://{tools}/{path}/{tool}\"\neffect = \"{effect}\"\nparameters = {{ type = \"object\", \
              properties = {{ op = {{ type = \"string\" }} }}, required = [\"op\"] }}\n"
         );
     }
-    toml
+    asked_by(&asked_by(&toml, provider, name), tools, name)
 }

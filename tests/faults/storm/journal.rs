@@ -40,6 +40,7 @@ pub(crate) struct Stop {
     pub(crate) run: String,
     /// When it was sent: Unix milliseconds.
     pub(crate) at: i64,
+    pub(crate) answered: i64,
 }
 
 /// What the clients know in the end.
@@ -54,6 +55,23 @@ pub(crate) struct Journal {
     pub(crate) retries: usize,
     /// What the server must not do and did.
     pub(crate) complaints: Vec<String>,
+}
+
+impl Journal {
+    /// Every run that somebody was told of.
+    pub(crate) fn runs(&self) -> HashSet<String> {
+        self.submissions.iter().flat_map(|made| &made.runs).cloned().collect()
+    }
+
+    /// What the clients of another workspace know.
+    pub(crate) fn merge(&mut self, other: Self) {
+        self.submissions.extend(other.submissions);
+        self.tails.extend(other.tails);
+        self.stops.extend(other.stops);
+        self.stops_asked.extend(other.stops_asked);
+        self.retries += other.retries;
+        self.complaints.extend(other.complaints);
+    }
 }
 
 impl Submission {

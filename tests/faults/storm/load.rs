@@ -29,6 +29,9 @@ pub(crate) struct Load {
     pub(crate) http: reqwest::Client,
     pub(crate) apis: Vec<String>,
     pub(crate) key: String,
+    /// What the marks of its messages begin with, and those of others.
+    pub(crate) marks: &'static str,
+    pub(crate) foreign_marks: &'static str,
     pub(crate) live_tails: AtomicUsize,
     journal: Mutex<Journal>,
     /// Chats in which nothing goes on.
@@ -36,12 +39,19 @@ pub(crate) struct Load {
 }
 
 impl Load {
-    pub(crate) fn new(apis: Vec<String>, key: String) -> reqwest::Result<Self> {
+    /// Clients of the workspace that this key is for.
+    pub(crate) fn new(
+        apis: Vec<String>,
+        key: &str,
+        marks: &'static str,
+        foreign_marks: &'static str,
+    ) -> reqwest::Result<Self> {
         // Longer than the server's heartbeats: a tail whose server is gone without a word asks another one.
         let http = longhaul_tests::http_client_builder().connect_timeout(CONNECT_WITHIN);
         let http = http.read_timeout(Duration::from_secs(10)).pool_max_idle_per_host(4).build()?;
         let (journal, idle) = (Mutex::default(), Mutex::default());
-        Ok(Self { http, apis, key, live_tails: AtomicUsize::new(0), journal, idle })
+        let (key, live_tails) = (key.to_owned(), AtomicUsize::new(0));
+        Ok(Self { http, apis, key, marks, foreign_marks, live_tails, journal, idle })
     }
 
     pub(crate) fn journal(&self) -> MutexGuard<'_, Journal> {
@@ -115,7 +125,7 @@ impl Load {
         is_doubled: bool,
         mut random: StdRng,
     ) -> Option<String> {
-        let mut submission = Submission::new("mark", kind, &mut random);
+        let mut submission = Submission::new(self.marks, kind, &mut random);
         let first = random.random_range(0..self.apis.len());
         if is_doubled {
             let mut twin = submission.clone();
@@ -144,10 +154,10 @@ impl Load {
             sleep(Duration::from_millis(random.random_range(0..6_000))).await;
             let first = random.random_range(0..self.apis.len());
             if random.random_bool(0.3) {
-                let mut other = StdRng::seed_from_u64(random.random());
-                tokio::join!(self.stop(&run, first, &mut random), self.stop(&run, first + 1, &mut other));
+                let other = StdRng::seed_from_u64(random.random());
+                tokio::join!(self.stop(&run, first, random), self.stop(&run, first + 1, other));
             } else {
-                self.stop(&run, first, &mut random).await;
+                self.stop(&run, first, random).await;
             }
         }
         while let Some(watched) = watching.join_next().await {
@@ -197,7 +207,8 @@ impl Load {
         }
     }
 
-    async fn stop(&self, run: &str, first: usize, random: &mut StdRng) {
+    /// Stops a run, as often as it takes.
+    pub(crate) async fn stop(&self, run: &str, first: usize, mut random: StdRng) {
         self.journal().stops_asked.insert(run.to_owned());
         let begin = Instant::now();
         for attempt in 0.. {
@@ -206,7 +217,8 @@ impl Load {
             let (answer, _) = self.send(self.http.post(format!("{api}/v1/runs/{run}/stop"))).await;
             match answer.as_str() {
                 "202" => {
-                    self.journal().stops.push(Stop { run: run.to_owned(), at });
+                    let answered = now_ms();
+                    self.journal().stops.push(Stop { run: run.to_owned(), at, answered });
                     return;
                 }
                 // It was over.
@@ -216,7 +228,7 @@ impl Load {
                     return;
                 }
                 _ if begin.elapsed() > PATIENCE => return,
-                _ => self.pause(attempt, random).await,
+                _ => self.pause(attempt, &mut random).await,
             }
         }
     }
@@ -231,9 +243,21 @@ impl Load {
         let Ok(Ok((status, body))) = timeout(ANSWER_WITHIN, exchange).await else {
             return ("no answer".to_owned(), Value::Null);
         };
+        if String::from_utf8_lossy(&body).contains(self.foreign_marks) {
+            self.journal().complaints.push("an answer has words of another workspace".to_owned());
+        }
         let body: Value = serde_json::from_slice(&body).unwrap_or_default();
         let code = body["code"].as_str();
         (code.map_or_else(|| status.to_string(), |code| format!("{status} {code}")), body)
+    }
+
+    /// What an API process answers to this, whichever comes first to mind.
+    pub(crate) async fn get(&self, path: &str) -> (String, Value) {
+        self.send(self.http.get(format!("{}{path}", self.apis[path.len() % self.apis.len()]))).await
+    }
+
+    pub(crate) async fn post(&self, path: &str) -> (String, Value) {
+        self.send(self.http.post(format!("{}{path}", self.apis[path.len() % self.apis.len()]))).await
     }
 
     async fn pause(&self, attempt: usize, random: &mut StdRng) {
@@ -284,7 +308,7 @@ impl Load {
 }
 
 /// What a real client tries again: an unreachable or busy server, and a twin of its own under way.
-fn is_worth_repeating(answer: &str) -> bool {
+pub(crate) fn is_worth_repeating(answer: &str) -> bool {
     answer == "no answer"
         || answer == "409 IDEMPOTENCY_KEY_IN_FLIGHT"
         || answer.starts_with("429")

@@ -4,10 +4,12 @@
 //!
 //! - [`plan`] draws the faults from a seed, [`weather`] does them to what [`install`] started
 //! - [`load`] are the clients, [`journal`] is what they know, [`tails`] are their watchers; [`scripts`] is what the models say
-//! - [`audit`] is a history of the tables, [`history`] what became of each run
+//! - [`neighbour`] asks for what is not theirs, [`queue`] looks whether it moves, [`calm`] is what comes afterwards
+//! - [`audit`] is a history of the tables, [`history`] what became of each run, [`outages`] what was away when
 //! - [`checks`] and [`figures`] judge, [`report`] says it, [`evidence`] is kept if something was found
 
 mod audit;
+mod calm;
 mod checks;
 mod evidence;
 mod figures;
@@ -15,7 +17,10 @@ mod history;
 mod install;
 mod journal;
 mod load;
+mod neighbour;
+mod outages;
 mod plan;
+mod queue;
 mod report;
 mod scripts;
 mod tails;
@@ -25,31 +30,31 @@ use std::collections::BTreeMap;
 use std::fs;
 use std::process::Command;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Duration;
 
 use anyhow::Result;
 use clap::Args;
 use longhaul_tests::invariants;
 use longhaul_tests::rows::Rows;
-use rand::SeedableRng;
-use rand::rngs::StdRng;
-use rand::seq::IndexedRandom;
 use sqlx::PgPool;
-use tokio::time::{Instant, sleep};
+use tokio::time::Instant;
 
+use self::calm::{REST, calm};
 use self::figures::{Figures, Identities};
 use self::history::History;
 use self::install::{Installation, LEASE};
 use self::journal::{Journal, Outcome};
 use self::load::Load;
+use self::queue::Waits;
 pub(crate) use self::report::Report;
 use self::weather::Incidents;
 use crate::clock::Clock;
-use crate::percentiles::Sampled;
 
-/// How long after the storm everything has to be over.
-const REST: Duration = Duration::from_mins(3);
-const PROBES: usize = 200;
+/// How often somebody comes from next door, per visit from here.
+const NEIGHBOURLY: f64 = 0.1;
+const HERE: &str = "mark-here";
+const NEXT_DOOR: &str = "mark-next-door";
 /// Files that a process may have open beyond those of its start: its database connections, and some air.
 const MORE_FILES: usize = 40;
 
@@ -69,21 +74,33 @@ pub(crate) async fn run(options: &Options) -> Result<Report> {
     let length = Duration::from_secs_f64(options.minutes * 60.0);
     let world = Installation::start().await?;
     let files = open_files(&world).await;
-    let load = Arc::new(Load::new(world.api_urls(), world.key.clone())?);
-    let incidents = Incidents::default();
+    let load = Arc::new(Load::new(world.api_urls(), &world.keys[0], HERE, NEXT_DOOR)?);
+    let neighbour = Arc::new(Load::new(world.api_urls(), &world.keys[1], NEXT_DOOR, HERE)?);
+    let (incidents, waits, refused) = (Incidents::default(), Waits::default(), AtomicUsize::new(0));
 
     let begin = Instant::now();
     let plan = plan::draw(options.seed, options.minutes, LEASE);
     eprintln!("a storm of {} faults in {} minutes", plan.len(), options.minutes);
     let supervising = weather::supervise(&world, &incidents);
-    let loading = Arc::clone(&load).run(options.seed, options.rate, begin + length, REST);
-    let blowing = weather::blow(&world, &incidents, plan, length);
+    let until = begin + length;
+    let loading = Arc::clone(&load).run(options.seed, options.rate, until, REST);
+    let next_door = Arc::clone(&neighbour).run(!options.seed, options.rate * NEIGHBOURLY, until, REST);
+    let prying = neighbour::pry(Arc::clone(&neighbour), Arc::clone(&load), options.seed, &refused);
+    let blowing = weather::blow(&world, &load, &incidents, plan, length);
     let mut flaws = Vec::new();
     let work = async {
-        let (loaded, ()) = tokio::join!(loading, blowing);
-        flaws.extend(loaded.err());
+        let whole = async {
+            let (loaded, lived, ()) = tokio::join!(loading, next_door, blowing);
+            loaded.err().into_iter().chain(lived.err())
+        };
+        flaws.extend(tokio::select! {
+            late = whole => late,
+            never = prying => never,
+            never = waits.watch(&world) => never,
+        });
         eprintln!("the work was over {:?} after the storm", begin.elapsed().saturating_sub(length));
         flaws.extend(calm(&world, &load, options.seed).await?);
+        flaws.extend(calm::reconcile(&world).await?);
         anyhow::Ok(())
     };
     tokio::select! {
@@ -108,32 +125,47 @@ pub(crate) async fn run(options: &Options) -> Result<Report> {
     for slot in &world.slots {
         outputs.push((slot.name.clone(), slot.output().await));
     }
+    let neighbours = std::mem::take(&mut *neighbour.journal());
+    let strangers = neighbours.runs();
+    let (answers_read, unreadable) = calm::read_everything(&load, &rows, &strangers).await;
+    flaws.extend(unreadable);
+    flaws.extend(waits.broken());
     let history = History::read(&pool).await?;
     let (calls, ledger, clock) = (world.provider.calls(), world.tools.ledger(), Clock::read());
     let report = {
         let mut journal = load.journal();
+        journal.merge(neighbours);
+        let identities =
+            Identities::read(outputs.iter().map(|(name, output)| (name.as_str(), output.as_str())));
         flaws.extend(checks::journal(&journal, &history));
+        flaws.extend(checks::stops(&journal, &history, &incidents_done));
         flaws.extend(checks::tails(&journal, &history));
         flaws.extend(checks::provider(&calls, &history, &incidents_done, &clock));
         flaws.extend(checks::ledger(&ledger, &history, &incidents_done, &clock));
+        flaws.extend(checks::zombies(&calls, &ledger, &history, &incidents_done, &identities, &clock));
+        let (proofs, false_proofs) = checks::proofs(&outputs, &incidents_done, &identities);
+        flaws.extend(false_proofs);
         for (name, output) in &outputs {
-            flaws.extend(checks::output(name, output, &world.key));
+            flaws.extend(checks::output(name, output, &world.keys));
         }
         flaws.extend(world.provider.violations());
 
-        let identities =
-            Identities::read(outputs.iter().map(|(name, output)| (name.as_str(), output.as_str())));
-        let (stop_to_upstream, stop_to_end) = figures::stops(&history, &calls, &journal.stops, &clock);
-        let mut lag = Sampled::default();
-        journal.tails.iter_mut().for_each(|tail| lag.append(&mut tail.lag));
+        let (recovery, of_suspects) = figures::recovery(&history, &incidents_done, &identities);
+        let (upstream, finished) = figures::stops(&history, &calls, &journal.stops, &incidents_done, &clock);
         let figures = Figures {
-            recovery: figures::recovery(&history, &incidents_done, &identities).percentiles(),
-            hand_over: figures::hand_over(&history, &incidents_done, &identities).percentiles(),
-            stop_to_upstream_closed: stop_to_upstream.percentiles(),
-            stop_to_run_finished: stop_to_end.percentiles(),
-            tail_lag: lag.percentiles(),
+            recovery: recovery.figure(),
+            recovery_of_suspects: of_suspects.figure(),
+            hand_over: figures::hand_over(&history, &incidents_done, &identities).figure(),
+            stop_to_upstream_closed: upstream.figure(),
+            stop_to_run_finished: finished.figure(),
+            tail_lag: figures::tail_lag(&journal, &incidents_done).figure(),
         };
-        let load = counted(&journal, &history, calls.len(), ledger.len(), &outputs);
+        let load = report::Load {
+            proofs_of_death: proofs,
+            strangers_refused: refused.load(Ordering::Relaxed),
+            answers_read,
+            ..counted(&journal, &history, calls.len(), ledger.len(), &outputs)
+        };
         Report {
             seed: options.seed,
             minutes: options.minutes,
@@ -149,58 +181,14 @@ pub(crate) async fn run(options: &Options) -> Result<Report> {
     flaws.extend(audit::broken(&rows).await);
     flaws.extend(invariants::broken(&rows).await);
     let violations = flaws.clone();
-    flaws.extend(report.load.too_little());
+    flaws.extend(report.too_little());
+    flaws.extend(report.figures.flaws(options.minutes));
     let evidence = if flaws.is_empty() {
         None
     } else {
         Some(evidence::keep(&world, &rows, &incidents_done, &flaws, options.seed).await?)
     };
     Ok(Report { violations, flaws, evidence, ..report })
-}
-
-/// Everything comes to its end, and each chat goes on.
-async fn calm(world: &Installation, load: &Arc<Load>, seed: u64) -> Result<Vec<String>> {
-    let rows = Rows::Postgres(PgPool::connect(&world.database_url).await?);
-    let mut flaws = at_rest(&rows).await;
-    world.ready().await;
-    let mut chats = load.idle_chats();
-    chats.sort();
-    let chats: Vec<String> = chats.sample(&mut StdRng::seed_from_u64(seed), PROBES).cloned().collect();
-    flaws.extend(load.probe(chats).await.err());
-    flaws.extend(at_rest(&rows).await);
-    Ok(flaws)
-}
-
-/// Waits until nothing is to be done any more.
-async fn at_rest(rows: &Rows) -> Vec<String> {
-    const MOVING: &[(&str, &str)] = &[
-        (
-            "runs that are not over",
-            "select count(*) from runs where status not in ('succeeded', 'failed', 'aborted')",
-        ),
-        ("jobs in the queue", "select count(*) from jobs where kind = 'run'"),
-        (
-            "sessions more than five processes may have",
-            "select greatest(count(*) - 60, 0) from pg_stat_activity where backend_type = 'client backend'",
-        ),
-        (
-            "sessions idle in a transaction",
-            "select count(*) from pg_stat_activity where state like 'idle in transaction%'",
-        ),
-    ];
-    let begin = Instant::now();
-    let mut left = Vec::new();
-    for (what, query) in MOVING {
-        let mut count = rows.number(query).await;
-        while count > 0 && begin.elapsed() < REST {
-            sleep(Duration::from_millis(200)).await;
-            count = rows.number(query).await;
-        }
-        if count > 0 {
-            left.push(format!("{count} {what}, {} s after the storm", REST.as_secs()));
-        }
-    }
-    left
 }
 
 fn counted(
@@ -227,6 +215,8 @@ fn counted(
         accepted: outcomes(|outcome| matches!(outcome, Outcome::Accepted { .. })),
         refused_busy: outcomes(|outcome| *outcome == Outcome::Refused),
         given_up: outcomes(|outcome| *outcome == Outcome::GivenUp),
+        runs: history.runs.len(),
+        as_meant: checks::as_meant(journal, history),
         ended,
         answers,
         retries: journal.retries,
@@ -239,6 +229,9 @@ fn counted(
         takeovers: history.runs.values().map(history::Run::takeovers).sum(),
         fenced_writes: outputs.iter().map(|(_, output)| output.lines().filter(is_fenced).count()).sum(),
         unknown_outcomes: calls.filter(|call| call.state == "unknown").count(),
+        proofs_of_death: 0,
+        strangers_refused: 0,
+        answers_read: 0,
         probes: submissions().filter(|made| made.mark.starts_with("probe-")).count(),
     }
 }

@@ -27,6 +27,9 @@ pub(crate) enum Fault {
     FreezeWorker {
         asleep: Duration,
     },
+    /// SIGSTOP for less than a lease, in which runs of its are stopped and ended without it, then SIGCONT: what it says of
+    /// them is refused.
+    NapWorker,
     /// What it sends to Postgres is held for longer than a lease, and then arrives.
     StrandWorker {
         lasting: Duration,
@@ -72,6 +75,7 @@ impl Fault {
         match self {
             Self::KillWorker { .. } => "worker_kills",
             Self::FreezeWorker { .. } => "worker_freezes",
+            Self::NapWorker => "worker_naps",
             Self::StrandWorker { .. } => "worker_strandings",
             Self::DrainWorker => "worker_drains",
             Self::KillApi { .. } => "api_kills",
@@ -89,6 +93,19 @@ impl Fault {
     }
 }
 
+/// What a storm must have had of these in each minute to be one.
+pub(crate) const LEAST_PER_MINUTE: &[(&str, f64)] = &[
+    ("worker_kills", 15.0),
+    ("worker_freezes", 3.0),
+    ("worker_naps", 2.0),
+    ("worker_strandings", 2.0),
+    ("worker_drains", 1.0),
+    ("api_kills", 1.0),
+    ("postgres_crashes", 3.0),
+    ("redis_kills", 3.0),
+    ("link_cuts", 2.0),
+];
+
 /// The faults of so many minutes, in order. `lease` is what a freeze has to outlast.
 pub(crate) fn draw(seed: u64, minutes: f64, lease: Duration) -> Vec<Planned> {
     let mut random = StdRng::seed_from_u64(seed);
@@ -104,6 +121,7 @@ pub(crate) fn draw(seed: u64, minutes: f64, lease: Duration) -> Vec<Planned> {
     };
     spread(random, 16.5, &|random| Fault::KillWorker { down: millis(random, 0, 3_000) });
     spread(random, 3.3, &|random| Fault::FreezeWorker { asleep: lease + millis(random, 1_500, 4_000) });
+    spread(random, 3.0, &|_| Fault::NapWorker);
     spread(random, 2.0, &|random| Fault::StrandWorker { lasting: lease + millis(random, 1_500, 4_000) });
     spread(random, 1.2, &|_| Fault::DrainWorker);
     spread(random, 1.2, &|random| Fault::KillApi { down: millis(random, 0, 3_000) });
@@ -136,7 +154,7 @@ mod tests {
     use std::collections::BTreeMap;
     use std::time::Duration;
 
-    use super::draw;
+    use super::{LEAST_PER_MINUTE, draw};
 
     const LEASE: Duration = Duration::from_secs(5);
 
@@ -147,17 +165,8 @@ mod tests {
         for planned in &plan {
             *counts.entry(planned.fault.name()).or_insert(0) += 1;
         }
-        for (name, least) in [
-            ("worker_kills", 150),
-            ("worker_freezes", 30),
-            ("worker_strandings", 20),
-            ("worker_drains", 10),
-            ("postgres_crashes", 30),
-            ("redis_kills", 30),
-            ("api_kills", 10),
-            ("link_cuts", 20),
-        ] {
-            assert!(counts[name] >= least, "{name}: {counts:?}");
+        for (name, least) in LEAST_PER_MINUTE {
+            assert!(f64::from(counts[name]) >= least * 10.0, "{name}: {counts:?}");
         }
         assert!(plan.iter().all(|planned| planned.at < Duration::from_mins(10)));
         assert!(plan.is_sorted_by_key(|planned| planned.at));

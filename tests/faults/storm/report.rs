@@ -6,6 +6,7 @@ use std::path::PathBuf;
 use serde::Serialize;
 
 use super::figures::Figures;
+use super::plan::LEAST_PER_MINUTE;
 use crate::Verdict;
 
 #[derive(Debug, Serialize)]
@@ -31,6 +32,9 @@ pub(crate) struct Load {
     pub(crate) accepted: usize,
     pub(crate) refused_busy: usize,
     pub(crate) given_up: usize,
+    pub(crate) runs: usize,
+    /// Those that ended as their kind does, or because they were stopped.
+    pub(crate) as_meant: usize,
     /// Status and reason of every run.
     pub(crate) ended: BTreeMap<String, usize>,
     pub(crate) answers: BTreeMap<String, usize>,
@@ -44,12 +48,31 @@ pub(crate) struct Load {
     pub(crate) takeovers: usize,
     pub(crate) fenced_writes: usize,
     pub(crate) unknown_outcomes: usize,
+    /// Workers whose process was found gone before their lease ran out.
+    pub(crate) proofs_of_death: usize,
+    /// Requests for what belongs to another workspace.
+    pub(crate) strangers_refused: usize,
+    /// Runs, steps and messages that were read back through the API in the end.
+    pub(crate) answers_read: usize,
     pub(crate) probes: usize,
 }
 
-impl Load {
+impl Report {
     /// What must have happened for the rest to mean anything.
     pub(crate) fn too_little(&self) -> Vec<String> {
+        let mut too_little = self.load.too_little();
+        for (fault, per_minute) in LEAST_PER_MINUTE {
+            let (seen, least) = (self.faults.get(fault).copied().unwrap_or(0), per_minute * self.minutes);
+            if (seen as f64) < least.floor() {
+                too_little.push(format!("{seen} {fault} are too few: {least} belong to such a storm"));
+            }
+        }
+        too_little
+    }
+}
+
+impl Load {
+    fn too_little(&self) -> Vec<String> {
         let counts = [
             ("takeovers", self.takeovers),
             ("fenced writes", self.fenced_writes),
@@ -58,6 +81,9 @@ impl Load {
             ("retries", self.retries),
             ("reconnects", self.reconnects),
             ("stops", self.stops),
+            ("proofs of death", self.proofs_of_death),
+            ("refused strangers", self.strangers_refused),
+            ("answers to read in the end", self.answers_read),
         ];
         let none = counts.into_iter().filter(|(_, count)| *count == 0);
         let mut too_little: Vec<String> =
@@ -67,6 +93,10 @@ impl Load {
         if self.accepted * 100 < wanted * 95 {
             too_little
                 .push(format!("only {} of {wanted} submissions were accepted in the end", self.accepted));
+        }
+        if self.as_meant * 100 < self.runs * 95 {
+            too_little
+                .push(format!("only {} of {} runs ended as they were meant to", self.as_meant, self.runs));
         }
         too_little
     }
@@ -84,7 +114,7 @@ mod tests {
 
     #[test]
     fn a_storm_in_which_nothing_happened_proves_nothing() {
-        assert_eq!(Load::default().too_little().len(), 7);
+        assert_eq!(Load::default().too_little().len(), 10);
         let load = Load {
             submitted: 100,
             accepted: 93,
@@ -95,8 +125,17 @@ mod tests {
             takeovers: 1,
             fenced_writes: 1,
             unknown_outcomes: 1,
+            proofs_of_death: 1,
+            strangers_refused: 1,
+            answers_read: 1,
+            runs: 100,
+            as_meant: 94,
             ..Load::default()
         };
-        assert_eq!(load.too_little(), ["only 93 of 99 submissions were accepted in the end"]);
+        let expected = [
+            "only 93 of 99 submissions were accepted in the end",
+            "only 94 of 100 runs ended as they were meant to",
+        ];
+        assert_eq!(load.too_little(), expected);
     }
 }

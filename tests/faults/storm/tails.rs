@@ -18,7 +18,6 @@ use tokio::time::{Instant, sleep, sleep_until, timeout};
 
 use super::load::Load;
 use crate::clock::now_ms;
-use crate::percentiles::Sampled;
 
 /// One in three cannot sit still.
 const RESTLESS: f64 = 0.34;
@@ -35,8 +34,19 @@ pub(crate) struct Watched {
     pub(crate) end: Option<String>,
     /// What the server must not do and did.
     pub(crate) complaints: Vec<String>,
-    /// From the time of a live event to its arrival.
-    pub(crate) lag: Sampled,
+    pub(crate) arrivals: Vec<Arrival>,
+}
+
+/// How a live event came.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Arrival {
+    pub(crate) seq: usize,
+    /// Its time: Unix milliseconds.
+    pub(crate) at: i64,
+    /// From there to its arrival.
+    pub(crate) lag: i64,
+    /// Which API process brought it.
+    pub(crate) api: usize,
 }
 
 /// One event, from a stream or from a row.
@@ -77,7 +87,7 @@ pub(crate) async fn watch(load: Arc<Load>, run: String, mut random: StdRng) -> W
         let request = if seen > 0 { request.header("last-event-id", seen) } else { request };
         if let Ok(Ok(response)) = timeout(ANSWER_WITHIN, request.send()).await {
             match response.status().as_u16() {
-                200 if !is_over => watched.read(response, leaves).await,
+                200 if !is_over => watched.read(response, leaves, api, load.foreign_marks).await,
                 204 if is_over => break,
                 429 | 500 | 503 => {}
                 status => watched.complaints.push(format!("answered with {status} behind event {seen}")),
@@ -94,7 +104,7 @@ pub(crate) async fn watch(load: Arc<Load>, run: String, mut random: StdRng) -> W
 }
 
 impl Watched {
-    async fn read(&mut self, response: Response, leaves: Option<Duration>) {
+    async fn read(&mut self, response: Response, leaves: Option<Duration>, api: usize, foreign: &str) {
         self.connections += 1;
         let connected = now_ms();
         let leaves_at = Instant::now() + leaves.unwrap_or(Duration::from_hours(1));
@@ -122,7 +132,7 @@ impl Watched {
             while let Some(length) = buffer[taken..].windows(2).position(|pair| pair == b"\n\n") {
                 let block = taken..taken + length;
                 taken = block.end + 2;
-                if let Err(complaint) = self.take(&buffer[block], connected) {
+                if let Err(complaint) = self.take(&buffer[block], connected, api, foreign) {
                     self.complaints.push(complaint);
                     return;
                 }
@@ -131,8 +141,11 @@ impl Watched {
         }
     }
 
-    fn take(&mut self, block: &[u8], connected: i64) -> Result<(), String> {
+    fn take(&mut self, block: &[u8], connected: i64, api: usize, foreign: &str) -> Result<(), String> {
         let block = std::str::from_utf8(block).map_err(|_| "sent bytes that are not UTF-8".to_owned())?;
+        if block.contains(foreign) {
+            return Err(format!("has words of another workspace: {block:?}"));
+        }
         let field =
             |name: &str| block.lines().rev().find_map(|line| line.strip_prefix(name)?.strip_prefix(": "));
         let Some(data) = field("data") else {
@@ -154,7 +167,8 @@ impl Watched {
         let at = chrono::DateTime::parse_from_rfc3339(&event.at);
         let at = at.map_err(|error| format!("{error}: {block:?}"))?.timestamp_millis();
         if at > connected {
-            self.lag.push((now_ms() - at) as f64);
+            let lag = now_ms() - at;
+            self.arrivals.push(Arrival { seq: self.digests.len(), at, lag, api });
         }
         Ok(())
     }

@@ -6,18 +6,28 @@ use std::time::Duration;
 
 use futures::future::join_all;
 use longhaul_tests::{Process, Signal, Way};
+use rand::rngs::StdRng;
+use rand::{RngExt, SeedableRng};
 use sqlx::{Connection, PgConnection};
 use tokio::io::AsyncWriteExt;
 use tokio::net::TcpStream;
 use tokio::sync::MutexGuard;
-use tokio::time::{Instant, sleep, sleep_until, timeout};
+use tokio::time::{Instant, sleep, sleep_until, timeout, timeout_at};
 
 use super::install::{Installation, Slot};
+use super::load::Load;
 use super::plan::{Fault, Planned, Weather};
 use crate::clock::now_ms;
+use crate::workers::identities;
 
 /// How long a thawed worker is left alone, so that what it still has to say comes out.
 const AWAKE: Duration = Duration::from_millis(1_500);
+
+/// Less than what a lease is sure to last when it has been renewed just now.
+const NAP: Duration = Duration::from_millis(3_700);
+/// How long a nap waits for a worker with runs that are worth stopping.
+const FIND_SLEEPER: Duration = Duration::from_secs(8);
+const LOOK_LIMIT: Duration = Duration::from_secs(3);
 
 /// How long a fuse has to burn before it is taken out again.
 const FUSE: Duration = Duration::from_secs(5);
@@ -31,6 +41,8 @@ pub(crate) struct Incident {
     pub(crate) fault: &'static str,
     pub(crate) from: i64,
     pub(crate) until: i64,
+    /// When its process was surely dead, or went on after a sleep.
+    pub(crate) turned: Option<i64>,
     /// The process, or the one at whose link it was.
     pub(crate) slot: Option<String>,
     pub(crate) link: Option<&'static str>,
@@ -58,11 +70,17 @@ impl Incidents {
 }
 
 /// The whole storm. Returns when everything is whole again.
-pub(crate) async fn blow(world: &Installation, incidents: &Incidents, plan: Vec<Planned>, length: Duration) {
+pub(crate) async fn blow(
+    world: &Installation,
+    load: &Load,
+    incidents: &Incidents,
+    plan: Vec<Planned>,
+    length: Duration,
+) {
     let begin = Instant::now();
     let strikes = plan.into_iter().map(async |planned| {
         sleep_until(begin + planned.at).await;
-        incidents.add(strike(world, planned).await);
+        incidents.add(strike(world, load, planned).await);
     });
     join_all(strikes).await;
     sleep_until(begin + length).await;
@@ -80,7 +98,8 @@ pub(crate) async fn supervise(world: &Installation, incidents: &Incidents) -> ! 
             if process.has_ended() {
                 let at = now_ms();
                 let (slot_name, link) = (Some(slot.name.clone()), None);
-                incidents.add(Incident { fault: EXIT, from: at, until: at, slot: slot_name, link });
+                let turned = Some(at);
+                incidents.add(Incident { fault: EXIT, from: at, until: at, turned, slot: slot_name, link });
                 slot.start_again(&mut process);
             }
         }
@@ -88,9 +107,10 @@ pub(crate) async fn supervise(world: &Installation, incidents: &Incidents) -> ! 
     }
 }
 
-async fn strike(world: &Installation, planned: Planned) -> Incident {
+async fn strike(world: &Installation, load: &Load, planned: Planned) -> Incident {
     let Planned { fault, pick, .. } = planned;
-    let mut incident = Incident { fault: fault.name(), from: now_ms(), until: 0, slot: None, link: None };
+    let mut incident =
+        Incident { fault: fault.name(), from: now_ms(), until: 0, turned: None, slot: None, link: None };
     match fault {
         Fault::KillWorker { down } => {
             kill(world.workers(), pick, down, &mut incident).await;
@@ -104,8 +124,10 @@ async fn strike(world: &Installation, planned: Planned) -> Incident {
             process.signal(Signal::Stop);
             sleep(asleep).await;
             process.signal(Signal::Cont);
+            incident.turned = Some(now_ms());
             sleep(AWAKE).await;
         }
+        Fault::NapWorker => nap(world, load, pick, &mut incident).await,
         Fault::StrandWorker { lasting } => {
             let (slot, _undisturbed) = one_of(world.workers(), pick).await;
             incident.begins_at(slot);
@@ -114,6 +136,7 @@ async fn strike(world: &Installation, planned: Planned) -> Incident {
             cable.freeze(Way::Up);
             sleep(lasting).await;
             cable.pass();
+            incident.turned = Some(now_ms());
             sleep(AWAKE).await;
         }
         Fault::DrainWorker => {
@@ -122,6 +145,7 @@ async fn strike(world: &Installation, planned: Planned) -> Incident {
             if !slot.drain(&mut process).await {
                 incident.fault = "worker_drains_overrun";
             }
+            incident.turned = Some(now_ms());
             slot.start_again(&mut process);
         }
         Fault::CrashPostgres => {
@@ -185,8 +209,85 @@ async fn kill(slots: &[Slot], pick: usize, down: Duration, incident: &mut Incide
     let (slot, mut process) = one_of(slots, pick).await;
     incident.begins_at(slot);
     process.kill();
+    incident.turned = Some(now_ms());
     sleep(down).await;
     slot.start_again(&mut process);
+}
+
+/// Puts a worker to sleep that has a long way to go, while somebody stops its runs. They are ended without it after the
+/// stop's grace; it wakes up then, before its lease is over, and does not know.
+async fn nap(world: &Installation, load: &Load, pick: usize, incident: &mut Incident) {
+    let begin = Instant::now();
+    loop {
+        let (slot, mut process) = one_of(world.workers(), pick).await;
+        if let Ok(Ok(Some((runs, mut session)))) = timeout(LOOK_LIMIT, sleeper(world, &process)).await {
+            incident.begins_at(slot);
+            process.signal(Signal::Stop);
+            let mut random = StdRng::seed_from_u64(pick as u64);
+            let asleep = Instant::now();
+            let stops = join_all(runs.iter().map(|run| {
+                let random = StdRng::seed_from_u64(random.random());
+                async move { load.stop(run, pick, random).await }
+            }));
+            let over = async {
+                while !matches!(any_over(&mut session, &runs).await, Ok(true) | Err(_)) {
+                    sleep(Duration::from_millis(20)).await;
+                }
+            };
+            // A stop that finds no API is as good as none.
+            let _ = timeout_at(asleep + NAP, async { tokio::join!(stops, over) }).await;
+            process.signal(Signal::Cont);
+            incident.turned = Some(now_ms());
+            sleep(AWAKE).await;
+            return;
+        }
+        drop(process);
+        if begin.elapsed() > FIND_SLEEPER {
+            incident.fault = "worker_naps_without_runs";
+            return;
+        }
+        sleep(Duration::from_millis(200)).await;
+    }
+}
+
+/// Runs of this worker that will go on for a while, a moment after its lease was renewed.
+async fn sleeper(
+    world: &Installation,
+    process: &Process,
+) -> sqlx::Result<Option<(Vec<String>, PgConnection)>> {
+    let Some((_, worker)) = identities(&process.output()).pop() else { return Ok(None) };
+    let mut session = PgConnection::connect(&world.database_url).await?;
+    let Some(before) = lease_of(&worker, &mut session).await? else { return Ok(None) };
+    let begin = Instant::now();
+    while lease_of(&worker, &mut session).await?.is_none_or(|now| now <= before) {
+        if begin.elapsed() > Duration::from_secs(2) {
+            return Ok(None);
+        }
+        sleep(Duration::from_millis(5)).await;
+    }
+    let runs: Vec<String> = sqlx::query_scalar(
+        "select r.id::text from jobs j join runs r on r.id = j.run_id where j.worker_id = $1::uuid
+         and r.agent in ('long', 'longer') and r.stop_requested_at is null
+         and r.started_at > now_ms() - 9000 order by r.started_at desc limit 3",
+    )
+    .bind(&worker)
+    .fetch_all(&mut session)
+    .await?;
+    Ok((!runs.is_empty()).then_some((runs, session)))
+}
+
+async fn lease_of(worker: &str, session: &mut PgConnection) -> sqlx::Result<Option<i64>> {
+    let lease = "select expires_at from workers where id = $1::uuid and not draining";
+    sqlx::query_scalar(lease).bind(worker).fetch_optional(session).await
+}
+
+async fn any_over(session: &mut PgConnection, runs: &[String]) -> sqlx::Result<bool> {
+    sqlx::query_scalar(
+        "select exists (select from runs where id::text = any($1) and finished_at is not null)",
+    )
+    .bind(runs)
+    .fetch_one(session)
+    .await
 }
 
 /// One to which nothing else is done just now; the picked one, if it can be had.

@@ -1,5 +1,5 @@
 //! Each fault at each point of each script: [`case`] is the list, [`trial`] and [`special`] are how a case goes,
-//! [`script`] is what must have come of it, [`mutants`] shows that the sweep can see.
+//! [`zombie`] is who wakes up in it, [`script`] is what must have come of it, [`mutants`] shows that the sweep can see.
 //!
 //! Several cases go at once, each in a [`lane`].
 
@@ -10,6 +10,7 @@ mod report;
 mod script;
 mod special;
 mod trial;
+mod zombie;
 
 use std::collections::HashSet;
 use std::path::Path;

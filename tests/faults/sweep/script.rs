@@ -88,6 +88,11 @@ impl Script {
         if run.attempts as usize > attempts {
             flaws.push(format!("one fault cost {} attempts", run.attempts));
         }
+        let log = world.rows.log(&submitted.run_id).await;
+        let claims = log.iter().filter(|event| event.kind == "run.claimed").count();
+        if claims > attempts || claims != run.attempts as usize {
+            flaws.push(format!("{claims} claims in the log of {} attempts after one fault", run.attempts));
+        }
         let steps = client.steps(&submitted.run_id).await;
         if steps.len() != self.turns() {
             flaws.push(format!("{} steps instead of {}", steps.len(), self.turns()));

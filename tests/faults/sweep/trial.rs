@@ -9,6 +9,7 @@ use tokio::time::{Instant, sleep};
 
 use super::case::{Fault, Place};
 use super::script::{PIECES, Script};
+use super::zombie::Zombie;
 
 const LOOK_EVERY: Duration = Duration::from_millis(20);
 
@@ -48,14 +49,14 @@ impl Trial {
     pub(crate) async fn run(&self, world: &mut World) -> Vec<String> {
         world.provider.script("helper", self.script.script(self.id));
         let gate = self.gate(world);
-        let (submitted, tail, late, lost) = match world.store() {
+        let (submitted, tail, late, lost, zombie) = match world.store() {
             Store::Postgres => {
                 world.workers.iter_mut().for_each(longhaul_tests::world::Server::kill);
                 let cable = world.start_victim(&self.failpoints()).await;
                 let submitted = world.client().submit("helper", "Go.").await;
                 let tail = world.tail(&submitted.run_id);
-                let (late, lost) = self.strike_worker(world, &cable, gate, &submitted).await;
-                (submitted, tail, late, lost)
+                let (late, lost, zombie) = self.strike_worker(world, &cable, gate, &submitted).await;
+                (submitted, tail, late, lost, zombie)
             }
             Store::Sqlite => {
                 let submitted = world.client().submit("helper", "Go.").await;
@@ -67,7 +68,7 @@ impl Trial {
                 }
                 world.apis[0].restart_unharmed().await;
                 let late = world.tail(&submitted.run_id);
-                (submitted, tail, late, 0)
+                (submitted, tail, late, 0, None)
             }
         };
         tail.ended().await;
@@ -79,18 +80,22 @@ impl Trial {
         if next.outcome() != "succeeded done" {
             flaws.push(format!("the next message of the chat ended {}", next.outcome()));
         }
+        if let Some(zombie) = zombie {
+            flaws.extend(zombie.flaws(world).await);
+        }
+        world.reconciled().await;
         flaws.extend(world.settled().await);
         flaws
     }
 
-    /// The fault and its healing; a late joiner's tail, and how many leases were lost before it struck.
+    /// The fault and its healing; a late joiner's tail, how many leases were lost before it struck, and who woke up.
     async fn strike_worker(
         &self,
         world: &mut World,
         cable: &Relay,
         gate: Option<Gate>,
         submitted: &Submitted,
-    ) -> (longhaul_tests::Tail, usize) {
+    ) -> (longhaul_tests::Tail, usize, Option<Zombie>) {
         let victim = world.workers.len() - 1;
         self.reached(gate.as_ref(), &mut world.workers[victim]).await;
         let lost = losses(&world.workers[victim]);
@@ -103,22 +108,34 @@ impl Trial {
                 world.workers[victim].thaw();
             }
         }
-        if let Some(gate) = gate {
-            gate.open();
+        // What a zombie has open stays open until it wakes up.
+        let stays_open = self.fault == Fault::Stop && matches!(self.place, Place::Model(_));
+        match &gate {
+            Some(gate) if stays_open => gate.open_to_others(),
+            Some(gate) => gate.open(),
+            None => {}
         }
         world.start_worker().await;
         let late = world.tail_from(&submitted.run_id, 0, 1);
         let is_taken = taken_over_or_over(world, &submitted.run_id, epoch).await;
+        let zombie = Zombie::wakes(world.workers[victim].to_string(), &submitted.run_id, epoch);
         match self.fault {
             Fault::Kill => {}
             Fault::Stop => world.workers[victim].thaw(),
             Fault::Link(_) => cable.pass(),
         }
-        if self.fault != Fault::Kill && is_taken {
+        let is_zombie = self.fault != Fault::Kill && is_taken;
+        if is_zombie {
             // What it still had to say was refused by now.
             world.workers[victim].says("the lease is lost").await;
         }
-        (late, lost)
+        if stays_open && is_zombie {
+            zombie.is_silent(world).await;
+        }
+        if let Some(gate) = gate {
+            gate.open();
+        }
+        (late, lost, is_zombie.then_some(zombie))
     }
 
     /// A gate where the run waits, for places that are reached by waiting.

@@ -75,6 +75,7 @@ async fn complete(
         key: key.clone(),
         turn: number,
         attempt: 0,
+        by: asked.by.clone(),
         begin: Instant::now(),
         pieces: 0,
         end: None,

@@ -32,6 +32,8 @@ pub struct Call {
     pub turn: usize,
     /// How often this turn was asked for, from 1.
     pub attempt: u32,
+    /// Which process asked, where its configuration tells them apart.
+    pub by: Option<String>,
     pub begin: Instant,
     /// How many pieces of the answer were sent.
     pub pieces: usize,

@@ -24,7 +24,7 @@ use crate::relay::Relay;
 use crate::rows::Rows;
 use crate::story::Event;
 use crate::tail::Tail;
-use crate::{Cluster, FakeProvider, Program, ToolServer};
+use crate::{Cluster, FakeProvider, Program, ToolServer, asked_by};
 
 /// The running installation.
 #[derive(Debug)]
@@ -234,9 +234,30 @@ impl World {
     pub async fn start_worker_at(&mut self, database_url: &str, change: impl FnOnce(Program) -> Program) {
         let before = self.live_workers().await;
         let name = format!("worker{}", self.workers.len() + 1);
-        let program = Program::worker(&name, self.dir.path(), database_url);
-        self.workers.push(Server::start(change(self.configured(program)), false).await);
+        let config = std::fs::read_to_string(&self.config).expect("it was written at the start");
+        let config = asked_by(&asked_by(&config, self.provider.addr(), &name), self.tools.addr(), &name);
+        let program = Program::worker(&name, self.dir.path(), database_url).config(&config);
+        let program = program.expect("the folder is ours");
+        let program = self.env.iter().fold(program, |program, (name, value)| program.env(name, value));
+        self.workers.push(Server::start(change(program), false).await);
         self.rows.until("the worker registered", WORKERS, |now| now > before).await;
+    }
+
+    /// Waits until a process has looked for rows to repair, which each does when it starts; what it finds is in its output.
+    /// A worker's row of long ago shows that it did: it is pruned right after that look.
+    pub async fn reconciled(&mut self) {
+        let id = match self.setup.store {
+            Store::Postgres => "gen_random_uuid()",
+            Store::Sqlite => "randomblob(16)",
+        };
+        let canary = "insert into workers (id, host, version, slots, expires_at, started_at)";
+        self.rows.change(&format!("{canary} values ({id}, '', '', 1, 0, 0)")).await;
+        match self.setup.store {
+            Store::Postgres => self.start_worker().await,
+            Store::Sqlite => self.apis[0].restart_unharmed().await,
+        }
+        let left = "select count(*) from workers where expires_at = 0 and slots = 1 and host = ''";
+        self.rows.until("a worker looked for rows to repair", left, |left| left == 0).await;
     }
 
     fn configured(&self, program: Program) -> Program {
@@ -348,4 +369,4 @@ impl World {
     }
 }
 
-const WORKERS: &str = "select count(*) from workers";
+const WORKERS: &str = "select count(*) from workers where host <> ''";

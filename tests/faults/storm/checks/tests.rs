@@ -1,16 +1,18 @@
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::sync::Arc;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use longhaul_tests::End;
 use longhaul_tests::fake_provider;
 use longhaul_tests::tool_server::Entry;
 use serde_json::Value;
 
+use super::super::figures::Identities;
 use super::super::history::{Call, Change, History, Run, Step};
-use super::super::journal::{Journal, Outcome, Submission};
+use super::super::journal::{Journal, Outcome, Stop, Submission};
 use super::super::tails::Watched;
-use super::{journal, ledger, output, provider, tails};
+use super::super::weather::Incident;
+use super::{journal, ledger, output, proofs, provider, stops, tails, zombies};
 use crate::clock::Clock;
 
 /// A run of one step that charged once and was never disturbed.
@@ -47,6 +49,7 @@ fn effect(now: Instant, nth: usize) -> Entry {
         arguments: Value::Null,
         headers: Vec::new(),
         arrived: now,
+        by: Some("worker1".into()),
     }
 }
 
@@ -56,6 +59,7 @@ fn asked(now: Instant, attempt: u32) -> fake_provider::Call {
         key: "r".into(),
         turn: 1,
         attempt,
+        by: Some("worker1".into()),
         begin: now,
         pieces: 2,
         end: Some((now, End::Complete)),
@@ -200,5 +204,76 @@ fn a_tail_that_saw_something_else_is_seen() {
 #[test]
 fn a_panic_and_a_secret_in_an_output_are_seen() {
     let said = "all is well\nthread 'x' panicked at\nkey lh_secret\nsk-canary-0123456789";
-    assert_eq!(output("worker1", said, "lh_secret").len(), 3);
+    assert_eq!(output("worker1", said, &["lh_secret".to_owned()]).len(), 3);
+}
+
+fn incident(fault: &'static str, from: i64, turned: i64, until: i64) -> Incident {
+    let slot = Some("worker1".to_owned());
+    Incident { fault, from, until, turned: Some(turned), slot, link: None }
+}
+
+/// That a process said this of worker `w`, at that moment.
+fn line(at: i64, text: &str) -> String {
+    let at = chrono::DateTime::from_timestamp_millis(at).unwrap().to_rfc3339();
+    format!(r#"{{"timestamp":"{at}","message":"{text}","worker.id":"w"}}"#)
+}
+
+#[test]
+fn a_stop_that_was_accepted_and_not_followed_is_seen() {
+    let (clock, now) = (Clock::read(), Instant::now());
+    let history = history(&clock, now);
+    let end = history.runs["r"].finished_at.unwrap();
+    let told = |answered: i64| {
+        let stop = Stop { run: "r".into(), at: answered - 5, answered };
+        Journal { stops: vec![stop], ..accepted() }
+    };
+    assert_eq!(stops(&told(end - 500), &history, &[]), Vec::<String>::new(), "the run was quicker");
+    let lost = "a stop was lost: r ended succeeded done 1500 ms after it";
+    assert_eq!(stops(&told(end - 1_500), &history, &[]), [lost]);
+    let crash = Incident { slot: None, ..incident("postgres_crashes", end - 1_400, end, end - 100) };
+    assert_eq!(stops(&told(end - 1_500), &history, &[crash]), Vec::<String>::new());
+}
+
+#[test]
+fn a_zombie_that_goes_on_is_seen() {
+    let (clock, now) = (Clock::read(), Instant::now());
+    let history = history(&clock, now);
+    let began = clock.ms(now);
+    let output = line(began - 60_000, "the worker holds a lease");
+    let identities = Identities::read([("worker1", output.as_str())]);
+    let zombies = |calls: &[fake_provider::Call], ledger: &[Entry], woke: i64| {
+        let sleep = incident("worker_freezes", began + 1, woke, woke + 1_500);
+        zombies(calls, ledger, &history, &[sleep], &identities, &clock).join("\n")
+    };
+    let woke = now + Duration::from_secs(6);
+    let closed = |after: u64| fake_provider::Call {
+        end: Some((woke + Duration::from_millis(after), End::ClientGone)),
+        ..asked(now, 1)
+    };
+    assert_eq!(zombies(&[closed(900)], &[], began + 6_000), "");
+    assert!(zombies(&[closed(1_100)], &[], began + 6_000).contains("was open 1100 ms"));
+    let open = fake_provider::Call { end: None, ..asked(now, 1) };
+    assert!(zombies(&[open], &[], began + 6_000).contains("stream was open"));
+    let later = woke + Duration::from_millis(50);
+    assert!(zombies(&[asked(later, 2)], &[], began + 6_000).contains("asked the provider 50 ms"));
+    let sent =
+        Entry { arrived: later, headers: vec![("x-longhaul-run-id".into(), "r".into())], ..effect(now, 1) };
+    assert!(zombies(&[], &[sent], began + 6_000).contains("sent r.s1.0 50 ms"));
+}
+
+#[test]
+fn a_proof_of_a_death_that_was_none_is_seen() {
+    let began = 1_700_000_000_000;
+    let own = line(began, "the worker holds a lease");
+    let identities = Identities::read([("worker1", own.as_str())]);
+    let proof =
+        vec![("worker2".to_owned(), line(began + 5_000, "a worker's process is gone; its lease is ended"))];
+    let killed = |at: i64| proofs(&proof, &[incident("worker_kills", at, at, at + 1_000)], &identities);
+    assert_eq!(killed(began + 4_999), (1, vec![]));
+    assert_eq!(killed(began + 5_001).1.len(), 1);
+    assert_eq!(killed(began - 1).1.len(), 1, "that was the process before it");
+    let frozen = proofs(&proof, &[incident("worker_freezes", began + 1, began + 9, began + 9)], &identities);
+    assert_eq!(frozen.1.len(), 1, "who sleeps is not dead");
+    let given_up = vec![proof[0].clone(), ("worker1".to_owned(), line(began + 4_000, "the lease is lost"))];
+    assert_eq!(proofs(&given_up, &[], &identities), (1, vec![]));
 }

@@ -7,7 +7,7 @@ use serde_json::json;
 use tokio::time::{Instant, sleep};
 
 use super::super::trial::struck;
-use super::LOOK_EVERY;
+use super::{LOOK_EVERY, at_rest};
 
 async fn submit_with_key(client: &Client, key: &str) -> reqwest::Result<Answer> {
     let request = client.request(Method::POST, "/v1/runs").header("Idempotency-Key", key);
@@ -27,7 +27,7 @@ async fn accepted(client: &Client, key: &str) -> String {
 }
 
 /// The end of a case in which one run was to come into being under a key.
-async fn there_is_one_run(world: &World, run: &str) -> Vec<String> {
+async fn there_is_one_run(world: &mut World, run: &str) -> Vec<String> {
     let mut flaws = Vec::new();
     if world.client().ended(run).await.outcome() != "succeeded done" {
         flaws.push("the run did not succeed".to_owned());
@@ -36,7 +36,7 @@ async fn there_is_one_run(world: &World, run: &str) -> Vec<String> {
     if runs != 1 {
         flaws.push(format!("one key made {runs} runs"));
     }
-    flaws.extend(world.settled().await);
+    flaws.extend(at_rest(world).await);
     flaws
 }
 
@@ -62,7 +62,7 @@ pub(super) async fn admission(setup: Setup, failpoint: &str) -> Vec<String> {
         flaws.push(format!("{runs} runs behind a submission that died at {failpoint}"));
     }
     let run = accepted(&world.client(), "k").await;
-    flaws.extend(there_is_one_run(&world, &run).await);
+    flaws.extend(there_is_one_run(&mut world, &run).await);
     flaws
 }
 
@@ -84,18 +84,18 @@ pub(super) async fn admission_frozen(setup: Setup) -> Vec<String> {
     if first != repeat {
         flaws.push("the repeat got another run".to_owned());
     }
-    flaws.extend(there_is_one_run(&world, &first).await);
+    flaws.extend(there_is_one_run(&mut world, &first).await);
     flaws
 }
 
 pub(super) async fn one_key_two_apis(setup: Setup) -> Vec<String> {
-    let world = World::start(setup.apis(2)).await;
+    let mut world = World::start(setup.apis(2)).await;
     let (here, there) = (world.client_of(0), world.client_of(1));
     let (first, second) = tokio::join!(accepted(&here, "k"), accepted(&there, "k"));
     let mut flaws = Vec::new();
     if first != second {
         flaws.push("one key got two runs".to_owned());
     }
-    flaws.extend(there_is_one_run(&world, &first).await);
+    flaws.extend(there_is_one_run(&mut world, &first).await);
     flaws
 }

@@ -1,10 +1,17 @@
 //! Runs on their way from one worker to another: given back by one that drains, taken by one that reaps.
 
+use std::time::Duration;
+
 use longhaul_tests::{At, Script, Setup, Turn, World};
 use serde_json::json;
+use tokio::time::sleep;
 
 use super::super::trial::{struck, taken_over_or_over};
-use super::world_that;
+use super::super::zombie::Zombie;
+use super::{at_rest, world_that};
+
+/// Longer than a request takes to leave.
+const HEART_STANDS_STILL: Duration = Duration::from_millis(700);
 
 pub(super) async fn hand_back(setup: Setup, failpoint: &str, action: &str) -> Vec<String> {
     let mut world = world_that(setup, &format!("{failpoint}={action}")).await;
@@ -33,7 +40,7 @@ pub(super) async fn hand_back(setup: Setup, failpoint: &str, action: &str) -> Ve
     if turns != [1, 2] || world.tools.effects("once") != 1 {
         flaws.push(format!("a saved step was repeated: answers {turns:?}"));
     }
-    flaws.extend(world.settled().await);
+    flaws.extend(at_rest(&mut world).await);
     flaws
 }
 
@@ -68,7 +75,7 @@ pub(super) async fn reaper_late(setup: Setup) -> Vec<String> {
     if asked != 2 {
         flaws.push(format!("the model was asked {asked} times"));
     }
-    flaws.extend(world.settled().await);
+    flaws.extend(at_rest(&mut world).await);
     flaws
 }
 
@@ -91,6 +98,31 @@ pub(super) async fn reaper_untold(setup: Setup) -> Vec<String> {
     if run.outcome() != "succeeded done" || run.attempts > 3 {
         flaws.push(format!("the run ended {} after {} attempts", run.outcome(), run.attempts));
     }
-    flaws.extend(world.settled().await);
+    flaws.extend(at_rest(&mut world).await);
+    flaws
+}
+
+/// The thread that keeps the lease stands still while all others go on: what they ask before a tool call is all that is
+/// left to stop it.
+pub(super) async fn heart_stands_still(setup: Setup) -> Vec<String> {
+    let failpoint = "after_tool_record_before_send";
+    let mut world = world_that(setup, &format!("{failpoint}=stop")).await;
+    let first = Turn::marked(3).and_call("put", &json!({"op": "once"}));
+    world.provider.script("helper", Script::new([first, Turn::marked(3)]));
+    let submitted = world.client().submit("helper", "Go.").await;
+    let tail = world.tail(&submitted.run_id);
+    struck(&mut world.workers[0], failpoint).await;
+    let epoch = world.rows.epoch(&submitted.run_id).await;
+    world.start_worker().await;
+    tail.ended().await;
+    let heart = world.workers[0].process().hold_thread("longhaul-lease");
+    let heart = heart.unwrap_or_else(|error| panic!("a thread cannot be held: {error}"));
+    let zombie = Zombie::wakes(world.workers[0].to_string(), &submitted.run_id, epoch);
+    world.workers[0].thaw();
+    sleep(HEART_STANDS_STILL).await;
+    drop(heart);
+    world.workers[0].says("the lease is lost").await;
+    let mut flaws = zombie.flaws(&world).await;
+    flaws.extend(at_rest(&mut world).await);
     flaws
 }

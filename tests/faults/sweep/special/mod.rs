@@ -41,6 +41,10 @@ pub(crate) enum Special {
     RedisGone,
     /// Somebody ended a run by hand: the worker that is still at it changes nothing.
     EndedByHand,
+    /// The stream of a run that is stopped is closed at once.
+    StopClosesUpstream,
+    /// Only for a mutant, since it takes a debugger's rights: a zombie whose heart still stands still goes on.
+    HeartStandsStill,
     /// Only for the mutant whose end is not one transaction: its process dies in between.
     JobLeftBehind,
 }
@@ -60,6 +64,7 @@ impl Special {
         Self::PoisonPanic,
         Self::RedisGone,
         Self::EndedByHand,
+        Self::StopClosesUpstream,
     ];
 
     pub(crate) fn name(self) -> &'static str {
@@ -77,6 +82,8 @@ impl Special {
             Self::PoisonPanic => "poison_panic",
             Self::RedisGone => "redis_gone",
             Self::EndedByHand => "ended_by_hand",
+            Self::StopClosesUpstream => "stop_closes_upstream",
+            Self::HeartStandsStill => "heart_stands_still",
             Self::JobLeftBehind => "job_left_behind",
         }
     }
@@ -88,6 +95,7 @@ impl Special {
             | Self::PoisonAbort
             | Self::PoisonPanic
             | Self::EndedByHand
+            | Self::StopClosesUpstream
             | Self::JobLeftBehind => &[Store::Postgres, Store::Sqlite],
             _ => &[Store::Postgres],
         }
@@ -104,8 +112,9 @@ impl Special {
             Self::ReaperUntold => vec!["after_reap"],
             Self::PoisonAbort => vec!["abort_if_tag"],
             Self::PoisonPanic => vec!["panic_if_tag"],
+            Self::HeartStandsStill => vec!["after_tool_record_before_send"],
             Self::JobLeftBehind => vec!["between_end_and_job"],
-            Self::OneKeyTwoApis | Self::RedisGone | Self::EndedByHand => vec![],
+            Self::OneKeyTwoApis | Self::RedisGone | Self::EndedByHand | Self::StopClosesUpstream => vec![],
         }
     }
 
@@ -126,9 +135,17 @@ impl Special {
             Self::PoisonPanic => poison::poison_panic(setup).await,
             Self::RedisGone => ends::redis_gone(setup).await,
             Self::EndedByHand => ends::ended_by_hand(setup).await,
+            Self::StopClosesUpstream => ends::stop_closes_upstream(setup).await,
+            Self::HeartStandsStill => handing_over::heart_stands_still(setup).await,
             Self::JobLeftBehind => ends::job_left_behind(setup).await,
         }
     }
+}
+
+/// Waits until nothing moves and somebody has looked for what is to be repaired; what was broken, in words.
+async fn at_rest(world: &mut World) -> Vec<String> {
+    world.reconciled().await;
+    world.settled().await
 }
 
 /// A world whose executing process fails at these points, which is the first API process or worker.

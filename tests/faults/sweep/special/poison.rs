@@ -4,7 +4,7 @@ use longhaul_tests::{Setup, Store, World};
 use serde_json::json;
 
 use super::super::trial::struck;
-use super::{executor, world_that};
+use super::{at_rest, executor, world_that};
 
 /// A run with this tag, and good ones beside it.
 async fn with_good_ones(world: &World, tag: &str) -> (String, Vec<String>) {
@@ -35,7 +35,6 @@ async fn only_the_poison_failed(world: &World, poison: &str, good: &[String]) ->
             flaws.push(format!("a good run ended {outcome}"));
         }
     }
-    flaws.extend(world.settled().await);
     flaws
 }
 
@@ -49,7 +48,9 @@ pub(super) async fn poison_abort(setup: Setup) -> Vec<String> {
             Store::Sqlite => world.apis[0].restart().await,
         }
     }
-    only_the_poison_failed(&world, &poison, &good).await
+    let mut flaws = only_the_poison_failed(&world, &poison, &good).await;
+    flaws.extend(at_rest(&mut world).await);
+    flaws
 }
 
 pub(super) async fn poison_panic(setup: Setup) -> Vec<String> {
@@ -59,5 +60,6 @@ pub(super) async fn poison_panic(setup: Setup) -> Vec<String> {
     if !executor(&mut world).is_alive() {
         flaws.push("the process died of one run's panic".to_owned());
     }
+    flaws.extend(at_rest(&mut world).await);
     flaws
 }
