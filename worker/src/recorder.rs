@@ -4,10 +4,13 @@
 //! else waits and goes into the next one, so that a busy worker writes many runs at the price of one, and an idle one
 //! commits at once. Deltas are coalesced: the first of a step goes out at once, later ones wait up to [`Coalesce`].
 //! A segment is published only after its commit. A run has at most one append under way, so its segments become
-//! visible in order.
+//! visible in order. No run waits for another's trouble: an end whose chat somebody has locked waits for it in a commit of
+//! its own, and a write that makes the store panic is found and refused.
 
 mod pending;
 mod run_log;
+#[cfg(test)]
+mod tests;
 
 use std::{
     collections::BTreeMap,
@@ -15,6 +18,7 @@ use std::{
     time::Duration,
 };
 
+use futures::{FutureExt, StreamExt, future::BoxFuture, stream::FuturesUnordered};
 use longhaul_shared::{
     admission::announce,
     bus::Bus,
@@ -26,7 +30,7 @@ use longhaul_shared::{
     failpoint::{Point, hit, hit_if},
     jitter::jitter,
     mutant::{self, Mutant},
-    store::{Append, Committed, SharedStore, StoreError},
+    store::{Append, Committed, Locks, Log, SharedStore, StoreError},
     telemetry::metrics,
 };
 use tokio::{
@@ -45,6 +49,8 @@ const BACKLOG: usize = 8_192;
 /// Longer than any statement may take at the server: beyond it the connection is dead.
 const COMMIT_LIMIT: Duration = Duration::from_secs(15);
 const RETRY: Backoff = Backoff::new(Duration::from_millis(50), Duration::from_secs(1));
+/// How many commits wait for a lock beside the others: each keeps one of the few reserved connections.
+const MOST_ASIDE: usize = 1;
 
 /// How long and how much deltas are gathered before they are committed.
 #[derive(Clone, Copy, Debug)]
@@ -101,17 +107,35 @@ impl Recorder {
         bus: Arc<dyn Bus>,
         coalesce: Coalesce,
     ) -> (Self, impl Future<Output = ()> + Send + 'static) {
+        Self::on(store, bus, coalesce)
+    }
+
+    fn on(
+        store: Arc<dyn Log>,
+        bus: Arc<dyn Bus>,
+        coalesce: Coalesce,
+    ) -> (Self, impl Future<Output = ()> + Send + 'static) {
         let (entries, receiver) = mpsc::channel(BACKLOG);
-        let task = Task { store, bus, coalesce, runs: BTreeMap::new(), failures: 0, held_back: None };
+        let task = Task {
+            store,
+            bus,
+            coalesce,
+            runs: BTreeMap::new(),
+            aside: FuturesUnordered::new(),
+            failures: 0,
+            held_back: None,
+        };
         (Self { entries }, task.run(receiver))
     }
 }
 
 struct Task {
-    store: SharedStore,
+    store: Arc<dyn Log>,
     bus: Arc<dyn Bus>,
     coalesce: Coalesce,
     runs: BTreeMap<Key, Run>,
+    /// Commits of one append each that wait for a lock.
+    aside: FuturesUnordered<BoxFuture<'static, (InFlight, Result<Committed, StoreError>)>>,
     /// Commits that failed in a row for trouble that passes.
     failures: u32,
     /// Until when nothing is tried after such a failure.
@@ -131,6 +155,8 @@ struct Run {
     pending: Pending,
     /// An append whose outcome is unknown: it goes again as it was, before anything else of this run.
     unconfirmed: Option<InFlight>,
+    /// An append is under way beside the others.
+    is_aside: bool,
 }
 
 /// An append on its way, and who waits for it.
@@ -138,6 +164,7 @@ struct InFlight {
     append: Append,
     step_started: Seq,
     replies: Vec<Reply>,
+    /// When it is due.
     since: Instant,
 }
 
@@ -158,7 +185,12 @@ impl Task {
                     // What is left belongs to attempts that are gone, but it was said.
                     None => is_open = false,
                 },
+                Some((one, result)) = self.aside.next(), if !self.aside.is_empty() => self.end_aside(one, result),
                 () = sleep_until(due.unwrap_or_else(Instant::now)), if due.is_some() => {}
+            }
+            // However much there is to take.
+            while let Some(Some((one, result))) = self.aside.next().now_or_never() {
+                self.end_aside(one, result);
             }
             let now = Instant::now();
             if self.held_back.is_none_or(|until| until <= now) {
@@ -186,6 +218,7 @@ impl Task {
                     step_started_at: 0,
                     pending: Pending::default(),
                     unconfirmed: None,
+                    is_aside: false,
                 };
                 self.runs.insert(key_of(&run.template), run);
             }
@@ -219,49 +252,74 @@ impl Task {
         let mut trouble = None;
         for ((append, (step_started, replies)), result) in appends.into_iter().zip(waiting).zip(results) {
             let one = InFlight { append, step_started, replies, since: now };
-            match result {
-                Ok(committed) => self.succeed(one, committed),
-                Err(error) if error.is_transient() => {
-                    let run = self.runs.get_mut(&key_of(&one.append));
-                    if let Some(run) = run.filter(|run| !run.lost.is_cancelled()) {
-                        run.unconfirmed = Some(one);
-                        trouble = Some(error);
-                    } else {
-                        self.fail(one, &RecordError::LeaseLost);
-                    }
-                }
-                Err(StoreError::LeaseLost) => {
-                    metrics::fenced_write();
-                    let (run_id, epoch) = (one.append.run_id, one.append.epoch);
-                    tracing::warn!(run.id = %run_id, epoch, "a write was fenced off: the run has changed hands");
-                    self.fail(one, &RecordError::LeaseLost);
-                }
-                Err(error) => {
-                    tracing::error!(run.id = %one.append.run_id, %error, "a write of the log was refused");
-                    self.fail(one, &RecordError::Refused(error));
-                }
-            }
+            trouble = self.conclude(one, result).or(trouble);
         }
         self.hold_back(trouble.as_ref());
     }
 
-    /// Commits in a task of its own, so that a connection that never answers is given up without being dropped. What
-    /// became of that commit is found out when the same appends go again.
-    async fn commit(&self, appends: Vec<Append>) -> (Vec<Append>, Vec<Result<Committed, StoreError>>) {
+    /// What became of an append. The error, if there is no use in trying anything else at the moment.
+    fn conclude(&mut self, mut one: InFlight, result: Result<Committed, StoreError>) -> Option<StoreError> {
+        let (run_id, epoch) = (one.append.run_id, one.append.epoch);
+        match result {
+            Ok(committed) => self.succeed(one, committed),
+            Err(error) if error.is_transient() => {
+                let run = self.runs.get_mut(&key_of(&one.append)).filter(|run| !run.lost.is_cancelled());
+                let Some(run) = run else {
+                    self.fail(one, &RecordError::LeaseLost);
+                    return None;
+                };
+                let is_about_locks = error.is_about_locks() && one.append.ending.is_some();
+                if !is_about_locks {
+                    run.unconfirmed = Some(one);
+                    return Some(error);
+                }
+                if self.aside.len() < MOST_ASIDE {
+                    run.is_aside = true;
+                    tracing::debug!(run.id = %run_id, epoch, "the run's end waits for its chat");
+                    self.aside.push(commit_aside(Arc::clone(&self.store), one).boxed());
+                } else {
+                    one.since = Instant::now() + RETRY.wait(1, jitter());
+                    run.unconfirmed = Some(one);
+                }
+            }
+            Err(StoreError::LeaseLost) => {
+                metrics::fenced_write();
+                tracing::warn!(run.id = %run_id, epoch, "a write was fenced off: the run has changed hands");
+                self.fail(one, &RecordError::LeaseLost);
+            }
+            Err(error) => {
+                tracing::error!(run.id = %run_id, %error, "a write of the log was refused");
+                self.fail(one, &RecordError::Refused(error));
+            }
+        }
+        None
+    }
+
+    /// The next commit of all finds out whether the trouble is everybody's.
+    fn end_aside(&mut self, one: InFlight, result: Result<Committed, StoreError>) {
+        if let Some(run) = self.runs.get_mut(&key_of(&one.append)) {
+            run.is_aside = false;
+        }
+        self.conclude(one, result);
+    }
+
+    async fn commit(&mut self, appends: Vec<Append>) -> (Vec<Append>, Vec<Result<Committed, StoreError>>) {
         let ends = || appends.iter().any(|append| append.ending.is_some());
         hit(Point::BeforeCommit);
         hit_if(Point::BeforeFinalize, ends);
         if mutant::is(Mutant::PublishBeforeCommit) {
             announce(&*self.bus, appends.iter().map(uncommitted).collect(), vec![]);
         }
-        let appends = Arc::new(appends);
-        let (store, batch) = (Arc::clone(&self.store), Arc::clone(&appends));
-        let commit = tokio::spawn(async move { store.commit(&batch).await });
-        let results = match timeout(COMMIT_LIMIT, commit).await {
-            Ok(Ok(results)) => results,
-            Ok(Err(_)) | Err(_) => vec![Err(StoreError::TimedOut); appends.len()],
-        };
-        (Arc::unwrap_or_clone(appends), results)
+        if let Some(results) = commit_bounded(&self.store, &appends, Locks::Refuse).await {
+            return (appends, results);
+        }
+        // Whose fault it was shows when each goes alone.
+        let mut results = Vec::with_capacity(appends.len());
+        for append in &appends {
+            let alone = commit_bounded(&self.store, std::slice::from_ref(append), Locks::Refuse).await;
+            results.extend(alone.unwrap_or_else(|| vec![Err(StoreError::Panicked)]));
+        }
+        (appends, results)
     }
 
     fn hold_back(&mut self, trouble: Option<&StoreError>) {
@@ -312,14 +370,48 @@ impl Task {
     }
 }
 
+/// Waits for the chat's lock for as long as the store does.
+async fn commit_aside(store: Arc<dyn Log>, one: InFlight) -> (InFlight, Result<Committed, StoreError>) {
+    let results = commit_bounded(&store, std::slice::from_ref(&one.append), Locks::Await).await;
+    let result = results.and_then(|mut results| results.pop()).unwrap_or(Err(StoreError::Panicked));
+    (one, result)
+}
+
+/// Commits in a task of its own, so that a connection that never answers is given up without being dropped. What
+/// became of that commit is found out when the same appends go again. `None`: it panicked.
+async fn commit_bounded(
+    store: &Arc<dyn Log>,
+    appends: &[Append],
+    locks: Locks,
+) -> Option<Vec<Result<Committed, StoreError>>> {
+    let (store, batch) = (Arc::clone(store), appends.to_vec());
+    let commit = tokio::spawn(async move {
+        match locks {
+            Locks::Await => store.commit(&batch).await,
+            Locks::Refuse => store.commit_at_once(&batch).await,
+        }
+    });
+    match timeout(COMMIT_LIMIT, commit).await {
+        Ok(Ok(results)) => Some(results),
+        Ok(Err(error)) if error.is_panic() => None,
+        Ok(Err(_)) | Err(_) => Some(vec![Err(StoreError::TimedOut); appends.len()]),
+    }
+}
+
 impl Run {
     /// The attempt is gone and everything that it said is written.
     fn is_over(&self) -> bool {
-        self.writer.strong_count() == 0 && self.pending.is_empty() && self.unconfirmed.is_none()
+        self.writer.strong_count() == 0
+            && self.pending.is_empty()
+            && self.unconfirmed.is_none()
+            && !self.is_aside
     }
 
     /// Since when or from when it has something to commit.
     fn due(&self) -> Option<Instant> {
+        if self.is_aside {
+            return None;
+        }
         match &self.unconfirmed {
             Some(unconfirmed) => Some(unconfirmed.since),
             None => self.pending.due(),

@@ -17,6 +17,12 @@ pub enum StoreError {
     /// The database cannot serve now; the same call may succeed later.
     #[error("the database is unavailable: {0}")]
     Unavailable(#[source] Arc<sqlx::Error>),
+    /// Somebody has locked what the call needs, and it was not to wait.
+    #[error("somebody has locked what this needs")]
+    Locked,
+    /// It made the store's own code panic, and whether it took effect is unknown.
+    #[error("the store panicked")]
+    Panicked,
     /// The database did not answer; whether the call took effect is unknown.
     #[error("the database did not answer in time")]
     TimedOut,
@@ -33,12 +39,12 @@ pub enum StoreError {
 impl StoreError {
     /// Somebody holds a lock for too long: only calls that need it fail.
     pub fn is_about_locks(&self) -> bool {
-        self.code().is_some_and(|code| matches!(&*code, "55P03" | "40P01"))
+        matches!(self, Self::Locked) || self.code().is_some_and(|code| matches!(&*code, "55P03" | "40P01"))
     }
 
     /// Whether the same call may succeed a moment later.
     pub fn is_transient(&self) -> bool {
-        matches!(self, Self::Unavailable(_) | Self::TimedOut)
+        matches!(self, Self::Unavailable(_) | Self::Locked | Self::TimedOut)
     }
 
     /// The transaction was rolled back in favour of another one, as a deadlock's victim or because it cannot be put in

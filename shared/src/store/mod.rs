@@ -286,6 +286,13 @@ pub struct LogCursor {
     pub after: Seq,
 }
 
+/// Whether a commit waits for what somebody has locked.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Locks {
+    Await,
+    Refuse,
+}
+
 /// The log: append with expected position. It is the fence.
 #[async_trait]
 pub trait Log: LogReader {
@@ -295,6 +302,11 @@ pub trait Log: LogReader {
     /// disturb the others. At most one append for each run. An append that is committed already, because the answer
     /// was lost, is answered like the first time, without what it caused. The caller awaits it to its end.
     async fn commit(&self, appends: &[Append]) -> Vec<Result<Committed>>;
+    /// The same without waiting for a chat that somebody has locked: the endings of runs in it are answered `Locked`.
+    /// A store that knows no such locks need not tell the two apart.
+    async fn commit_at_once(&self, appends: &[Append]) -> Vec<Result<Committed>> {
+        self.commit(appends).await
+    }
     /// Writes into the ledger what a call came to that was last dispatched under `call.epoch` and settled without an
     /// answer, by whomever. `false`, and nothing is changed, when it was settled otherwise, when another holder
     /// dispatched it since, or when something is known already.

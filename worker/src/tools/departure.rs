@@ -133,7 +133,7 @@ mod tests {
             &|departure| departure.over.cancel(),
             &|departure| departure.orders.lost.cancel(),
             &|departure| departure.orders.request_stop(stop),
-            &|departure| drop(departure.close()),
+            &|departure| _ = departure.close(),
         ];
         for interrupt in interrupts {
             let departure = departure();

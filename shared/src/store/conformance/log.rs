@@ -28,6 +28,7 @@ upheld! {
     sql:
     a_share_that_the_database_refuses_fails_alone,
     an_ending_that_gets_no_lock_leaves_its_connection_usable,
+    an_ending_whose_chat_is_locked_is_refused_at_once_and_no_other_append_with_it,
 }
 
 fn call(claim: &Claim, number: u32, state: CallState, effect: Effect) -> ToolCall {
@@ -282,5 +283,30 @@ async fn an_ending_that_gets_no_lock_leaves_its_connection_usable(db: Database) 
     };
     let log = db.store.read_log(cursor(&claim.run, claim.last_seq + 4), 9).await.unwrap();
     assert_eq!(log[0].events[0].data(), Some(finished));
+    store.close().await;
+}
+
+async fn an_ending_whose_chat_is_locked_is_refused_at_once_and_no_other_append_with_it(db: Database) {
+    let acme = db.workspace("acme").await;
+    let claims = [db.held_run(acme).await, db.held_run(acme).await, db.held_run(acme).await];
+    let Some((pool, store)) = db.on_postgres(|options| options.reserved_connections = 1) else { return };
+    let mut rogue = pool.begin().await.unwrap();
+    sqlx::query("select id from chats where id = $1 for update")
+        .bind(claims[1].run.chat_id.0)
+        .execute(&mut *rogue)
+        .await
+        .unwrap();
+    let [free, locked, other] = &claims;
+    let end = |claim: &Claim| finishing(claim, claim.last_seq + 1, Ending::done());
+    let batch = [end(free), end(locked), append(other, other.last_seq + 1, deltas(1, 1))];
+    let results = store.commit_at_once(&batch).await;
+    assert!(matches!(results[..], [Ok(_), Err(StoreError::Locked), Ok(_)]), "{results:?}");
+    let refused = store.commit_at_once(&[end(locked)]).await.remove(0);
+    assert!(matches!(refused, Err(StoreError::Locked)), "{refused:?}");
+    assert_eq!(db.now(&free.run).await.status, RunStatus::Succeeded);
+    assert_eq!(db.now(&other.run).await.last_seq, other.last_seq + 1);
+    rogue.rollback().await.unwrap();
+    store.commit_at_once(&[end(locked)]).await.remove(0).unwrap();
+    assert_eq!(db.now(&locked.run).await.status, RunStatus::Succeeded);
     store.close().await;
 }

@@ -9,7 +9,7 @@ use sqlx::{AssertSqlSafe, Connection, PgConnection, types::Json};
 use uuid::Uuid;
 
 use super::{
-    Db, SqlStore,
+    Db, SqlStore, is_lock_timeout,
     sql::{
         log::Outcome,
         rows::{get, segment},
@@ -17,7 +17,7 @@ use super::{
 };
 use crate::{
     mutant,
-    store::{Append, Result},
+    store::{Append, Locks, Result, StoreError},
 };
 
 /// The expected position: right behind the last event that the statement's snapshot shows. Together with the primary
@@ -160,12 +160,16 @@ join run on run.chat_id = q.chat_id"
 );
 
 /// Commits the batch, or nothing of it. Appends whose position was taken are missing from the answer.
-pub(super) async fn commit_together(store: &SqlStore, batch: &[&Append]) -> Result<Vec<Outcome>> {
+pub(super) async fn commit_together(
+    store: &SqlStore,
+    batch: &[&Append],
+    locks: Locks,
+) -> Result<Vec<Outcome>> {
     let mut connection = store.reserved.acquire().await?;
     if batch.iter().all(|append| append.ending.is_none()) {
         return write(&mut connection, batch).await;
     }
-    let failure = match connection.begin_with(AssertSqlSafe(lock_chats_and_jobs(batch))).await {
+    let failure = match connection.begin_with(AssertSqlSafe(lock_chats_and_jobs(batch, locks))).await {
         Ok(mut tx) => {
             let outcomes = write(&mut tx, batch).await?;
             tx.commit().await?;
@@ -174,19 +178,27 @@ pub(super) async fn commit_together(store: &SqlStore, batch: &[&Append]) -> Resu
         Err(error) => error,
     };
     // The driver counts a transaction as begun when all of that has succeeded. Where a lock could not be had there is
-    // one that it does not know of, so the connection cannot be used again.
-    connection.close_on_drop();
-    Err(failure.into())
+    // one that it does not know of.
+    let answered = failure.as_database_error().is_some();
+    if !answered || sqlx::raw_sql("rollback").execute(&mut *connection).await.is_err() {
+        connection.close_on_drop();
+    }
+    let is_locked = locks == Locks::Refuse && is_lock_timeout(&failure);
+    Err(if is_locked { StoreError::Locked } else { failure.into() })
 }
 
 /// `begin` and the locks of the first two places of the lock order, in one round trip.
-fn lock_chats_and_jobs(batch: &[&Append]) -> String {
+fn lock_chats_and_jobs(batch: &[&Append], locks: Locks) -> String {
     let list = |ids: Vec<Uuid>| ids.iter().map(|id| format!("'{id}'")).collect::<Vec<_>>().join(",");
     let ending = || batch.iter().filter(|append| append.ending.is_some());
+    let nowait = match locks {
+        Locks::Await => "",
+        Locks::Refuse => " nowait",
+    };
     format!(
         "begin; \
-         select from chats where (workspace_id, id) in ({}) order by id for no key update; \
-         select from jobs where run_id in ({}) and kind = 'run' order by run_id for update",
+         select from chats where (workspace_id, id) in ({}) order by id for no key update{nowait}; \
+         select from jobs where run_id in ({}) and kind = 'run' order by run_id for update{nowait}",
         ending()
             .map(|append| format!("('{}','{}')", append.workspace_id, append.chat_id))
             .collect::<Vec<_>>()

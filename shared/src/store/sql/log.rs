@@ -13,7 +13,7 @@ use crate::{
     },
     failpoint::{Point, hit},
     mutant::{self, Mutant},
-    store::{Append, Committed, Log, Result, StoreError},
+    store::{Append, Committed, Locks, Log, Result, StoreError},
 };
 
 /// How many shares of a batch are tried in vain before the rest is left for later. Each may have waited for a lock.
@@ -31,28 +31,11 @@ pub(crate) struct Outcome {
 #[async_trait]
 impl Log for SqlStore {
     async fn commit(&self, appends: &[Append]) -> Vec<Result<Committed>> {
-        let batch: Vec<&Append> = appends.iter().collect();
-        let mut results = match commit_together(self, &batch).await {
-            Ok(outcomes) => spread(&batch, outcomes),
-            Err(error) if batch.len() == 1 || (error.is_transient() && !error.is_about_locks()) => {
-                vec![Err(error); batch.len()]
-            }
-            // One bad share, or one chat that somebody has locked, must not fail the others.
-            Err(_) => one_by_one(self, batch).await,
-        };
-        if mutant::is(Mutant::FinalizeAndJobApart) {
-            delete_jobs_of_ended(self, appends.iter().zip(&results)).await;
-        }
-        for (append, result) in appends.iter().zip(&mut results) {
-            if matches!(result, Err(StoreError::LeaseLost)) {
-                match committed_before(self, append).await {
-                    Ok(None) => {}
-                    Ok(Some(committed)) => *result = Ok(committed),
-                    Err(error) => *result = Err(error),
-                }
-            }
-        }
-        results
+        commit(self, appends, Locks::Await).await
+    }
+
+    async fn commit_at_once(&self, appends: &[Append]) -> Vec<Result<Committed>> {
+        commit(self, appends, Locks::Refuse).await
     }
 
     async fn record_late(&self, workspace: WorkspaceId, call: &ToolCall, late: &LateResult) -> Result<bool> {
@@ -74,7 +57,51 @@ async fn delete_jobs_of_ended<'a>(
     }
 }
 
-async fn one_by_one(store: &SqlStore, batch: Vec<&Append>) -> Vec<Result<Committed>> {
+async fn commit(store: &SqlStore, appends: &[Append], locks: Locks) -> Vec<Result<Committed>> {
+    let batch: Vec<&Append> = appends.iter().collect();
+    let mut results = match commit_together(store, &batch, locks).await {
+        Ok(outcomes) => spread(&batch, outcomes),
+        Err(error) if batch.len() == 1 || (error.is_transient() && !error.is_about_locks()) => {
+            vec![Err(error); batch.len()]
+        }
+        // One chat that somebody has locked must not fail the others.
+        Err(error) if error.is_about_locks() => endings_apart(store, batch, locks).await,
+        // Neither must one bad share.
+        Err(_) => one_by_one(store, &batch, locks).await,
+    };
+    if mutant::is(Mutant::FinalizeAndJobApart) {
+        delete_jobs_of_ended(store, appends.iter().zip(&results)).await;
+    }
+    for (append, result) in appends.iter().zip(&mut results) {
+        if matches!(result, Err(StoreError::LeaseLost)) {
+            match committed_before(store, append).await {
+                Ok(None) => {}
+                Ok(Some(committed)) => *result = Ok(committed),
+                Err(error) => *result = Err(error),
+            }
+        }
+    }
+    results
+}
+
+/// Together what locks no chat, then the others one by one.
+async fn endings_apart(store: &SqlStore, batch: Vec<&Append>, locks: Locks) -> Vec<Result<Committed>> {
+    let (endings, others): (Vec<_>, Vec<_>) =
+        batch.iter().copied().partition(|append| append.ending.is_some());
+    let mut of_others = match commit_together(store, &others, locks).await {
+        Ok(outcomes) => spread(&others, outcomes),
+        Err(_) => one_by_one(store, &others, locks).await,
+    }
+    .into_iter();
+    let mut of_endings = one_by_one(store, &endings, locks).await.into_iter();
+    let in_turn = batch.iter().map(|append| match append.ending {
+        Some(_) => of_endings.next(),
+        None => of_others.next(),
+    });
+    in_turn.map(|result| result.unwrap_or(Err(StoreError::LeaseLost))).collect()
+}
+
+async fn one_by_one(store: &SqlStore, batch: &[&Append], locks: Locks) -> Vec<Result<Committed>> {
     let mut results: Vec<Result<Committed>> = Vec::with_capacity(batch.len());
     let mut locked = 0;
     for append in batch {
@@ -83,7 +110,7 @@ async fn one_by_one(store: &SqlStore, batch: Vec<&Append>) -> Vec<Result<Committ
             results.push(results[results.len() - 1].clone());
             continue;
         }
-        match commit_together(store, &[append]).await {
+        match commit_together(store, &[append], locks).await {
             Ok(outcomes) => results.extend(spread(&[append], outcomes)),
             Err(error) => {
                 locked += u32::from(error.is_about_locks());

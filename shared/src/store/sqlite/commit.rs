@@ -18,11 +18,12 @@ use crate::{
         tool::ToolCall,
     },
     mutant,
-    store::{Append, Result, StoreError},
+    store::{Append, Locks, Result, StoreError},
 };
 
-/// Commits the batch, or nothing of it. Appends whose position was taken are missing from the answer.
-pub(super) async fn commit_together(store: &SqlStore, batch: &[&Append]) -> Result<Vec<Outcome>> {
+/// Commits the batch, or nothing of it. Appends whose position was taken are missing from the answer. The one writer
+/// knows no locked chats.
+pub(super) async fn commit_together(store: &SqlStore, batch: &[&Append], _: Locks) -> Result<Vec<Outcome>> {
     let mut tx = store.begin().await?;
     let outcomes = write(&mut tx, batch).await?;
     tx.commit().await?;

@@ -1,0 +1,197 @@
+//! Trouble that is one run's own: a locked chat, a write that makes the store panic.
+
+use std::{
+    collections::BTreeSet,
+    sync::{Mutex, PoisonError},
+};
+
+use async_trait::async_trait;
+use longhaul_shared::{
+    bus::in_process::InProcessBus,
+    domain::{
+        event::EventData,
+        ids::WorkerId,
+        message::Part,
+        replay::Replay,
+        run::{Claim, Ending, Limits, Trigger, Usage},
+        settle::settle,
+    },
+    store::{IfBusy, LogCursor, LogReader, NewRun, NewWorker, SharedStore, sqlite},
+};
+use serde_json::json;
+use tempfile::TempDir;
+use tokio::sync::{Semaphore, watch};
+
+use super::*;
+
+const PATIENCE: Duration = Duration::from_secs(20);
+const POISON: &str = "poison";
+
+/// A database in which chats can be locked, and which some text makes panic.
+struct Troubled {
+    store: SharedStore,
+    /// Runs whose chats somebody has locked.
+    locked: watch::Sender<BTreeSet<RunId>>,
+    /// Commits begin one for each.
+    permits: Semaphore,
+    /// How many appends went together, commit by commit.
+    batches: Mutex<Vec<usize>>,
+}
+
+impl Troubled {
+    async fn begin(&self, appends: &[Append]) {
+        self.permits.acquire().await.unwrap().forget();
+        self.batches.lock().unwrap_or_else(PoisonError::into_inner).push(appends.len());
+        let is_poison = |append: &Append| format!("{:?}", append.events).contains(POISON);
+        assert!(!appends.iter().any(is_poison), "on purpose");
+    }
+
+    fn is_locked(&self, append: &Append) -> bool {
+        append.ending.is_some() && self.locked.borrow().contains(&append.run_id)
+    }
+}
+
+#[async_trait]
+impl LogReader for Troubled {
+    async fn read_log(&self, cursor: LogCursor, limit: u32) -> Result<Vec<Segment>, StoreError> {
+        self.store.read_log(cursor, limit).await
+    }
+
+    async fn read_logs(&self, cursors: &[LogCursor], limit: u32) -> Result<Vec<Segment>, StoreError> {
+        self.store.read_logs(cursors, limit).await
+    }
+}
+
+#[async_trait]
+impl Log for Troubled {
+    async fn commit(&self, appends: &[Append]) -> Vec<Result<Committed, StoreError>> {
+        self.begin(appends).await;
+        let mut locked = self.locked.subscribe();
+        let is_free = |locked: &BTreeSet<RunId>| !appends.iter().any(|one| locked.contains(&one.run_id));
+        locked.wait_for(is_free).await.unwrap();
+        self.store.commit(appends).await
+    }
+
+    async fn commit_at_once(&self, appends: &[Append]) -> Vec<Result<Committed, StoreError>> {
+        self.begin(appends).await;
+        let mut results = vec![];
+        for append in appends {
+            results.extend(match self.is_locked(append) {
+                true => vec![Err(StoreError::Locked)],
+                false => self.store.commit(std::slice::from_ref(append)).await,
+            });
+        }
+        results
+    }
+
+    async fn record_late(
+        &self,
+        _: longhaul_shared::domain::ids::WorkspaceId,
+        _: &longhaul_shared::domain::tool::ToolCall,
+        _: &longhaul_shared::domain::tool::LateResult,
+    ) -> Result<bool, StoreError> {
+        Ok(false)
+    }
+}
+
+/// A recorder on such a database, and as many runs.
+async fn bench(runs: usize, permits: usize) -> (Arc<Troubled>, Vec<(Claim, RunLog)>, TempDir) {
+    let dir = tempfile::tempdir().unwrap();
+    let options = sqlite::Options::new(dir.path().join("test.db"));
+    let store: SharedStore = Arc::new(sqlite::SqlStore::open(&options).unwrap());
+    store.migrate().await.unwrap();
+    let workspace_id = store.ensure_workspace("default").await.unwrap();
+    let id = WorkerId::generate();
+    let (host, version) = ("h".to_owned(), "0".to_owned());
+    let worker = NewWorker { id, host, version, slots: 9, lease_ms: 60_000, presence: None };
+    store.register_worker(&worker).await.unwrap();
+    for _ in 0..runs {
+        let new = NewRun {
+            workspace_id,
+            chat_id: None,
+            client_message_id: None,
+            agent: "a".to_owned(),
+            input: vec![Part::Text { text: "hello".to_owned() }],
+            if_busy: IfBusy::Reject,
+            start: None,
+            trigger: Trigger::User,
+            created_by: None,
+            limits: Limits::default(),
+            tags: vec![],
+            metadata: json!({}),
+            traceparent: None,
+            queue: "default".to_owned(),
+            priority: 0,
+            idempotency: None,
+        };
+        store.admit(new).await.unwrap();
+    }
+    let claims = store.claim(id, &["default".to_owned()], 9).await.unwrap();
+    let (locked, _) = watch::channel(BTreeSet::new());
+    let permits = Semaphore::new(permits);
+    let troubled = Arc::new(Troubled { store, locked, permits, batches: Mutex::default() });
+    let coalesce = Coalesce { time: Duration::ZERO, bytes: 1 };
+    let (recorder, recording) = Recorder::on(troubled.clone(), Arc::new(InProcessBus::new()), coalesce);
+    tokio::spawn(recording);
+    let mut open = vec![];
+    for (claim, _) in claims {
+        let log = recorder.open(&claim, CancellationToken::new()).await;
+        open.push((claim, log));
+    }
+    (troubled, open, dir)
+}
+
+fn says(text: &str) -> Write {
+    Write::events([EventData::TextDelta { text: text.to_owned() }.of_step(1, 1)])
+}
+
+fn end_of(claim: &Claim) -> Write {
+    let (ending, replay) = (Ending::done(), Replay::new(claim.run.id));
+    let (events, _) = settle(claim.run.id, &replay, Usage::default(), &ending, None, claim.epoch);
+    Write { events, ending: Some(ending), ..Write::default() }
+}
+
+async fn written(log: &RunLog, write: Write) -> Result<Position, RecordError> {
+    timeout(PATIENCE, log.write(write)).await.expect("it is written")
+}
+
+#[tokio::test]
+async fn an_end_whose_chat_is_locked_keeps_no_other_run_waiting() {
+    let (troubled, mut open, _dir) = bench(3, 1_000).await;
+    let (_, free) = open.pop().unwrap();
+    troubled.locked.send_replace(open.iter().map(|(claim, _)| claim.run.id).collect());
+    let ends: Vec<_> = open
+        .into_iter()
+        .map(|(claim, log)| tokio::spawn(async move { log.write(end_of(&claim)).await }))
+        .collect();
+    while troubled.locked.receiver_count() == 0 {
+        tokio::task::yield_now().await;
+    }
+    for text in ["one", "two", "three"] {
+        written(&free, says(text)).await.unwrap();
+    }
+    assert!(ends.iter().all(|end| !end.is_finished()), "the chats are still locked");
+    troubled.locked.send_replace(BTreeSet::new());
+    for end in ends {
+        timeout(PATIENCE, end).await.expect("it is written").unwrap().unwrap();
+    }
+}
+
+#[tokio::test]
+async fn a_write_that_makes_the_store_panic_is_refused_and_no_other_is() {
+    let (troubled, mut open, _dir) = bench(3, 0).await;
+    let (_, first) = open.pop().unwrap();
+    let first = tokio::spawn(async move { first.write(says("first")).await });
+    let [(_, bad), (_, good)] = &open[..] else { panic!("two are left") };
+    let let_them = async {
+        // Both are said while the first commit is under way, so that they share the next one.
+        tokio::task::yield_now().await;
+        troubled.permits.add_permits(1_000);
+    };
+    let (refused, fine, ()) = tokio::join!(written(bad, says(POISON)), written(good, says("fine")), let_them);
+    assert!(matches!(refused, Err(RecordError::Refused(StoreError::Panicked))), "{refused:?}");
+    fine.unwrap();
+    first.await.unwrap().unwrap();
+    assert!(troubled.batches.lock().unwrap().contains(&2), "they went together");
+    written(bad, says("better")).await.unwrap();
+}
