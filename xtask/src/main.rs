@@ -53,7 +53,7 @@ enum Command {
     },
     /// The simulation: random schedules of faults, played without servers and without waiting
     Simulate {
-        /// Passed to the simulation as they are: `--schedules N`, `--seed S`, `--threads T`, `--trace`
+        /// Passed to the simulation as they are: `--schedules N`, `--seed S`, `--threads T`, `--trace`, `--mutants`
         #[arg(trailing_var_arg = true, allow_hyphen_values = true)]
         args: Vec<String>,
     },

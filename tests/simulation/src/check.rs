@@ -1,5 +1,7 @@
-//! What must hold: after every request that the database served, and, in [`rest`], when everything has come to rest.
+//! What must hold: after every request that the database served, and, in [`rest`], when everything has come to rest. What
+//! is over stays as it was, as [`ended`] remembers it.
 
+mod ended;
 mod rest;
 
 use std::collections::BTreeMap;
@@ -16,6 +18,7 @@ use longhaul_shared::{
     store::memory::{RunRow, State},
 };
 
+use self::ended::Rows;
 use crate::{coverage::Coverage, world::World};
 
 /// What was known of every run when it was looked at last.
@@ -31,6 +34,20 @@ struct Known {
     holder: Option<WorkerId>,
     steps: Vec<Step>,
     calls: BTreeMap<(u32, u32), CallState>,
+    /// Everything there was of it when it ended.
+    at_end: Option<Rows>,
+}
+
+impl Checker {
+    /// The runs of which something changed behind their end.
+    fn changed(&self, rows: &State) -> Vec<String> {
+        let runs = rows.runs.values().enumerate();
+        let changed = runs.filter_map(|(place, row)| {
+            let then = self.0.get(&row.run.id)?.at_end.as_ref()?;
+            then.difference(&Rows::of(rows, row)).map(|why| format!("run{place}: {why}"))
+        });
+        changed.collect()
+    }
 }
 
 impl World {
@@ -56,6 +73,7 @@ impl World {
                     holder: None,
                     steps: vec![],
                     calls: BTreeMap::new(),
+                    at_end: None,
                 });
                 let line = known.compare(rows, row, name, &mut found, &mut self.coverage);
                 lines.extend(line.map(|line| format!("p{process} {name}: run{place} {line}")));
@@ -166,6 +184,9 @@ impl Known {
         self.rows = log.len();
         self.holder = rows.jobs.get(&run.id).and_then(|job| job.worker_id);
         self.reason = run.reason;
+        if run.status.is_terminal() && self.at_end.is_none() {
+            self.at_end = Some(Rows::of(rows, row));
+        }
         Some(format!("{before} → {} @{} e{}:{kinds}", run.status, self.last, self.epoch))
     }
 }

@@ -7,7 +7,7 @@
 //! - [`world`] is everything outside: [`database`] the way to the store in memory, with lost requests and lost answers,
 //!   [`hints`] the way between processes, [`model`] and [`effects`] what runs talk to, [`client`] who asks and watches.
 //! - [`check`] says what must hold, after every request and at rest; [`coverage`] what was met on the way; [`campaign`]
-//!   plays many schedules on several threads.
+//!   plays many schedules on several threads, [`mutants`] shows that a missing guard would be seen.
 //!
 //! A schedule is the same every time: it runs on one thread, chance comes from its seed, and time is moved by hand.
 
@@ -19,6 +19,7 @@ pub mod database;
 pub mod effects;
 pub mod hints;
 pub mod model;
+pub mod mutants;
 pub mod process;
 pub mod schedule;
 pub mod shrink;

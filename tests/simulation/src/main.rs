@@ -1,4 +1,5 @@
-//! `cargo xtask simulate`: plays schedules, and shows the smallest one that breaks a promise.
+//! `cargo xtask simulate`: plays schedules, and shows the smallest one that breaks a promise. With `--mutants` it shows
+//! that it would see one.
 
 use std::{process::ExitCode, thread, time::Duration};
 
@@ -6,10 +7,13 @@ use clap::Parser;
 use longhaul_shared::faults;
 use longhaul_simulation::{
     campaign::{self, Result},
+    mutants::{self, Found},
     schedule::Schedule,
     shrink::shrink,
     simulate::{catch_panics, simulate},
 };
+
+const SCHEDULES: u64 = 10_000;
 
 /// From so many schedules on, one that never met a fault that it claims to test proves too little.
 const ENOUGH: u64 = 10_000;
@@ -17,8 +21,9 @@ const ENOUGH: u64 = 10_000;
 #[derive(Parser)]
 #[command(about = "Plays random schedules of faults against the engine")]
 struct Cli {
-    #[arg(long, default_value_t = 10_000)]
-    schedules: u64,
+    /// How many; each mutant may survive fewer
+    #[arg(long)]
+    schedules: Option<u64>,
     /// The first seed
     #[arg(long, default_value_t = 1)]
     seed: u64,
@@ -30,6 +35,12 @@ struct Cli {
     /// Show a violation as it was found
     #[arg(long)]
     no_shrink: bool,
+    /// Play the engine with one guard taken out at a time, each until that is seen
+    #[arg(long)]
+    mutants: bool,
+    /// Print what was found as JSON, and nothing else
+    #[arg(long, hide = true)]
+    brief: bool,
 }
 
 fn main() -> ExitCode {
@@ -38,7 +49,22 @@ fn main() -> ExitCode {
         eprintln!("{error}");
         return ExitCode::FAILURE;
     }
+    let threads = cli.threads.or_else(|| thread::available_parallelism().ok().map(Into::into)).unwrap_or(1);
+    if cli.mutants {
+        return match mutants::run(cli.seed, cli.schedules.unwrap_or(mutants::SCHEDULES), threads) {
+            Ok(true) => ExitCode::SUCCESS,
+            Ok(false) => ExitCode::FAILURE,
+            Err(error) => {
+                eprintln!("{error:#}");
+                ExitCode::FAILURE
+            }
+        };
+    }
     catch_panics();
+    let schedules = cli.schedules.unwrap_or(SCHEDULES);
+    if cli.brief {
+        return brief(campaign::run(cli.seed, schedules, threads, |_, _| {}));
+    }
     if cli.trace {
         let schedule = Schedule::of(cli.seed);
         print!("{schedule}");
@@ -46,9 +72,8 @@ fn main() -> ExitCode {
         outcome.trace.iter().for_each(|line| println!("{line}"));
         println!("{}", outcome.violation.as_deref().unwrap_or("no violation"));
     }
-    let threads = cli.threads.or_else(|| thread::available_parallelism().ok().map(Into::into)).unwrap_or(1);
-    let result = campaign::run(cli.seed, cli.schedules, threads, |played, took| {
-        println!("{played} of {} schedules in {} s", cli.schedules, took.as_secs());
+    let result = campaign::run(cli.seed, schedules, threads, |played, took| {
+        println!("{played} of {schedules} schedules in {} s", took.as_secs());
     });
     print(&result);
     if let Some((seed, violation)) = &result.violation {
@@ -62,6 +87,20 @@ fn main() -> ExitCode {
     }
     println!("no violation");
     ExitCode::SUCCESS
+}
+
+fn brief(result: Result) -> ExitCode {
+    let found = Found { schedules: result.schedules, violation: result.violation };
+    match serde_json::to_string(&found) {
+        Ok(found) => {
+            println!("{found}");
+            ExitCode::SUCCESS
+        }
+        Err(error) => {
+            eprintln!("{error}");
+            ExitCode::FAILURE
+        }
+    }
 }
 
 fn print(result: &Result) {

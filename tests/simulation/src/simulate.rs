@@ -10,7 +10,7 @@ use fastrand::Rng;
 use futures::FutureExt;
 use longhaul_shared::{
     domain::ids::{ChatId, RunId, WorkerId},
-    store::{Chats, IfBusy, Jobs, NewChat, Workspaces},
+    store::{Chats, IfBusy, Jobs, NewChat, Workspaces, memory::State},
 };
 
 use crate::{
@@ -50,11 +50,16 @@ pub fn catch_panics() {
 
 /// Plays the schedule on this thread.
 pub fn simulate(schedule: &Schedule, is_traced: bool) -> Outcome {
+    simulate_and(schedule, is_traced, |_| {})
+}
+
+/// The same, with somebody who changes rows behind everybody's back once all runs of the schedule are over.
+pub fn simulate_and(schedule: &Schedule, is_traced: bool, meddle: fn(&mut State)) -> Outcome {
     fastrand::seed(hash(&[schedule.seed, 7]));
     PANIC.set(None);
     world::install(World::new(schedule.clone(), is_traced));
     // What panics is told by the hook.
-    let _ = catch_unwind(AssertUnwindSafe(|| Simulation::new(schedule).play()));
+    let _ = catch_unwind(AssertUnwindSafe(|| Simulation::new(schedule).play(meddle)));
     let mut world = world::take();
     if let Some(panic) = PANIC.take() {
         world.violate(panic);
@@ -114,7 +119,7 @@ impl Simulation {
         Process::start(number, self.incarnations)
     }
 
-    fn play(&mut self) {
+    fn play(&mut self, meddle: fn(&mut State)) {
         loop {
             let now = with(|world| world.now);
             self.happen(now);
@@ -139,6 +144,7 @@ impl Simulation {
                     break;
                 }
                 self.has_epilogue = true;
+                with(|world| world.store.rows(meddle));
                 epilogue();
             }
             if until > FOREVER {

@@ -24,7 +24,8 @@ use crate::{
 impl World {
     /// Nothing is under way any more: what is left must be whole.
     pub fn check_at_rest(&mut self) {
-        let mut found = self.store.rows(|rows| rows.forbidden());
+        let mut found = self.store.rows(|rows| self.checker.changed(rows));
+        found.extend(self.store.rows(|rows| rows.forbidden()));
         let ids: Vec<RunId> = self.store.rows(|rows| rows.runs.keys().copied().collect());
         let mut origins: BTreeMap<u32, Vec<RunId>> = BTreeMap::new();
         for (place, run_id) in ids.into_iter().enumerate() {
