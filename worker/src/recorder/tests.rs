@@ -103,7 +103,8 @@ async fn bench(runs: usize, permits: usize) -> (Arc<Troubled>, Vec<(Claim, RunLo
     let workspace_id = store.ensure_workspace("default").await.unwrap();
     let id = WorkerId::generate();
     let (host, version) = ("h".to_owned(), "0".to_owned());
-    let worker = NewWorker { id, host, version, slots: 9, lease_ms: 60_000, presence: None };
+    let worker =
+        NewWorker { id, host, version, slots: 9, lease_ms: 60_000, renewal_ms: 60_000, presence: None };
     store.register_worker(&worker).await.unwrap();
     for _ in 0..runs {
         let new = NewRun {
