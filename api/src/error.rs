@@ -118,13 +118,14 @@ impl From<StoreError> for ApiError {
             // The name of a constraint means nothing to a caller.
             StoreError::Conflict(_) => Self { cause: Some(error.to_string()), ..Code::Conflict.into() },
             StoreError::TimedOut => Self::outcome_unknown(),
-            StoreError::Unavailable(_) => Self {
+            StoreError::Unavailable(_) | StoreError::Locked => Self {
                 retry_after: Some(RETRY_AFTER_SECONDS),
                 cause: Some(error.to_string()),
                 ..Code::Unavailable.into()
             },
             StoreError::LeaseLost
             | StoreError::Refused(_)
+            | StoreError::Panicked
             | StoreError::Corrupt { .. }
             | StoreError::Migrate(_) => Self::internal(error),
         }
