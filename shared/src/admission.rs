@@ -6,7 +6,7 @@
 use std::{collections::BTreeMap, sync::Arc, time::Duration};
 
 use serde_json::Value;
-use tokio::time::{Instant, sleep};
+use tokio::time::{Instant, sleep_until};
 
 use crate::{
     bus::{Bus, Signal},
@@ -15,14 +15,17 @@ use crate::{
         event::Segment,
         ids::{ChatId, RunId, WorkspaceId},
         message::Part,
+        retry::Backoff,
         run::{Limits, Run, Trigger},
         text,
     },
+    jitter::jitter,
     store::{
-        AdmitError, Admitted, IfBusy, KeyName, KeyStop, NewRun, StopOutcome, Store, StoreError,
+        AdmitError, Admitted, IfBusy, KeyName, KeyStop, NewRun, SharedStore, StopOutcome, Store, StoreError,
         admission::{IdempotencyKey, StartAt},
     },
     telemetry::metrics,
+    to_its_end::to_its_end,
 };
 
 const MAX_TAGS: usize = 32;
@@ -31,9 +34,10 @@ const MAX_METADATA_BYTES: usize = 16 * 1024;
 const MAX_MESSAGE_ID_CHARS: usize = 200;
 /// A start further away than this is a mistake in the unit rather than a plan.
 const MAX_DELAY_MS: i64 = 366 * 24 * 3_600_000;
-/// How long a superseded run may take to end.
+/// How long it may take to supersede whoever holds a chat.
 const SETTLE_LIMIT: Duration = Duration::from_secs(10);
-const SETTLE_POLL: Duration = Duration::from_millis(50);
+/// Between two looks at a run that is to end, and between two goes at a slot that somebody else got.
+const PAUSE: Backoff = Backoff::new(Duration::from_millis(20), Duration::from_millis(250));
 /// The queue that a run goes to.
 const QUEUE: &str = "default";
 
@@ -126,21 +130,26 @@ pub enum SubmitError {
     BeginFailed(#[source] StoreError),
 }
 
-/// Admits the run and tells watchers and workers.
+/// Admits the run and tells watchers and workers. Once it is found in order this goes on even if its sender goes away:
+/// what it supersedes has been stopped for its sake.
 pub async fn submit(
-    store: &dyn Store,
-    bus: &dyn Bus,
+    store: &SharedStore,
+    bus: &Arc<dyn Bus>,
     agents: &Agents,
     submission: Submission,
 ) -> Result<Admitted, SubmitError> {
     let expected = submission.expect_run_id;
-    let new = check(store, agents, submission).await?;
-    let admitted = match new.if_busy {
-        IfBusy::Interrupt => interrupt(store, bus, &new, expected).await?,
-        IfBusy::Reject | IfBusy::Enqueue => store.admit(new).await?,
-    };
-    announce(bus, admitted.segments.clone(), admitted.wake.clone());
-    Ok(admitted)
+    let new = check(&**store, agents, submission).await?;
+    let (store, bus) = (Arc::clone(store), Arc::clone(bus));
+    to_its_end(async move {
+        let admitted = match new.if_busy {
+            IfBusy::Interrupt => interrupt(&*store, &*bus, &new, expected).await?,
+            IfBusy::Reject | IfBusy::Enqueue => store.admit(new).await?,
+        };
+        announce(&*bus, admitted.segments.clone(), admitted.wake.clone());
+        Ok(admitted)
+    })
+    .await
 }
 
 impl From<AdmitError> for SubmitError {
@@ -166,32 +175,62 @@ async fn interrupt(
 ) -> Result<Admitted, SubmitError> {
     require_of_this_chat(store, new, expected).await?;
     let deadline = Instant::now() + SETTLE_LIMIT;
+    let mut tries = 0;
     loop {
         let active = match store.admit(new.clone()).await {
-            Err(AdmitError::RunAlreadyActive { active_run_id: Some(active) }) => active,
-            // It ended before its name could be read.
-            Err(AdmitError::RunAlreadyActive { active_run_id: None }) if Instant::now() < deadline => {
-                continue;
-            }
+            Err(AdmitError::RunAlreadyActive { active_run_id }) => active_run_id,
             answer => return Ok(answer?),
         };
-        if expected.is_some_and(|expected| expected != active) {
-            return Err(SubmitError::SupersedeMismatch { active_run_id: active });
+        let is_too_late = Instant::now() >= deadline;
+        match active {
+            Some(active) if expected.is_some_and(|expected| expected != active) => {
+                return Err(SubmitError::SupersedeMismatch { active_run_id: active });
+            }
+            Some(active) if is_too_late => {
+                return Err(SubmitError::SupersedeTimeout { active_run_id: active });
+            }
+            None if is_too_late => return Err(SubmitError::RunAlreadyActive { active_run_id: None }),
+            _ => {}
         }
+        // Whoever took the slot meanwhile, or ended before its name could be read, was in a race with this one.
+        if tries > 0 || active.is_none() {
+            pause(tries.max(1), deadline).await;
+        }
+        tries += 1;
+        let Some(active) = active else { continue };
         for outcome in store.supersede(new.workspace_id, active).await.map_err(SubmitError::BeginFailed)? {
             announce_stop(bus, outcome);
         }
-        loop {
-            let run = store.run(new.workspace_id, active).await.map_err(SubmitError::BeginFailed)?;
-            if run.status.is_terminal() {
-                break;
-            }
-            if Instant::now() >= deadline {
-                return Err(SubmitError::SupersedeTimeout { active_run_id: active });
-            }
-            sleep(SETTLE_POLL).await;
-        }
+        wait_for_end(store, new.workspace_id, active, deadline).await?;
     }
+}
+
+async fn wait_for_end(
+    store: &dyn Store,
+    workspace: WorkspaceId,
+    run_id: RunId,
+    deadline: Instant,
+) -> Result<(), SubmitError> {
+    let mut looks = 0;
+    loop {
+        match store.run(workspace, run_id).await {
+            Ok(run) if run.status.is_terminal() => return Ok(()),
+            Ok(_) => {}
+            Err(error) if error.is_transient() => {
+                tracing::debug!(%error, "cannot see whether a run has ended")
+            }
+            Err(error) => return Err(SubmitError::BeginFailed(error)),
+        }
+        if Instant::now() >= deadline {
+            return Err(SubmitError::SupersedeTimeout { active_run_id: run_id });
+        }
+        looks += 1;
+        pause(looks, deadline).await;
+    }
+}
+
+async fn pause(tries: u32, deadline: Instant) {
+    sleep_until(deadline.min(Instant::now() + PAUSE.wait(tries, jitter()))).await;
 }
 
 async fn require_of_this_chat(

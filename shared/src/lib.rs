@@ -30,3 +30,4 @@ pub mod shutdown;
 pub mod store;
 pub mod tail;
 pub mod telemetry;
+mod to_its_end;

@@ -141,7 +141,7 @@ pub(crate) async fn accept(
         traceparent: text_of(origin.headers, "traceparent"),
         idempotency,
     };
-    let admitted = submit(&*state.store, &*state.bus, &state.agents, submission).await?;
+    let admitted = submit(&state.store, &state.bus, &state.agents, submission).await?;
     Ok(answer(&admitted))
 }
 

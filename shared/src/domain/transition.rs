@@ -50,7 +50,6 @@ pub enum Reason {
     OutputLimit,
     CallLimit,
     CrashLimit,
-    NoProgress,
     ChatDeleted,
     Internal,
 }
@@ -125,7 +124,6 @@ stored_words!(Reason, "reason", {
     OutputLimit => "output_limit",
     CallLimit => "call_limit",
     CrashLimit => "crash_limit",
-    NoProgress => "no_progress",
     ChatDeleted => "chat_deleted",
     Internal => "internal",
 });
@@ -187,7 +185,6 @@ impl Reason {
             | Self::OutputLimit
             | Self::CallLimit
             | Self::CrashLimit
-            | Self::NoProgress
             | Self::Internal => RunStatus::Failed,
         }
     }

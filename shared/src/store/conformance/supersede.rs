@@ -1,13 +1,20 @@
 //! Superseding: the slot's holder is stopped for another run and what waits behind it ends, or nothing happens at all.
 
+use std::{sync::Arc, time::Duration};
+
+use tokio::time::sleep;
+
 use super::{
     fixtures::{append, deltas, finishing, new_run},
     harness::Database,
     upheld,
 };
 use crate::{
+    admission::{Agents, Input, LimitOverrides, Submission, submit},
+    bus::{Bus, in_process::InProcessBus},
+    config::{Environment, Overrides, Profile, Sources},
     domain::{
-        run::{Ending, Run},
+        run::{Ending, Run, Trigger},
         transition::{Reason, RunStatus},
     },
     store::{AdmitError, IfBusy, NewRun, StopOutcome, StoreError, admission::StartAt},
@@ -18,6 +25,7 @@ upheld! {
     a_held_run_is_asked_to_make_way,
     only_the_holder_of_the_slot_is_superseded,
     an_interrupting_run_is_refused_while_the_slot_is_taken,
+    an_interruption_goes_on_without_its_sender,
 }
 
 async fn assert_superseded(db: &Database, run: &Run) {
@@ -93,4 +101,46 @@ async fn an_interrupting_run_is_refused_while_the_slot_is_taken(db: Database) {
     assert_eq!(db.everything().await, before, "nothing of it is stored");
     db.store.supersede(acme, active.id).await.unwrap();
     assert_eq!(db.store.admit(new).await.unwrap().status, RunStatus::Pending);
+}
+
+async fn an_interruption_goes_on_without_its_sender(db: Database) {
+    let acme = db.workspace("acme").await;
+    let claim = db.held_run(acme).await;
+    let file = Environment::from_iter([] as [(&str, &str); 0]);
+    let config =
+        Sources { profile: Profile::Dev, file: None, environment: file, overrides: Overrides::new() };
+    let agents = Agents::of(&config.load().unwrap());
+    let submission = Submission {
+        workspace_id: acme,
+        chat_id: Some(claim.run.chat_id),
+        client_message_id: None,
+        agent: agents.names().next().map(str::to_owned),
+        input: Input::Text("Rather this.".to_owned()),
+        if_busy: IfBusy::Interrupt,
+        expect_run_id: None,
+        start: None,
+        trigger: Trigger::Api,
+        created_by: None,
+        limits: LimitOverrides::default(),
+        tags: vec![],
+        metadata: serde_json::Value::Null,
+        traceparent: None,
+        idempotency: None,
+    };
+    let (store, bus): (_, Arc<dyn Bus>) = (db.store.clone(), Arc::new(InProcessBus::new()));
+    let sender = tokio::spawn(async move { submit(&store, &bus, &agents, submission).await });
+    while db.store.stop_requests(claim.worker_id).await.unwrap().is_empty() {
+        sleep(Duration::from_millis(5)).await;
+    }
+    sender.abort();
+    assert!(sender.await.is_err_and(|error| error.is_cancelled()), "its run has not ended yet");
+    let ending = Ending { reason: Reason::Superseded, error: None };
+    db.commit(finishing(&claim, claim.last_seq + 1, ending)).await;
+    let next = loop {
+        match db.store.chat(acme, claim.run.chat_id).await.unwrap().active_run_id {
+            Some(next) => break next,
+            None => sleep(Duration::from_millis(5)).await,
+        }
+    };
+    assert_ne!(next, claim.run.id);
 }

@@ -4,7 +4,7 @@ use super::{
     SqlStore,
     sql::{
         readable,
-        rows::{DbRow, get, run, run_columns},
+        rows::{DbRow, get, next_seq, run, run_columns},
     },
 };
 use crate::{
@@ -47,8 +47,9 @@ const CLAIM: &str = concat!(
         insert into run_events (workspace_id, run_id, first_seq, last_seq, epoch, events)
         select job.workspace_id, job.run_id, e.seq, e.seq, job.epoch,
             '[{\"type\":\"run.claimed\",\"data\":{\"workerId\":\"' || $1::text || '\",\"epoch\":' || job.epoch || '}}]'
-        from job, lateral (
-            select coalesce((select last_seq from run_events where run_id = job.run_id order by first_seq desc limit 1), 0) + 1 as seq) e
+        from job, lateral (select ",
+    next_seq!("job.run_id"),
+    " as seq) e
         -- Taken when the job changed hands twice after this statement's snapshot: `fence` refuses, and it is tried again.
         on conflict (run_id, first_seq) do nothing
         returning run_id, first_seq, created_at

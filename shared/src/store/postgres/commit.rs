@@ -12,7 +12,7 @@ use super::{
     Db, SqlStore, is_lock_timeout,
     sql::{
         log::Outcome,
-        rows::{get, segment},
+        rows::{get, next_seq, segment},
     },
 };
 use crate::{
@@ -141,7 +141,9 @@ const FULL: &str = concat!(
     insert into run_events (workspace_id, run_id, first_seq, last_seq, epoch, events)
     select p.workspace_id, p.id, e.seq, e.seq, 0, '[{\"type\":\"run.queued\",\"data\":{\"status\":\"pending\"}}]'
     from promoted p,
-        lateral (select coalesce((select last_seq from run_events where run_id = p.id order by first_seq desc limit 1), 0) + 1 as seq) e
+        lateral (select ",
+    next_seq!("p.id"),
+    " as seq) e
     returning run_id, first_seq, last_seq, events, created_at
 )
 select log.run_id, 0::bigint as first_seq, 0::bigint as last_seq, '' as events, log.created_at,

@@ -4,7 +4,7 @@
 //! the partial unique index alone, as the arbiter of `on conflict do nothing`.
 
 use async_trait::async_trait;
-use sqlx::Transaction;
+use sqlx::{Database, Transaction};
 use uuid::Uuid;
 
 use super::{
@@ -27,6 +27,8 @@ use crate::{
     failpoint::{Point, hit},
     store::{AdmitError, Admitted, IfBusy, NewRun, Result, StoreError, admission::StartAt},
 };
+
+type DbConnection = <Db as Database>::Connection;
 
 /// The row of a new run, with everything that its transaction has found out.
 pub(crate) struct RunRow<'a> {
@@ -256,7 +258,7 @@ pub(crate) async fn read_run(
 
 /// The run that holds the chat's slot.
 pub(super) async fn slot_holder(
-    tx: &mut Transaction<'static, Db>,
+    connection: &mut DbConnection,
     workspace: WorkspaceId,
     chat_id: ChatId,
 ) -> Result<Option<RunId>> {
@@ -266,7 +268,7 @@ pub(super) async fn slot_holder(
     )
     .bind(workspace.0)
     .bind(chat_id.0)
-    .fetch_optional(&mut **tx)
+    .fetch_optional(connection)
     .await?;
     row.map(|row| get::<Uuid>(&row, "id").map(RunId)).transpose()
 }

@@ -4,7 +4,11 @@ use async_trait::async_trait;
 use sqlx::Transaction;
 use uuid::Uuid;
 
-use super::{super::commit::commit_together, Db, SqlStore, rows::get};
+use super::{
+    super::commit::commit_together,
+    Db, SqlStore,
+    rows::{get, next_seq},
+};
 use crate::{
     domain::{
         event::{EventData, Segment},
@@ -171,13 +175,12 @@ pub(super) async fn append_one(
     event: &EventData,
 ) -> Result<Segment> {
     let events = vec![event.of_run()];
-    let row = sqlx::query(
+    let row = sqlx::query(concat!(
         "insert into run_events (workspace_id, run_id, first_seq, last_seq, epoch, events) \
-         select $1, $2, next.seq, next.seq, $3, $4 from (\
-             select coalesce((select last_seq from run_events where run_id = $2 order by first_seq desc limit 1), 0) \
-                 + 1 as seq) as next \
-         where true on conflict (run_id, first_seq) do nothing returning first_seq, created_at",
-    )
+         select $1, $2, next.seq, next.seq, $3, $4 from (select ",
+        next_seq!("$2"),
+        " as seq) as next where true on conflict (run_id, first_seq) do nothing returning first_seq, created_at"
+    ))
     .bind(workspace.0)
     .bind(run_id.0)
     .bind(epoch)

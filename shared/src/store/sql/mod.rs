@@ -2,11 +2,10 @@
 //! `sqlite`: `Db` is the driver, `now!()` the clock, `for_update!()` the row lock, `lists` the
 //! way in for lists.
 
-use std::future::Future;
-
-use tracing::Instrument as _;
-
 use super::{Db, KIND, MIGRATIONS, SqlStore, lists};
+// The driver loses track of a connection that is dropped while a transaction begins: it would go back to the pool inside
+// it. So transactions of requests, whose clients hang up, are brought to their end.
+use crate::to_its_end::to_its_end;
 
 pub(super) mod admission;
 mod again;
@@ -25,19 +24,6 @@ mod stop_by_key;
 mod supersede;
 mod workers;
 mod workspaces;
-
-/// Brings a transaction to its end even if its caller goes away, as requests do when their clients hang up. The driver
-/// loses track of a connection that is dropped while a transaction begins: it would go back to the pool inside it.
-async fn to_its_end<T: Send + 'static>(transaction: impl Future<Output = T> + Send + 'static) -> T {
-    match tokio::spawn(transaction.in_current_span()).await {
-        Ok(result) => result,
-        Err(error) => match error.try_into_panic() {
-            Ok(panic) => std::panic::resume_unwind(panic),
-            // The runtime is shutting down, and this caller with it.
-            Err(_) => std::future::pending().await,
-        },
-    }
-}
 
 /// What a claim has read. One row that makes no sense must not keep the others from being worked on: its run is claimed
 /// and known to nobody, and is given back until somebody can read it.

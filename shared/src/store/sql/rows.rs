@@ -117,6 +117,18 @@ macro_rules! run_place {
 }
 pub(crate) use run_place;
 
+/// The position behind the last event of that run.
+macro_rules! next_seq {
+    ($run:literal) => {
+        concat!(
+            "(1 + coalesce((select last_seq from run_events where run_id = ",
+            $run,
+            " order by first_seq desc limit 1), 0))"
+        )
+    };
+}
+pub(crate) use next_seq;
+
 pub(crate) fn run(row: &DbRow) -> Result<Run> {
     const TABLE: &str = "runs";
     let error_code: Option<String> = get(row, "error_code")?;

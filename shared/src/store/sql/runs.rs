@@ -4,14 +4,14 @@ use std::collections::HashMap;
 
 use async_trait::async_trait;
 use sqlx::{QueryBuilder, Row};
-use uuid::Uuid;
 
 use super::{
     Db, SqlStore,
+    admission::slot_holder,
     chats::{BEHIND_ALL, require_chat},
     lists::{HAS_TAG, bind_ids},
     log_read::log_behind,
-    rows::{self, get, run_columns, run_place, step_columns, tool_call_columns},
+    rows::{self, run_columns, run_place, step_columns, tool_call_columns},
 };
 use crate::{
     domain::{
@@ -88,7 +88,11 @@ impl Runs for SqlStore {
     async fn blocked_by(&self, run: &Run) -> Result<Option<BlockedBy>> {
         Ok(match run.status {
             RunStatus::Scheduled => run.run_at.map(|run_at| BlockedBy::RunAt { run_at }),
-            RunStatus::Queued => slot_holder(self, run).await?.map(|run_id| BlockedBy::Run { run_id }),
+            RunStatus::Queued => {
+                slot_holder(&mut *self.reader().acquire().await?, run.workspace_id, run.chat_id)
+                    .await?
+                    .map(|run_id| BlockedBy::Run { run_id })
+            }
             RunStatus::Pending => blocked_job(self, run).await?,
             RunStatus::Waiting => Some(BlockedBy::Wait),
             RunStatus::Running | RunStatus::Succeeded | RunStatus::Failed | RunStatus::Aborted => None,
@@ -182,18 +186,6 @@ fn push_filter(query: &mut QueryBuilder<Db>, filter: &RunFilter) {
 
 fn empty_record(run_id: RunId) -> RunRecord {
     RunRecord { run_id, steps: vec![], calls: vec![], tail: vec![] }
-}
-
-/// The run that holds the slot of the run's chat.
-async fn slot_holder(store: &SqlStore, run: &Run) -> Result<Option<RunId>> {
-    const SQL: &str = "select id from runs where workspace_id = $1 and chat_id = $2 \
-                       and status in ('pending', 'running', 'waiting')";
-    let row = sqlx::query::<Db>(SQL)
-        .bind(run.workspace_id.0)
-        .bind(run.chat_id.0)
-        .fetch_optional(store.reader())
-        .await?;
-    row.map(|row| Ok(get::<Uuid>(&row, "id")?.into())).transpose()
 }
 
 /// Why nobody has claimed the run's job: it is due later, or there is no worker, or none with a free slot.

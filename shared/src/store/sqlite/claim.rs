@@ -4,7 +4,11 @@ use uuid::Uuid;
 
 use super::{
     SqlStore,
-    sql::{admission::read_run, readable, rows::get},
+    sql::{
+        admission::read_run,
+        readable,
+        rows::{get, next_seq},
+    },
 };
 use crate::{
     domain::{
@@ -58,13 +62,12 @@ pub(super) async fn claim(
         .await?;
         let epoch = get(&job, "epoch")?;
         let events = vec![EventData::RunClaimed { worker_id: worker, epoch }.of_run()];
-        let log = sqlx::query(
+        let log = sqlx::query(concat!(
             "insert into run_events (workspace_id, run_id, first_seq, last_seq, epoch, events) \
-             select $1, $2, next.seq, next.seq, $3, $4 from (\
-                 select coalesce((select last_seq from run_events where run_id = $2 order by first_seq desc limit 1), 0) \
-                     + 1 as seq) as next \
-             returning first_seq, created_at",
-        )
+             select $1, $2, next.seq, next.seq, $3, $4 from (select ",
+            next_seq!("$2"),
+            " as seq) as next returning first_seq, created_at"
+        ))
         .bind(workspace)
         .bind(run_id)
         .bind(epoch)

@@ -7,7 +7,7 @@ use super::{
     SqlStore,
     sql::{
         log::Outcome,
-        rows::{get, segment},
+        rows::{get, next_seq, segment},
     },
 };
 use crate::{
@@ -217,13 +217,12 @@ async fn promote_next(tx: &mut SqliteConnection, append: &Append, outcome: &mut 
     .bind(get::<i32>(&promoted, "priority")?)
     .execute(&mut *tx)
     .await?;
-    let caused = sqlx::query(
+    let caused = sqlx::query(concat!(
         "insert into run_events (workspace_id, run_id, first_seq, last_seq, epoch, events) \
-         select $1, $2, next.seq, next.seq, 0, '[{\"type\":\"run.queued\",\"data\":{\"status\":\"pending\"}}]' from (\
-             select coalesce((select last_seq from run_events where run_id = $2 order by first_seq desc limit 1), 0) \
-                 + 1 as seq) as next \
-         returning run_id, first_seq, last_seq, events, created_at",
-    )
+         select $1, $2, next.seq, next.seq, 0, '[{\"type\":\"run.queued\",\"data\":{\"status\":\"pending\"}}]' from (select ",
+        next_seq!("$2"),
+        " as seq) as next returning run_id, first_seq, last_seq, events, created_at"
+    ))
     .bind(append.workspace_id.0)
     .bind(id)
     .fetch_one(tx)
