@@ -158,7 +158,7 @@ join run on run.chat_id = q.chat_id"
 
 /// Commits the batch, or nothing of it. Appends whose position was taken are missing from the answer.
 pub(super) async fn commit_together(store: &SqlStore, batch: &[&Append]) -> Result<Vec<Outcome>> {
-    let mut connection = store.reserved.acquire().await?;
+    let mut connection = store.reserved().0.acquire().await?;
     if batch.iter().all(|append| append.ending.is_none()) {
         return write(&mut connection, batch).await;
     }
