@@ -1,2 +1,5 @@
 alter table workers add column renewed_at integer;  -- when the worker last said that it lives; null: it runs an older version
 alter table workers add column renewal_ms integer;  -- it says so at least as often as this while it lives
+
+-- Runs that crashed again and again and wait, in the order of the claim, which takes few of them at a time.
+create index jobs_suspects on jobs (priority desc, run_at, id) where worker_id is null and crashes >= 2;

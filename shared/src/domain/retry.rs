@@ -24,9 +24,22 @@ impl Backoff {
 /// Attempts without a saved step between them that a run may break or lose its worker in, before it is given up.
 pub const MAX_CRASHES: i32 = 3;
 
-/// From so many on a run is a suspect: a worker holds one such run at a time, so that the one which kills its workers
-/// is not the undoing of those that merely were there.
+/// From so many on a run is a suspect until it has saved a step: a worker holds few of them at a time, so that the one
+/// which kills its workers is not the undoing of those that merely were there.
 pub const SUSPECT_CRASHES: i32 = 2;
+
+/// How much suspicion a worker carries at a time.
+pub const MOST_SUSPICION: i64 = 8;
+
+/// How much of it a run is with these crashes since its last step. One whose next crash would be its last has its worker
+/// to itself as far as suspects go: whoever dies then has nobody else to blame, and the many that only were there get on.
+pub const fn suspicion(crashes: i32) -> i64 {
+    match crashes {
+        i32::MIN..SUSPECT_CRASHES => 0,
+        SUSPECT_CRASHES..MAX_CRASHES => 1,
+        MAX_CRASHES.. => MOST_SUSPICION,
+    }
+}
 
 /// The delay before a job that killed its worker is tried again: none after the first crash, then growing.
 pub const fn crash_delay_ms(crashes: i32) -> i64 {
@@ -45,6 +58,12 @@ mod tests {
     fn a_job_that_killed_its_workers_waits_longer_each_time() {
         let delays: Vec<_> = (1..=MAX_CRASHES).map(crash_delay_ms).collect();
         assert_eq!(delays, [0, 2_000, 10_000]);
+    }
+
+    #[test]
+    fn a_job_at_its_last_chance_leaves_no_room_for_other_suspects() {
+        let suspicions: Vec<_> = (0..=MAX_CRASHES + 1).map(suspicion).collect();
+        assert_eq!(suspicions, [0, 0, 1, MOST_SUSPICION, MOST_SUSPICION]);
     }
 
     #[test]

@@ -333,7 +333,7 @@ pub struct Released {
 pub trait Jobs: Send + Sync {
     /// Takes up to `limit` due jobs for a worker whose lease is alive: job to worker, epoch + 1, run to running,
     /// `run.claimed` appended. Highest priority first, then oldest. Of runs whose last attempts all crashed a worker
-    /// holds one at a time, until it has saved a step.
+    /// holds few at a time until they have saved a step, and one at its last chance holds it alone among them.
     async fn claim(&self, worker: WorkerId, queues: &[String], limit: u32) -> Result<Vec<(Claim, Segment)>>;
     /// The holder gives a run back: it is pending again, due after `delay_ms`. Not counted as a crash unless
     /// `reason` is `broken`; too many of those end the run. `last_seq` is the last event that the holder appended. A run whose stop is requested ends

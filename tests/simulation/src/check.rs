@@ -8,7 +8,7 @@ use longhaul_shared::{
     domain::{
         event::{EventData, ReleaseReason},
         ids::{ChatId, Epoch, RunId, Seq, WorkerId},
-        retry::SUSPECT_CRASHES,
+        retry::{MOST_SUSPICION, suspicion},
         step::Step,
         tool::{CallState, Effect},
         transition::{Reason, RunStatus},
@@ -170,16 +170,16 @@ impl Known {
     }
 }
 
-/// Of the runs that may have killed their workers a worker holds one at a time.
+/// Of the runs that may have killed their workers a worker holds few at a time.
 fn check_suspects(rows: &State, found: &mut Vec<String>) {
-    let mut holders: Vec<WorkerId> = vec![];
-    for (run_id, job) in rows.jobs.iter().filter(|(_, job)| job.crashes >= SUSPECT_CRASHES) {
+    let mut carried: BTreeMap<WorkerId, i64> = BTreeMap::new();
+    for (run_id, job) in &rows.jobs {
         let is_suspect = rows.runs.get(run_id).is_some_and(|row| row.run.step_count == job.crash_step);
         if let Some(holder) = job.worker_id.filter(|_| is_suspect) {
-            if holders.contains(&holder) {
-                found.push(format!("{holder} holds two runs that may have killed their workers"));
-            }
-            holders.push(holder);
+            *carried.entry(holder).or_default() += suspicion(job.crashes);
         }
+    }
+    for (holder, _) in carried.iter().filter(|(_, carried)| **carried > MOST_SUSPICION) {
+        found.push(format!("{holder} holds too many runs that may have killed their workers"));
     }
 }

@@ -8,7 +8,8 @@ use super::{
 use crate::{
     domain::{
         event::{EventData, ReleaseReason},
-        ids::WorkerId,
+        ids::{RunId, WorkerId, WorkspaceId},
+        retry::MOST_SUSPICION,
         run::{Claim, Ending},
         transition::{Reason, RunStatus},
     },
@@ -32,7 +33,9 @@ upheld! {
     reconcile_finds_nothing_in_a_healthy_database,
     reconcile_gives_active_runs_their_jobs_back,
     reconcile_frees_runs_whose_holder_is_contradictory,
-    a_worker_holds_one_suspect_at_a_time;
+    a_worker_holds_few_suspects_at_a_time,
+    a_run_at_its_last_chance_has_no_other_suspect_beside_it,
+    a_poison_is_given_up_and_takes_nobody_with_it;
     sql:
     a_run_that_nobody_can_read_is_counted_until_it_is_given_up,
     an_orphan_that_cannot_be_reaped_keeps_nobody_waiting,
@@ -373,45 +376,105 @@ async fn reconcile_frees_runs_whose_holder_is_contradictory(db: Database) {
     assert_eq!(claims.len(), 4);
 }
 
-async fn a_worker_holds_one_suspect_at_a_time(db: Database) {
+/// So many runs, each with so many crashes and due now.
+async fn suspects(db: &Database, workspace: WorkspaceId, crashes: &[i32]) -> Vec<RunId> {
+    let mut runs = vec![];
+    for crashes in crashes {
+        let run = db.store.admit(new_run(workspace, None)).await.unwrap().run.id;
+        let sql = format!("update jobs set crashes = {crashes} where run_id = {}", db.id(run.0));
+        db.edit(&sql, |rows| rows.jobs.get_mut(&run).unwrap().crashes = *crashes).await;
+        runs.push(run);
+    }
+    runs
+}
+
+async fn claims(db: &Database, worker: WorkerId) -> Vec<Claim> {
+    let claims = db.store.claim(worker, &["default".to_owned()], 99).await.unwrap();
+    claims.into_iter().map(|(claim, _)| claim).collect()
+}
+
+async fn a_worker_holds_few_suspects_at_a_time(db: Database) {
+    const FEW: usize = MOST_SUSPICION as usize;
     let acme = db.workspace("acme").await;
-    let queues = ["default".to_owned()];
-    for _ in 0..3 {
-        db.store.admit(new_run(acme, None)).await.unwrap();
-    }
-    for _ in 0..2 {
-        let claims = db.store.claim(db.worker(9).await, &queues, 9).await.unwrap();
-        assert_eq!(claims.len(), 3, "one crash says nothing yet");
-        db.store.retire_all_workers().await.unwrap();
-        assert_eq!(db.store.reap(3, 9).await.unwrap().len(), 3);
-        db.make_due().await;
-    }
+    let line = suspects(&db, acme, &[2; 2 * FEW + 2]).await;
     // Another run is in nobody's way, and nobody in its.
     let fresh = db.store.admit(new_run(acme, None)).await.unwrap().run;
-    let (one, two) = (db.worker(9).await, db.worker(9).await);
-    let claims = db.store.claim(one, &queues, 9).await.unwrap();
-    let (suspects, others): (Vec<_>, Vec<_>) =
-        claims.into_iter().map(|(claim, _)| claim).partition(|claim| claim.run.id != fresh.id);
-    assert_eq!((suspects.len(), others.len()), (1, 1));
-    assert!(db.store.claim(one, &queues, 9).await.unwrap().is_empty());
-    let claims = db.store.claim(two, &queues, 9).await.unwrap();
-    assert_eq!(claims.len(), 1, "each worker has one");
+    let (one, two) = (db.worker(99).await, db.worker(99).await);
+    let (held, others): (Vec<_>, Vec<_>) =
+        claims(&db, one).await.into_iter().partition(|claim| claim.run.id != fresh.id);
+    assert_eq!(held.iter().map(|claim| claim.run.id).collect::<Vec<_>>(), line[..FEW], "the first in line");
+    assert_eq!(others.len(), 1);
+    assert!(claims(&db, one).await.is_empty());
+    assert_eq!(claims(&db, two).await.len(), FEW, "each worker has its own");
 
     // With a step saved it is no suspect any more, neither in these hands nor in the next.
-    let suspect = &suspects[0];
+    let suspect = &held[0];
     let last = db.commit(saving(suspect, suspect.last_seq + 1, 1)).await.last;
-    let third = db.store.claim(one, &queues, 9).await.unwrap();
-    assert_eq!(third.len(), 1);
+    let next = claims(&db, one).await;
+    assert_eq!(next.len(), 1);
     db.store.hand_back(suspect, last, ReleaseReason::HandBack, 0).await.unwrap();
-    let again = db.store.claim(one, &queues, 9).await.unwrap();
-    assert_eq!(again.len(), 1);
-    assert_eq!(again[0].0.run.id, suspect.run.id);
+    assert_eq!(claims(&db, one).await[0].run.id, suspect.run.id);
 
     // A planned restart keeps the suspicion, and the first that comes may have it.
-    let (third, _) = &third[0];
-    db.store.hand_back(third, third.last_seq, ReleaseReason::HandBack, 0).await.unwrap();
-    assert!(db.store.claim(two, &queues, 9).await.unwrap().is_empty(), "it has one already");
-    assert_eq!(db.store.claim(one, &queues, 9).await.unwrap().len(), 1);
+    db.store.hand_back(&next[0], next[0].last_seq, ReleaseReason::HandBack, 0).await.unwrap();
+    assert!(claims(&db, two).await.is_empty(), "it has its share already");
+    assert_eq!(claims(&db, one).await.len(), 1);
+}
+
+async fn a_run_at_its_last_chance_has_no_other_suspect_beside_it(db: Database) {
+    let acme = db.workspace("acme").await;
+    let line = suspects(&db, acme, &[3, 2, 3, 2, 2]).await;
+    let fresh = db.store.admit(new_run(acme, None)).await.unwrap().run.id;
+    let ids = |claims: &[Claim]| claims.iter().map(|claim| claim.run.id).collect::<Vec<_>>();
+    let (one, two, three) = (db.worker(99).await, db.worker(99).await, db.worker(99).await);
+    let first = claims(&db, one).await;
+    assert_eq!(ids(&first), [line[0], fresh]);
+    assert_eq!(ids(&claims(&db, two).await), [line[1]], "the next in line wants a worker to itself");
+    assert_eq!(ids(&claims(&db, three).await), [line[2]]);
+    assert_eq!(ids(&claims(&db, two).await), line[3..]);
+    // With its step saved it leaves room.
+    db.commit(saving(&first[0], first[0].last_seq + 1, 1)).await;
+    let more = suspects(&db, acme, &[2, 2]).await;
+    assert_eq!(ids(&claims(&db, one).await), more);
+}
+
+async fn a_poison_is_given_up_and_takes_nobody_with_it(db: Database) {
+    const INNOCENTS: usize = 30;
+    let acme = db.workspace("acme").await;
+    let mut runs = vec![];
+    for _ in 0..=INNOCENTS {
+        runs.push(db.store.admit(new_run(acme, None)).await.unwrap().run);
+    }
+    let poison = runs.swap_remove(INNOCENTS / 2);
+    let (mut deaths, mut hit) = (0, 0);
+    while !db.now(&poison).await.status.is_terminal() {
+        let worker = db.worker(99).await;
+        let claims = claims(&db, worker).await;
+        if claims.iter().any(|claim| claim.run.id == poison.id) {
+            deaths += 1;
+            hit = if deaths > 2 { hit.max(claims.len() - 1) } else { 0 };
+            assert!(deaths < 4 || claims.len() == 1, "nobody else is there at the last one");
+        } else {
+            assert!(!claims.is_empty());
+            for claim in claims {
+                db.commit(finishing(&claim, claim.last_seq + 1, Ending::done())).await;
+            }
+        }
+        db.expire(worker).await;
+        db.store.reap(3, 99).await.unwrap();
+        db.make_due().await;
+    }
+    assert_eq!((deaths, db.now(&poison).await.reason), (4, Some(Reason::CrashLimit)));
+    assert!(hit < MOST_SUSPICION as usize, "{hit} were beside it when it was a suspect");
+    for _ in 0..INNOCENTS {
+        let worker = db.worker(99).await;
+        for claim in claims(&db, worker).await {
+            db.commit(finishing(&claim, claim.last_seq + 1, Ending::done())).await;
+        }
+    }
+    for run in runs {
+        assert_eq!(db.now(&run).await.status, RunStatus::Succeeded);
+    }
 }
 
 async fn reconcile_closes_what_the_end_of_a_run_left_open(db: Database) {

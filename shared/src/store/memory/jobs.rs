@@ -12,7 +12,7 @@ use crate::{
     domain::{
         event::{EventData, ReleaseReason, Segment},
         ids::{Millis, RunId, Seq, WorkerId, WorkspaceId},
-        retry::SUSPECT_CRASHES,
+        retry::{MOST_SUSPICION, suspicion},
         run::Claim,
         transition::{MessageStatus, RunStatus},
     },
@@ -129,12 +129,16 @@ impl State {
             .map(|(run_id, job)| ((Reverse(job.priority), job.run_at, job.id), *run_id))
             .collect();
         due.sort_unstable();
-        // Of those that kill their workers one at a time, until it has saved a step.
-        let is_suspect = |run_id: &RunId| self.jobs[run_id].crashes >= SUSPECT_CRASHES;
-        let mut may_be_suspect = !self.held().any(|(row, job)| {
-            job.worker_id == Some(worker) && is_suspect(&row.run.id) && job.crash_step == row.run.step_count
+        // Suspects from the front of their line, as long as there is room for more suspicion.
+        let held = self
+            .held()
+            .filter(|(row, job)| job.worker_id == Some(worker) && job.crash_step == row.run.step_count);
+        let mut carried: i64 = held.map(|(_, job)| suspicion(job.crashes)).sum();
+        due.retain(|(_, run_id)| {
+            let more = suspicion(self.jobs[run_id].crashes);
+            carried += more;
+            more == 0 || carried <= MOST_SUSPICION
         });
-        due.retain(|(_, run_id)| !is_suspect(run_id) || std::mem::take(&mut may_be_suspect));
         due.into_iter().take(limit).map(|(_, run_id)| self.take(worker, run_id)).collect()
     }
 

@@ -11,7 +11,7 @@ use crate::{
     domain::{
         event::{EventData, Segment},
         ids::WorkerId,
-        retry::SUSPECT_CRASHES,
+        retry::{MAX_CRASHES, MOST_SUSPICION, SUSPECT_CRASHES},
         run::Claim,
     },
     store::{Result, StoreError},
@@ -22,21 +22,29 @@ const TRIES: u32 = 5;
 
 /// The rows to take are found in a materialised sub-query: inside the update it would be run again for each row and
 /// take more than the limit. The run's status is looked up row by row, so that the index of pending jobs is walked in
-/// its order and no further than the limit, whatever the planner believes about the size of the backlog. The first
-/// suspect is looked for only when the walk meets one.
+/// its order and no further than the limit, whatever the planner believes about the size of the backlog. The suspects
+/// that may be taken are looked for only when the walk meets one: as many from the front of their line as the suspicion
+/// that the worker carries leaves room for. They have an index of their own, whose condition names the number.
 const CLAIM: &str = concat!(
     "with due as materialized (
         select j.id from jobs j
         where j.worker_id is null and j.kind = 'run' and j.queue = any($2) and j.run_at <= now_ms()
           and (select r.status from runs r where r.workspace_id = j.workspace_id and r.id = j.run_id) = 'pending'
           and exists (select 1 from workers w where w.id = $1 and w.expires_at > now_ms() and not w.draining)
-          and (j.crashes < $4 or j.id = (
-            select s.id from jobs s
-            where s.worker_id is null and s.kind = 'run' and s.queue = any($2) and s.run_at <= now_ms()
-              and s.crashes >= $4 and not exists (
-                select 1 from jobs h join runs r on r.workspace_id = h.workspace_id and r.id = h.run_id
-                where h.worker_id = $1 and h.crashes >= $4 and h.crash_step = r.step_count)
-            order by s.priority desc, s.run_at, s.id limit 1))
+          and (j.crashes < 2 or j.id in (
+            select line.id from (
+                select s.id, sum(case when s.crashes < $5::int then 1 else $4::bigint end)
+                    over (order by s.priority desc, s.run_at, s.id) as suspicion
+                from (
+                    select s.id, s.priority, s.run_at, s.crashes from jobs s
+                    where s.worker_id is null and s.crashes >= 2 and s.kind = 'run' and s.queue = any($2)
+                      and s.run_at <= now_ms()
+                      and (select r.status from runs r where r.workspace_id = s.workspace_id and r.id = s.run_id) = 'pending'
+                    order by s.priority desc, s.run_at, s.id limit $4::bigint) s) line
+            where line.suspicion <= $4::bigint - (
+                select coalesce(sum(case when h.crashes < $5::int then 1 else $4::bigint end), 0)
+                from jobs h join runs r on r.workspace_id = h.workspace_id and r.id = h.run_id
+                where h.worker_id = $1 and h.crashes >= 2 and h.crash_step = r.step_count)))
         order by j.priority desc, j.run_at, j.id limit $3
         for no key update of j skip locked
     ), job as (
@@ -66,6 +74,8 @@ const CLAIM: &str = concat!(
     where fence((select count(*) from run) = (select count(*) from job))"
 );
 
+const _: () = assert!(SUSPECT_CRASHES == 2, "the statement and the index name it");
+
 pub(super) async fn claim(
     store: &SqlStore,
     worker: WorkerId,
@@ -75,8 +85,12 @@ pub(super) async fn claim(
     let mut tries = 0;
     let rows = loop {
         tries += 1;
-        let query =
-            sqlx::query(CLAIM).bind(worker.0).bind(queues).bind(i64::from(limit)).bind(SUSPECT_CRASHES);
+        let query = sqlx::query(CLAIM)
+            .bind(worker.0)
+            .bind(queues)
+            .bind(i64::from(limit))
+            .bind(MOST_SUSPICION)
+            .bind(MAX_CRASHES);
         match query.fetch_all(store.reserved()).await.map_err(StoreError::from) {
             Err(StoreError::LeaseLost) if tries < TRIES => {}
             rows => break rows?,

@@ -10,7 +10,7 @@ use crate::{
     domain::{
         event::{EventData, Segment},
         ids::{Millis, RunId, WorkerId},
-        retry::SUSPECT_CRASHES,
+        retry::{MAX_CRASHES, MOST_SUSPICION},
         run::Claim,
     },
     store::{Result, StoreError},
@@ -30,19 +30,27 @@ pub(super) async fn claim(
         " and (select r.status from runs r where r.workspace_id = j.workspace_id and r.id = j.run_id) = 'pending' \
           and exists (select 1 from workers w where w.id = $1 and w.expires_at > ",
         now!(),
-        " and not w.draining) and (j.crashes < $4 or j.id = (\
-             select s.id from jobs s where s.worker_id is null and s.kind = 'run' \
-               and s.queue in (select value from json_each($2)) and s.run_at <= ",
+        " and not w.draining) and (j.crashes < 2 or j.id in (\
+             select line.id from (\
+                 select s.id, sum(case when s.crashes < $5 then 1 else $4 end) \
+                     over (order by s.priority desc, s.run_at, s.id) as suspicion \
+                 from (\
+                     select s.id, s.priority, s.run_at, s.crashes from jobs s \
+                     where s.worker_id is null and s.crashes >= 2 and s.kind = 'run' \
+                       and s.queue in (select value from json_each($2)) and s.run_at <= ",
         now!(),
-        " and s.crashes >= $4 and not exists (\
-                 select 1 from jobs h join runs r on r.workspace_id = h.workspace_id and r.id = h.run_id \
-                 where h.worker_id = $1 and h.crashes >= $4 and h.crash_step = r.step_count) \
-             order by s.priority desc, s.run_at, s.id limit 1)) order by j.priority desc, j.run_at, j.id limit $3"
+        " and (select r.status from runs r where r.workspace_id = s.workspace_id and r.id = s.run_id) = 'pending' \
+                     order by s.priority desc, s.run_at, s.id limit $4) s) line \
+             where line.suspicion <= $4 - (\
+                 select coalesce(sum(case when h.crashes < $5 then 1 else $4 end), 0) \
+                 from jobs h join runs r on r.workspace_id = h.workspace_id and r.id = h.run_id \
+                 where h.worker_id = $1 and h.crashes >= 2 and h.crash_step = r.step_count))) order by j.priority desc, j.run_at, j.id limit $3"
     ))
     .bind(worker.0)
     .bind(serde_json::to_string(queues).expect("queue names are plain text"))
     .bind(limit)
-    .bind(SUSPECT_CRASHES)
+    .bind(MOST_SUSPICION)
+    .bind(MAX_CRASHES)
     .fetch_all(&mut *tx)
     .await?;
     let mut claims = Vec::with_capacity(due.len());
