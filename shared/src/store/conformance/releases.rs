@@ -13,7 +13,7 @@ use crate::{
         run::{Claim, Ending},
         transition::{Reason, RunStatus},
     },
-    store::{Released, StoreError},
+    store::{NewRun, Released, StoreError, admission::StartAt},
 };
 
 upheld! {
@@ -39,6 +39,8 @@ upheld! {
     sql:
     a_run_that_nobody_can_read_is_counted_until_it_is_given_up,
     an_orphan_that_cannot_be_reaped_keeps_nobody_waiting,
+    runs_that_nobody_can_read_end_like_others_and_are_in_nobodys_way,
+    the_reaper_looks_at_the_jobs_of_the_dead_alone,
     reconcile_closes_what_the_end_of_a_run_left_open,
 }
 
@@ -243,6 +245,70 @@ async fn an_orphan_that_cannot_be_reaped_keeps_nobody_waiting(db: Database) {
     rogue.rollback().await.unwrap();
     assert_eq!(store.reap(3, 9).await.unwrap()[0].run_id, blocked.run.id);
     store.close().await;
+}
+
+async fn runs_that_nobody_can_read_end_like_others_and_are_in_nobodys_way(db: Database) {
+    let acme = db.workspace("acme").await;
+    let spoil = async |run: RunId| {
+        let sql = format!("update runs set limits = '[]' where id = {}", db.id(run.0));
+        db.execute(&sql).await.unwrap();
+    };
+    let ends = async |run: RunId| {
+        let sql =
+            format!("select status || ' ' || coalesce(reason, '') from runs where id = {}", db.id(run.0));
+        db.texts(&sql).await.remove(0)
+    };
+    // Older than the healthy ones, so that each round meets them first.
+    let (orphan, deaf) = (db.held_run(acme).await, db.held_run(acme).await);
+    let (healthy, stopped) = (db.held_run(acme).await, db.held_run(acme).await);
+    for claim in [&deaf, &stopped] {
+        db.store.stop_run(acme, claim.run.id).await.unwrap();
+    }
+    db.execute("update runs set stop_requested_at = 1 where stop_requested_at is not null").await.unwrap();
+    for claim in [&orphan, &healthy] {
+        db.expire(claim.worker_id).await;
+    }
+    let mut due = vec![];
+    for _ in 0..2 {
+        let start = Some(StartAt::In(3_600_000));
+        due.push(db.store.admit(NewRun { start, ..new_run(acme, None) }).await.unwrap().run.id);
+    }
+    db.execute("update runs set run_at = 1 where status = 'scheduled'").await.unwrap();
+    for run in [orphan.run.id, deaf.run.id, due[0]] {
+        spoil(run).await;
+    }
+    assert_eq!(db.store.promote_due(9).await.unwrap().len(), 2);
+    assert_eq!(db.store.carry_out_stops(9).await.unwrap().len(), 2);
+    assert_eq!(db.store.reap(3, 9).await.unwrap().len(), 2);
+    assert_eq!(ends(deaf.run.id).await, "aborted stop");
+    assert_eq!(ends(stopped.run.id).await, "aborted stop");
+    assert_eq!(ends(orphan.run.id).await, "pending ");
+    assert_eq!(ends(healthy.run.id).await, "pending ");
+    assert_eq!(ends(due[0]).await, "pending ");
+}
+
+async fn the_reaper_looks_at_the_jobs_of_the_dead_alone(db: Database) {
+    let acme = db.workspace("acme").await;
+    let mut held = vec![];
+    for _ in 0..4 {
+        held.push(db.held_run(acme).await);
+    }
+    // One dead with a row, one whose row is gone, and the first and last owner in the order of ids live.
+    held.sort_by_key(|claim| claim.worker_id);
+    db.expire(held[1].worker_id).await;
+    db.execute(&format!("delete from workers where id = {}", db.id(held[2].worker_id.0))).await.unwrap();
+    let released = db.store.reap(3, 9).await.unwrap();
+    let mut found: Vec<_> = released.iter().map(|one| one.run_id).collect();
+    found.sort_unstable();
+    let mut dead = vec![held[1].run.id, held[2].run.id];
+    dead.sort_unstable();
+    assert_eq!(found, dead);
+    assert!(db.store.reap(3, 9).await.unwrap().is_empty());
+    for claim in [&held[0], &held[3]] {
+        db.expire(claim.worker_id).await;
+    }
+    assert_eq!(db.store.reap(3, 1).await.unwrap().len(), 1);
+    assert_eq!(db.store.reap(3, 9).await.unwrap().len(), 1);
 }
 
 async fn a_run_that_is_held_unknowingly_is_given_back(db: Database) {
