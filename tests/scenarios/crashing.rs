@@ -3,7 +3,7 @@
 use std::time::{Duration, Instant};
 
 use longhaul_tests::client::Submitted;
-use longhaul_tests::story::marks_of;
+use longhaul_tests::story::{Event, marks_of};
 use longhaul_tests::{At, Bus, End, Gate, Script, Setup, Tail, Turn, Way, World};
 use serde_json::json;
 
@@ -22,6 +22,7 @@ on_postgres!(
     a_frozen_worker_that_wakes_up_changes_nothing,
     a_worker_without_its_database_shows_nothing_that_it_cannot_keep_and_lets_go_in_time,
     a_worker_whose_database_connections_break_off_goes_on_by_itself,
+    a_worker_whose_database_connections_fall_silent_for_ever_goes_on_with_others,
     a_worker_whose_first_database_connection_breaks_off_anywhere_starts_all_the_same,
 );
 on_sqlite!(
@@ -328,6 +329,27 @@ async fn a_worker_without_its_database_shows_nothing_that_it_cannot_keep_and_let
     assert!(calls[1].end.unwrap().0 < calls[2].begin, "two workers were at it at once");
     world.workers[0].says("the lease is lost").await;
     cable.pass();
+    world.finish().await;
+}
+
+async fn a_worker_whose_database_connections_fall_silent_for_ever_goes_on_with_others(setup: Setup) {
+    let mut world = World::start(setup.short_lease().workers(0)).await;
+    let cable = world.start_worker_on_a_cable().await;
+    let (submitted, tail, gate) = run_that_stands_in_its_second_step(&world).await;
+    cable.forget();
+    gate.open();
+    tail.ended().await;
+    assert_eq!(world.client().ended(&submitted.run_id).await.outcome(), "succeeded done");
+    assert_eq!(world.tools.effects("order 7"), 1);
+    // New runs are claimed, stops are heard, and nobody waits for what will never be answered.
+    gate.close();
+    let again = world.client().submit("helper", "Once more.").await;
+    let is_claimed = |events: &[Event]| events.iter().any(|event| event.kind == "run.claimed");
+    world.tail(&again.run_id).until("it is claimed", is_claimed).await;
+    world.client().stop(&again.run_id, 0).await;
+    assert_eq!(world.client().ended(&again.run_id).await.outcome(), "aborted stop");
+    world.workers[0].terminate();
+    assert_eq!(world.workers[0].ended().await.code(), Some(0));
     world.finish().await;
 }
 

@@ -70,7 +70,36 @@ impl Standing {
     }
 }
 
+/// Says when a worker has heard another one, from when on it may take it for dead.
+const TALKATIVE: &str = "info,longhaul_worker=debug";
+
+/// The id under which the process holds its lease.
+fn worker_id(output: &str) -> Option<&str> {
+    let line = output.lines().rfind(|line| line.contains("the worker holds a lease"))?;
+    let (_, id) = line.split_once("\"worker.id\":\"")?;
+    id.split('"').next()
+}
+
+/// Waits until each worker process has heard all others.
+async fn all_are_heard(world: &World) {
+    let begun = Instant::now();
+    loop {
+        let outputs: Vec<_> = world.workers.iter().map(longhaul_tests::world::Server::output).collect();
+        let ids: Vec<_> = outputs.iter().filter_map(|output| worker_id(output)).collect();
+        let has_heard = |output: &str, id: &str| {
+            let heard = |line: &str| line.contains("heard another worker") && line.contains(id);
+            worker_id(output) == Some(id) || output.lines().any(heard)
+        };
+        if outputs.iter().all(|output| ids.iter().all(|id| has_heard(output, id))) {
+            return;
+        }
+        assert!(begun.elapsed() < Duration::from_secs(30), "{}", world.outputs());
+        sleep(Duration::from_millis(50)).await;
+    }
+}
+
 fn with_agents(setup: Setup, count: usize) -> Setup {
+    let setup = setup.env("LONGHAUL_LOG_LEVEL", TALKATIVE);
     (0..count).fold(setup, |setup, n| setup.agent(&format!("a{n}"), &format!("a{n}")))
 }
 
@@ -81,6 +110,7 @@ async fn kill_owners(setup: Setup, times: usize) {
     for number in 0..times {
         let run = Standing::start(&world, number).await;
         let owner = run.owner(&world).await;
+        all_are_heard(&world).await;
         world.workers[owner].kill();
         let killed = Instant::now();
         run.is_claimed_again().await;
@@ -126,6 +156,7 @@ async fn owners_that_are_killed_together_are_all_found_dead(setup: Setup) {
             orphans.push(run);
         }
     }
+    all_are_heard(&world).await;
     assert!(orphans.len() >= 9, "four of five hold at least nine of twelve runs");
     world.workers[..4].iter_mut().for_each(longhaul_tests::world::Server::kill);
     let killed = Instant::now();
@@ -144,6 +175,7 @@ async fn a_frozen_owner_keeps_its_run_until_its_lease_ends(setup: Setup) {
     let mut world = World::start(with_agents(setup.short_lease(), 1)).await;
     let run = Standing::start(&world, 0).await;
     world.start_worker().await;
+    all_are_heard(&world).await;
     world.workers[0].freeze();
     run.is_claimed_again().await;
     let other = world.workers[1].output();
@@ -223,6 +255,7 @@ async fn an_address_that_answers_as_something_else_proves_nothing(setup: Setup) 
     let mut world = World::start(with_agents(setup.short_lease(), 1)).await;
     let run = Standing::start(&world, 0).await;
     world.start_worker().await;
+    all_are_heard(&world).await;
     answer_in_its_place(&mut world, "HTTP/1.1 400 Bad Request\r\n\r\n").await;
     run.is_claimed_again().await;
     let other = world.workers[1].output();
@@ -235,6 +268,7 @@ async fn an_address_that_answers_as_another_worker_proves_the_death(setup: Setup
     let mut world = World::start(with_agents(setup, 1)).await;
     let run = Standing::start(&world, 0).await;
     world.start_worker().await;
+    all_are_heard(&world).await;
     answer_in_its_place(&mut world, "longhaul-worker 01a1f8d6-ef47-739c-99ba-84126cceb7fb\n").await;
     let killed = Instant::now();
     run.is_claimed_again().await;

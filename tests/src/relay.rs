@@ -40,9 +40,12 @@ struct Cable {
     fuse: Option<(Way, usize)>,
     /// Rises with each cut; a connection that began under a lower number is over.
     cuts: usize,
+    /// A connection that began before the one of this number is silent for ever.
+    silent_before: usize,
 }
 
-const WHOLE: Cable = Cable { refusing: false, frozen: None, latency: Duration::ZERO, fuse: None, cuts: 0 };
+const WHOLE: Cable =
+    Cable { refusing: false, frozen: None, latency: Duration::ZERO, fuse: None, cuts: 0, silent_before: 0 };
 
 /// A relay on a free loopback port. Its connections end with it.
 #[derive(Debug)]
@@ -88,7 +91,9 @@ impl Relay {
 
     /// Everything passes at once again; what was held goes on its way.
     pub fn pass(&self) {
-        self.cable.send_modify(|cable| *cable = Cable { cuts: cable.cuts, ..WHOLE });
+        self.cable.send_modify(|cable| {
+            *cable = Cable { cuts: cable.cuts, silent_before: cable.silent_before, ..WHOLE }
+        });
     }
 
     /// Resets each new connection; those that exist live on.
@@ -110,6 +115,12 @@ impl Relay {
     /// Silence: connections live and are accepted, but nothing travels that way.
     pub fn freeze(&self, way: Way) {
         self.cable.send_modify(|cable| cable.frozen = Some(way));
+    }
+
+    /// Silence without an end for the connections that exist, as if the other host had gone; new ones pass.
+    pub fn forget(&self) {
+        let next = self.connections();
+        self.cable.send_modify(|cable| cable.silent_before = next);
     }
 
     /// Everything takes this much longer, in each direction.
@@ -147,11 +158,11 @@ async fn accept(
     loop {
         tokio::select! {
             Ok((client, _)) = listener.accept() => {
-                accepted.fetch_add(1, Ordering::Relaxed);
+                let number = accepted.fetch_add(1, Ordering::Relaxed);
                 if cable.borrow().refusing {
                     reset(&client);
                 } else {
-                    connections.spawn(connect(client, target, cable.clone()));
+                    connections.spawn(connect(client, target, number, cable.clone()));
                 }
             }
             Some(_) = connections.join_next() => {}
@@ -159,7 +170,7 @@ async fn accept(
     }
 }
 
-async fn connect(mut client: TcpStream, target: SocketAddr, cable: watch::Sender<Cable>) {
+async fn connect(mut client: TcpStream, target: SocketAddr, number: usize, cable: watch::Sender<Cable>) {
     let begun_under = cable.borrow().cuts;
     let mut is_cut = cable.subscribe();
     // Cannot fail while we hold a sender ourselves.
@@ -177,8 +188,8 @@ async fn connect(mut client: TcpStream, target: SocketAddr, cable: watch::Sender
         // Borrowed halves: owned ones say goodbye when they are dropped, and a cut cable does not.
         let (from_client, to_client) = client.split();
         let (from_server, to_server) = server.split();
-        let up = Pump { from: from_client, to: to_server, way: Way::Up, cable: &cable };
-        let down = Pump { from: from_server, to: to_client, way: Way::Down, cable: &cable };
+        let up = Pump { from: from_client, to: to_server, way: Way::Up, number, cable: &cable };
+        let down = Pump { from: from_server, to: to_client, way: Way::Down, number, cable: &cable };
         tokio::select! {
             () = &mut is_cut => Err(io::ErrorKind::ConnectionReset.into()),
             ended = async { tokio::try_join!(up.run(), down.run()) } => ended.map(drop),
@@ -196,6 +207,7 @@ struct Pump<'a> {
     from: ReadHalf<'a>,
     to: WriteHalf<'a>,
     way: Way,
+    number: usize,
     cable: &'a watch::Sender<Cable>,
 }
 
@@ -209,7 +221,9 @@ impl Pump<'_> {
             if !latency.is_zero() {
                 tokio::time::sleep(latency).await;
             }
-            let thawed = |cable: &Cable| !cable.frozen.is_some_and(|way| way.has(self.way));
+            let thawed = |cable: &Cable| {
+                self.number >= cable.silent_before && !cable.frozen.is_some_and(|way| way.has(self.way))
+            };
             cable.wait_for(thawed).await.map_err(io::Error::other)?;
             if read == 0 {
                 return self.to.shutdown().await;

@@ -17,13 +17,13 @@ use longhaul_shared::{
     failpoint::{Point, hit},
     jitter::jitter,
     queue::Holdings,
-    store::{NewWorker, SharedStore, StoreError, Workers},
+    store::{NewWorker, SharedStore, StoreError, Workers, bounded},
     telemetry::metrics::{self, LeaseLoss},
 };
 use tokio::{
     sync::broadcast::error::RecvError,
     task::JoinSet,
-    time::{Instant, sleep, sleep_until, timeout},
+    time::{Instant, sleep, sleep_until},
 };
 use tokio_util::sync::CancellationToken;
 
@@ -85,10 +85,9 @@ impl Lease {
     /// keeps nobody from registering anew.
     async fn retire(&self, worker_id: WorkerId) {
         let store = Arc::clone(&self.store);
-        let retiring = tokio::spawn(async move { store.retire_worker(worker_id).await });
-        match timeout(RETIRE_LIMIT, retiring).await {
-            Ok(Ok(Ok(()))) => {}
-            outcome => tracing::warn!(?outcome, "cannot retire the lease; it runs out by itself"),
+        let retiring = async move { store.retire_worker(worker_id).await };
+        if let Err(error) = bounded(RETIRE_LIMIT, retiring).await {
+            tracing::warn!(%error, "cannot retire the lease; it runs out by itself");
         }
     }
 
@@ -114,10 +113,12 @@ impl Lease {
                 presence: self.listener.as_ref().map(|listener| listener.presence().clone()),
             };
             let since = Instant::now();
-            match self.store.register_worker(&worker).await {
+            let store = Arc::clone(&self.store);
+            let registering = async move { store.register_worker(&worker).await };
+            match bounded(self.lease, registering).await {
                 Ok(()) => {
-                    tracing::info!(worker.id = %worker.id, slots = self.slots, "the worker holds a lease");
-                    return Some((worker.id, since));
+                    tracing::info!(worker.id = %id, slots = self.slots, "the worker holds a lease");
+                    return Some((id, since));
                 }
                 Err(error) => {
                     failures += 1;
@@ -201,7 +202,9 @@ pub async fn disown_strangers(
         }
         let Some(worker_id) = holdings.worker_id() else { continue };
         let known = holdings.held();
-        let held = match store.held_by(worker_id).await {
+        let asked = Arc::clone(&store);
+        let held = async move { asked.held_by(worker_id).await };
+        let held = match bounded(store.patience(), held).await {
             Ok(held) => held,
             Err(error) => {
                 tracing::warn!(%error, "cannot list what this worker holds");
@@ -215,7 +218,9 @@ pub async fn disown_strangers(
         }
         let strangers: Vec<_> = held.into_iter().filter(|(_, run_id)| !holdings.holds(*run_id)).collect();
         for (workspace, run_id) in strangers.iter().filter(|(_, run_id)| seen.contains(run_id)) {
-            match store.disown(worker_id, *workspace, *run_id).await {
+            let (disowning, workspace, run_id) = (Arc::clone(&store), *workspace, *run_id);
+            let disowned = async move { disowning.disown(worker_id, workspace, run_id).await };
+            match bounded(store.patience(), disowned).await {
                 Ok(Some(released)) => {
                     tracing::warn!(run.id = %run_id, "gives back a run whose claim it never heard of");
                     announce(&*bus, released.segments, released.wake);
@@ -244,7 +249,8 @@ pub async fn deliver_stops(
             () = signalled(&mut signals, &holdings) => {}
         }
         let Some(worker_id) = holdings.worker_id().filter(|_| !holdings.is_empty()) else { continue };
-        match store.stop_requests(worker_id).await {
+        let asked = Arc::clone(&store);
+        match bounded(store.patience(), async move { asked.stop_requests(worker_id).await }).await {
             Ok(stops) => holdings.deliver_stops(&stops),
             Err(error) => tracing::warn!(%error, "cannot look for stops"),
         }

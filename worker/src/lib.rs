@@ -36,7 +36,7 @@ use longhaul_shared::{
         claim::Claimer,
     },
     shutdown::Shutdown,
-    store::SharedStore,
+    store::{SharedStore, StoreError, bounded},
     telemetry::metrics,
 };
 use tokio::{
@@ -292,10 +292,16 @@ async fn cut_drain(shutdown: Shutdown, drain_timeout: Duration, hard_stop: Cance
 /// Claims that were made in the moment of the stop.
 async fn hand_back_unbegun(store: &SharedStore, bus: &dyn Bus, unbegun: &Unbegun) {
     while let Some(leased) = unbegun.pop() {
-        let claim = &leased.claim;
-        match store.hand_back(claim, claim.last_seq, ReleaseReason::HandBack, 0).await {
+        let (handing, claim) = (Arc::clone(store), leased.claim.clone());
+        let (run_id, last_seq) = (claim.run.id, claim.last_seq);
+        let hand_back = async move { handing.hand_back(&claim, last_seq, ReleaseReason::HandBack, 0).await };
+        match bounded(LAST_COMMITS, hand_back).await {
             Ok(released) => announce(bus, released.segments, released.wake),
-            Err(error) => tracing::warn!(%error, run.id = %claim.run.id, "cannot hand a run back"),
+            Err(error @ StoreError::TimedOut) => {
+                tracing::warn!(%error, "runs that were not begun are left to the reaper");
+                return;
+            }
+            Err(error) => tracing::warn!(%error, run.id = %run_id, "cannot hand a run back"),
         }
     }
 }

@@ -11,7 +11,7 @@ use longhaul_shared::{
     domain::retry::MAX_CRASHES,
     failpoint::{Point, hit_if},
     jitter::jitter,
-    store::{Released, SharedStore, StoreError},
+    store::{Released, SharedStore, StoreError, bounded},
     telemetry::metrics::{self, Proof},
 };
 use tokio::time::{Instant, sleep};
@@ -27,11 +27,23 @@ const BATCH: u32 = 100;
 pub async fn reap(store: SharedStore, bus: Arc<dyn Bus>, stop: CancellationToken) {
     let mut reconciled: Option<Instant> = None;
     loop {
-        round(&store, &*bus).await;
+        let patience = store.patience();
+        let (reaping, telling) = (Arc::clone(&store), Arc::clone(&bus));
+        let round = async move {
+            round(&reaping, &*telling).await;
+            Ok(())
+        };
+        if let Err(error) = bounded(patience, round).await {
+            tracing::warn!(%error, "does not wait for a round of reaping");
+        }
         if reconciled.is_none_or(|at| at.elapsed() >= RECONCILE_PERIOD) {
             reconciled = Some(Instant::now());
-            reconcile(&store).await;
-            if let Err(error) = store.prune().await {
+            let repairing = Arc::clone(&store);
+            let repair = async move {
+                reconcile(&repairing).await;
+                repairing.prune().await
+            };
+            if let Err(error) = bounded(patience, repair).await {
                 tracing::warn!(%error, "cannot prune");
             }
         }

@@ -24,9 +24,13 @@ impl Backoff {
 /// With so many attempts in a row that broke or lost their worker, without a saved step between them, a run is given up.
 pub const MAX_CRASHES: i32 = 3;
 
-/// From so many on a run is a suspect: a worker holds one such run at a time, so that the one which kills its workers
-/// is not the undoing of those that merely were there.
-pub const SUSPECT_CRASHES: i32 = 2;
+/// With so many a run is at its last chance until it has saved a step: a worker begins one such run at a time, so that
+/// the one which kills its workers is not the undoing of those that merely were there.
+pub const LAST_CHANCE: i32 = MAX_CRASHES - 1;
+
+/// How long such a run keeps others like it from its worker. What kills its worker does so early, and the many that only
+/// were there when others did are not to wait for each other's steps.
+pub const PROBATION_MS: i64 = 3_000;
 
 /// The delay before a job that killed its worker is tried again: none after the first crash, which may have been the
 /// worker's own.

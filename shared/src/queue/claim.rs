@@ -16,7 +16,7 @@ use crate::{
     bus::{Bus, Signal},
     domain::{ids::WorkerId, retry::Backoff},
     jitter::jitter,
-    store::{SharedStore, StoreError},
+    store::{SharedStore, StoreError, bounded},
 };
 
 /// The most that one query claims: a batch is one transaction.
@@ -101,7 +101,9 @@ impl Claimer {
         mut permits: Vec<OwnedSemaphorePermit>,
         ready: &Ready,
     ) -> Result<usize, StoreError> {
-        let claims = self.store.claim(worker_id, &self.queues, permits.len() as u32).await?;
+        let (store, queues, limit) = (Arc::clone(&self.store), self.queues.clone(), permits.len() as u32);
+        let claims = async move { store.claim(worker_id, &queues, limit).await };
+        let claims = bounded(self.store.patience(), claims).await?;
         let claimed = claims.len();
         for (claim, segment) in claims {
             let Some(permit) = permits.pop() else { break };

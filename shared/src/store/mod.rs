@@ -7,6 +7,7 @@
 //! sorted by id. Whoever takes or frees a chat's slot first locks the chat's row.
 
 pub mod admission;
+mod bounded;
 mod error;
 #[cfg(any(test, feature = "memory"))]
 pub mod memory;
@@ -17,7 +18,7 @@ pub mod sqlite;
 #[cfg(test)]
 mod conformance;
 
-use std::{fmt, net::SocketAddr, str::FromStr, sync::Arc};
+use std::{fmt, net::SocketAddr, str::FromStr, sync::Arc, time::Duration};
 
 use async_trait::async_trait;
 use serde_json::Value;
@@ -34,6 +35,7 @@ use crate::domain::{
 };
 
 pub use admission::{AdmitError, Admitted, IfBusy, KeyName, NewRun};
+pub use bounded::bounded;
 pub use error::StoreError;
 pub use page::{Listed, Page};
 
@@ -101,7 +103,11 @@ pub trait Workspaces: Send + Sync {
     async fn server_version(&self) -> Result<String>;
     /// `postgres` or `sqlite`.
     fn kind(&self) -> &'static str;
-    /// Waits for what is under way and closes all connections.
+    /// For how long an answer is worth waiting for: longer than the database itself lets anything last.
+    fn patience(&self) -> Duration {
+        Duration::from_secs(12)
+    }
+    /// Waits a moment for what is under way and closes all connections.
     async fn close(&self);
 
     /// The workspace of that name, made if it is missing.
@@ -339,7 +345,7 @@ pub struct Released {
 pub trait Jobs: Send + Sync {
     /// Takes up to `limit` due jobs for a worker whose lease is alive: job to worker, epoch + 1, run to running,
     /// `run.claimed` appended. Highest priority first, then oldest. Of runs whose last attempts all crashed a worker
-    /// holds one at a time, until it has saved a step.
+    /// holds few at a time until they have saved a step, and one at its last chance holds it alone among them.
     async fn claim(&self, worker: WorkerId, queues: &[String], limit: u32) -> Result<Vec<(Claim, Segment)>>;
     /// The holder gives a run back: it is pending again, due after `delay_ms`. Not counted as a crash unless
     /// `reason` is `broken`; too many of those end the run. `last_seq` is the last event that the holder appended. A run whose stop is requested ends

@@ -10,7 +10,7 @@ use longhaul_shared::{
     domain::{
         event::{EventData, ReleaseReason},
         ids::{ChatId, Epoch, RunId, Seq, WorkerId},
-        retry::SUSPECT_CRASHES,
+        retry::{LAST_CHANCE, PROBATION_MS},
         step::Step,
         tool::{CallState, Effect},
         transition::{Reason, RunStatus},
@@ -81,7 +81,7 @@ impl World {
                     *why = format!("run{place}{why} (by {name} of p{process})");
                 }
             }
-            check_suspects(rows, &mut found);
+            check_last_chances(rows, &mut found);
             for worker in self.proven_dead.iter().filter(|worker| rows.is_alive(**worker)) {
                 found.push(format!("the lease of {worker}, which was proven dead, is alive"));
             }
@@ -191,16 +191,17 @@ impl Known {
     }
 }
 
-/// Of the runs that may have killed their workers a worker holds one at a time.
-fn check_suspects(rows: &State, found: &mut Vec<String>) {
-    let mut holders: Vec<WorkerId> = vec![];
-    for (run_id, job) in rows.jobs.iter().filter(|(_, job)| job.crashes >= SUSPECT_CRASHES) {
-        let is_suspect = rows.runs.get(run_id).is_some_and(|row| row.run.step_count == job.crash_step);
-        if let Some(holder) = job.worker_id.filter(|_| is_suspect) {
-            if holders.contains(&holder) {
-                found.push(format!("{holder} holds two runs that may have killed their workers"));
-            }
-            holders.push(holder);
+/// Of the runs at their last chance a worker begins one at a time.
+fn check_last_chances(rows: &State, found: &mut Vec<String>) {
+    let mut on_probation: BTreeMap<WorkerId, u32> = BTreeMap::new();
+    for (run_id, job) in rows.jobs.iter().filter(|(_, job)| job.crashes >= LAST_CHANCE) {
+        let has_no_step = rows.runs.get(run_id).is_some_and(|row| row.run.step_count == job.crash_step);
+        let is_young = job.claimed_at.is_some_and(|at| at > rows.now - PROBATION_MS);
+        if let Some(holder) = job.worker_id.filter(|_| has_no_step && is_young) {
+            *on_probation.entry(holder).or_default() += 1;
         }
+    }
+    for (holder, _) in on_probation.iter().filter(|(_, runs)| **runs > 1) {
+        found.push(format!("{holder} holds several runs that may have killed their workers"));
     }
 }

@@ -11,7 +11,7 @@ use longhaul_shared::{
         event::{ReleaseReason, Segment},
         ids::{ChatId, KeyId, MessageId, Millis, RunId, Seq, WorkerId, WorkspaceId},
         message::Message,
-        retry::SUSPECT_CRASHES,
+        retry::LAST_CHANCE,
         run::{BlockedBy, Claim, Run},
         tool::{LateResult, ToolCall},
     },
@@ -332,7 +332,7 @@ impl Jobs for Connection {
             let claims = at_once(store.claim(worker, &queues, limit));
             let is_full = claims.as_ref().map_or(0, Vec::len) == limit as usize;
             let (taken, left) = store.rows(|rows| {
-                let suspects = || rows.jobs.iter().filter(|(_, job)| job.crashes >= SUSPECT_CRASHES);
+                let suspects = || rows.jobs.iter().filter(|(_, job)| job.crashes >= LAST_CHANCE);
                 let is_taken = |run: &RunId| claims.iter().flatten().any(|(claim, _)| claim.run.id == *run);
                 let taken = suspects().filter(|(run, _)| is_taken(run)).count();
                 let due = suspects().filter(|(_, job)| job.worker_id.is_none() && job.run_at <= rows.now);

@@ -84,6 +84,7 @@ const CRIMES: &[(&str, fn(&mut State))] = &[
                 attempts: 0,
                 crashes: 0,
                 crash_step: 0,
+                claimed_at: None,
             },
         );
     }),

@@ -17,7 +17,7 @@ use longhaul_shared::{
     domain::ids::WorkerId,
     jitter::jitter,
     queue::Holdings,
-    store::{Evidence, Peer, SharedStore, StoreError},
+    store::{Evidence, Peer, SharedStore, StoreError, bounded},
     telemetry::metrics::Proof,
 };
 use tokio::time::sleep;
@@ -64,7 +64,8 @@ impl Watch {
     /// One look at each neighbour; whether one of them was dead, so that there are others now.
     async fn round(&self, heard: &Mutex<HashSet<WorkerId>>) -> Result<bool, StoreError> {
         let Some(own) = self.holdings.worker_id() else { return Ok(false) };
-        let peers = self.store.live_peers().await?;
+        let store = Arc::clone(&self.store);
+        let peers = bounded(self.store.patience(), async move { store.live_peers().await }).await?;
         let mut neighbours = neighbours(peers, own, self.place.as_deref());
         let mut strangers = neighbours.split_off(NEIGHBOURS.min(neighbours.len()));
         {
@@ -106,13 +107,17 @@ impl Watch {
     }
 
     async fn take_over(&self, peer: WorkerId, evidence: Evidence) -> Result<bool, StoreError> {
-        if self.store.expire_worker(peer, evidence).await? {
-            tracing::warn!(worker.id = %peer, "a worker's process is gone; its lease is ended");
-        } else if evidence == Evidence::Suspicion {
-            return Ok(false);
-        }
-        reaper::take_over(&self.store, &*self.bus, Proof::Presence).await?;
-        Ok(true)
+        let (store, bus) = (Arc::clone(&self.store), Arc::clone(&self.bus));
+        bounded(self.store.patience(), async move {
+            if store.expire_worker(peer, evidence).await? {
+                tracing::warn!(worker.id = %peer, "a worker's process is gone; its lease is ended");
+            } else if evidence == Evidence::Suspicion {
+                return Ok(false);
+            }
+            reaper::take_over(&store, &*bus, Proof::Presence).await?;
+            Ok(true)
+        })
+        .await
     }
 }
 

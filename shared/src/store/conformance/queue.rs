@@ -198,11 +198,17 @@ async fn a_claim_keeps_to_its_limit_under_any_plan(db: Database) {
             let claims = store.claim(worker, &[QUEUE.to_owned()], limit).await.unwrap();
             assert_eq!(claims.len(), limit as usize);
         }
+        // Nor does it take more runs at their last chance than it may, however many there are.
+        db.execute("update jobs set crashes = 2 where worker_id is null").await.unwrap();
+        for (limit, taken) in [(3, 1), (9, 0)] {
+            let claims = store.claim(worker, &[QUEUE.to_owned()], limit).await.unwrap();
+            assert_eq!(claims.len(), taken);
+        }
         store.close().await;
     } else {
-        assert_eq!(claimed(&db, worker, QUEUE, 6).await.len(), 6);
+        assert_eq!(claimed(&db, worker, QUEUE, 7).await.len(), 7);
     }
-    assert_eq!(db.store.held_by(worker).await.unwrap().len(), 6);
+    assert_eq!(db.store.held_by(worker).await.unwrap().len(), 7);
 }
 
 async fn a_job_that_somebody_locks_keeps_no_claimer_waiting(db: Database) {

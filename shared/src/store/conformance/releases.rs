@@ -8,11 +8,12 @@ use super::{
 use crate::{
     domain::{
         event::{EventData, ReleaseReason},
-        ids::WorkerId,
+        ids::{RunId, WorkerId, WorkspaceId},
+        retry::{LAST_CHANCE, MAX_CRASHES, PROBATION_MS},
         run::{Claim, Ending},
         transition::{Reason, RunStatus},
     },
-    store::{Released, StoreError},
+    store::{NewRun, Released, StoreError, admission::StartAt},
 };
 
 upheld! {
@@ -32,10 +33,13 @@ upheld! {
     reconcile_finds_nothing_in_a_healthy_database,
     reconcile_gives_active_runs_their_jobs_back,
     reconcile_frees_runs_whose_holder_is_contradictory,
-    a_worker_holds_one_suspect_at_a_time;
+    a_worker_begins_one_run_at_its_last_chance_at_a_time,
+    a_poison_is_given_up_and_takes_nobody_with_it;
     sql:
     a_run_that_nobody_can_read_is_counted_until_it_is_given_up,
     an_orphan_that_cannot_be_reaped_keeps_nobody_waiting,
+    runs_that_nobody_can_read_end_like_others_and_are_in_nobodys_way,
+    the_reaper_looks_at_the_jobs_of_the_dead_alone,
     reconcile_closes_what_the_end_of_a_run_left_open,
 }
 
@@ -242,6 +246,70 @@ async fn an_orphan_that_cannot_be_reaped_keeps_nobody_waiting(db: Database) {
     store.close().await;
 }
 
+async fn runs_that_nobody_can_read_end_like_others_and_are_in_nobodys_way(db: Database) {
+    let acme = db.workspace("acme").await;
+    let spoil = async |run: RunId| {
+        let sql = format!("update runs set limits = '[]' where id = {}", db.id(run.0));
+        db.execute(&sql).await.unwrap();
+    };
+    let ends = async |run: RunId| {
+        let sql =
+            format!("select status || ' ' || coalesce(reason, '') from runs where id = {}", db.id(run.0));
+        db.texts(&sql).await.remove(0)
+    };
+    // Older than the healthy ones, so that each round meets them first.
+    let (orphan, deaf) = (db.held_run(acme).await, db.held_run(acme).await);
+    let (healthy, stopped) = (db.held_run(acme).await, db.held_run(acme).await);
+    for claim in [&deaf, &stopped] {
+        db.store.stop_run(acme, claim.run.id).await.unwrap();
+    }
+    db.execute("update runs set stop_requested_at = 1 where stop_requested_at is not null").await.unwrap();
+    for claim in [&orphan, &healthy] {
+        db.expire(claim.worker_id).await;
+    }
+    let mut due = vec![];
+    for _ in 0..2 {
+        let start = Some(StartAt::In(3_600_000));
+        due.push(db.store.admit(NewRun { start, ..new_run(acme, None) }).await.unwrap().run.id);
+    }
+    db.execute("update runs set run_at = 1 where status = 'scheduled'").await.unwrap();
+    for run in [orphan.run.id, deaf.run.id, due[0]] {
+        spoil(run).await;
+    }
+    assert_eq!(db.store.promote_due(9).await.unwrap().len(), 2);
+    assert_eq!(db.store.carry_out_stops(9).await.unwrap().len(), 2);
+    assert_eq!(db.store.reap(3, 9).await.unwrap().len(), 2);
+    assert_eq!(ends(deaf.run.id).await, "aborted stop");
+    assert_eq!(ends(stopped.run.id).await, "aborted stop");
+    assert_eq!(ends(orphan.run.id).await, "pending ");
+    assert_eq!(ends(healthy.run.id).await, "pending ");
+    assert_eq!(ends(due[0]).await, "pending ");
+}
+
+async fn the_reaper_looks_at_the_jobs_of_the_dead_alone(db: Database) {
+    let acme = db.workspace("acme").await;
+    let mut held = vec![];
+    for _ in 0..4 {
+        held.push(db.held_run(acme).await);
+    }
+    // One dead with a row, one whose row is gone, and the first and last owner in the order of ids live.
+    held.sort_by_key(|claim| claim.worker_id);
+    db.expire(held[1].worker_id).await;
+    db.execute(&format!("delete from workers where id = {}", db.id(held[2].worker_id.0))).await.unwrap();
+    let released = db.store.reap(3, 9).await.unwrap();
+    let mut found: Vec<_> = released.iter().map(|one| one.run_id).collect();
+    found.sort_unstable();
+    let mut dead = vec![held[1].run.id, held[2].run.id];
+    dead.sort_unstable();
+    assert_eq!(found, dead);
+    assert!(db.store.reap(3, 9).await.unwrap().is_empty());
+    for claim in [&held[0], &held[3]] {
+        db.expire(claim.worker_id).await;
+    }
+    assert_eq!(db.store.reap(3, 1).await.unwrap().len(), 1);
+    assert_eq!(db.store.reap(3, 9).await.unwrap().len(), 1);
+}
+
 async fn a_run_that_is_held_unknowingly_is_given_back(db: Database) {
     let acme = db.workspace("acme").await;
     let claim = db.held_run(acme).await;
@@ -373,45 +441,98 @@ async fn reconcile_frees_runs_whose_holder_is_contradictory(db: Database) {
     assert_eq!(claims.len(), 4);
 }
 
-async fn a_worker_holds_one_suspect_at_a_time(db: Database) {
+/// So many runs that have one crash left, due now.
+async fn at_last_chance(db: &Database, workspace: WorkspaceId, count: usize) -> Vec<RunId> {
+    let mut runs = vec![];
+    for _ in 0..count {
+        let run = db.store.admit(new_run(workspace, None)).await.unwrap().run.id;
+        let sql = format!("update jobs set crashes = {LAST_CHANCE} where run_id = {}", db.id(run.0));
+        db.edit(&sql, |rows| rows.jobs.get_mut(&run).unwrap().crashes = LAST_CHANCE).await;
+        runs.push(run);
+    }
+    runs
+}
+
+async fn claims(db: &Database, worker: WorkerId) -> Vec<Claim> {
+    let claims = db.store.claim(worker, &["default".to_owned()], 99).await.unwrap();
+    claims.into_iter().map(|(claim, _)| claim).collect()
+}
+
+async fn a_worker_begins_one_run_at_its_last_chance_at_a_time(db: Database) {
     let acme = db.workspace("acme").await;
-    let queues = ["default".to_owned()];
-    for _ in 0..3 {
-        db.store.admit(new_run(acme, None)).await.unwrap();
-    }
-    for _ in 0..2 {
-        let claims = db.store.claim(db.worker(9).await, &queues, 9).await.unwrap();
-        assert_eq!(claims.len(), 3, "one crash says nothing yet");
-        db.store.retire_all_workers().await.unwrap();
-        assert_eq!(db.store.reap(3, 9).await.unwrap().len(), 3);
-        db.make_due().await;
-    }
-    // Another run is in nobody's way, and nobody in its.
-    let fresh = db.store.admit(new_run(acme, None)).await.unwrap().run;
-    let (one, two) = (db.worker(9).await, db.worker(9).await);
-    let claims = db.store.claim(one, &queues, 9).await.unwrap();
-    let (suspects, others): (Vec<_>, Vec<_>) =
-        claims.into_iter().map(|(claim, _)| claim).partition(|claim| claim.run.id != fresh.id);
-    assert_eq!((suspects.len(), others.len()), (1, 1));
-    assert!(db.store.claim(one, &queues, 9).await.unwrap().is_empty());
-    let claims = db.store.claim(two, &queues, 9).await.unwrap();
-    assert_eq!(claims.len(), 1, "each worker has one");
+    let line = at_last_chance(&db, acme, 6).await;
+    // Others are in nobody's way, and nobody in theirs.
+    let fresh = db.store.admit(new_run(acme, None)).await.unwrap().run.id;
+    let ids = |claims: &[Claim]| claims.iter().map(|claim| claim.run.id).collect::<Vec<_>>();
+    let (one, two) = (db.worker(99).await, db.worker(99).await);
+    let held = claims(&db, one).await;
+    assert_eq!(ids(&held), [line[0], fresh]);
+    assert!(claims(&db, one).await.is_empty());
+    assert_eq!(ids(&claims(&db, two).await), [line[1]], "each worker has its own");
 
     // With a step saved it is no suspect any more, neither in these hands nor in the next.
-    let suspect = &suspects[0];
-    let last = db.commit(saving(suspect, suspect.last_seq + 1, 1)).await.last;
-    let third = db.store.claim(one, &queues, 9).await.unwrap();
-    assert_eq!(third.len(), 1);
-    db.store.hand_back(suspect, last, ReleaseReason::HandBack, 0).await.unwrap();
-    let again = db.store.claim(one, &queues, 9).await.unwrap();
-    assert_eq!(again.len(), 1);
-    assert_eq!(again[0].0.run.id, suspect.run.id);
+    let first = &held[0];
+    let last = db.commit(saving(first, first.last_seq + 1, 1)).await.last;
+    let next = claims(&db, one).await;
+    assert_eq!(ids(&next), [line[2]]);
+    db.store.hand_back(first, last, ReleaseReason::HandBack, 0).await.unwrap();
+    assert_eq!(ids(&claims(&db, one).await), [line[0]]);
 
-    // A planned restart keeps the suspicion, and the first that comes may have it.
-    let (third, _) = &third[0];
-    db.store.hand_back(third, third.last_seq, ReleaseReason::HandBack, 0).await.unwrap();
-    assert!(db.store.claim(two, &queues, 9).await.unwrap().is_empty(), "it has one already");
-    assert_eq!(db.store.claim(one, &queues, 9).await.unwrap().len(), 1);
+    // One that lives for a while leaves room too.
+    let old = format!(
+        "update jobs set claimed_at = claimed_at - {PROBATION_MS} where run_id = {}",
+        db.id(line[2].0)
+    );
+    db.edit(&old, |rows| {
+        let claimed_at = &mut rows.jobs.get_mut(&line[2]).unwrap().claimed_at;
+        *claimed_at = claimed_at.map(|at| at - PROBATION_MS);
+    })
+    .await;
+    let next = claims(&db, one).await;
+    assert_eq!(ids(&next), [line[3]]);
+
+    // A planned restart changes nothing about it, and the first that comes may have it.
+    db.store.hand_back(&next[0], next[0].last_seq, ReleaseReason::HandBack, 0).await.unwrap();
+    assert!(claims(&db, two).await.is_empty(), "it has its own already");
+    assert_eq!(claims(&db, one).await.len(), 1);
+}
+
+async fn a_poison_is_given_up_and_takes_nobody_with_it(db: Database) {
+    const INNOCENTS: usize = 30;
+    let acme = db.workspace("acme").await;
+    let mut runs = vec![];
+    for _ in 0..=INNOCENTS {
+        runs.push(db.store.admit(new_run(acme, None)).await.unwrap().run);
+    }
+    let poison = runs.swap_remove(INNOCENTS / 2);
+    let mut deaths = 0;
+    while !db.now(&poison).await.status.is_terminal() {
+        let worker = db.worker(99).await;
+        let claims = claims(&db, worker).await;
+        if claims.iter().any(|claim| claim.run.id == poison.id) {
+            deaths += 1;
+            assert!(deaths < MAX_CRASHES || claims.len() == 1, "nobody else is there at the last one");
+        } else {
+            assert!(!claims.is_empty());
+            for claim in claims {
+                db.commit(finishing(&claim, claim.last_seq + 1, Ending::done())).await;
+            }
+        }
+        db.expire(worker).await;
+        db.store.reap(MAX_CRASHES, 99).await.unwrap();
+        db.make_due().await;
+    }
+    assert_eq!((deaths, db.now(&poison).await.reason), (MAX_CRASHES, Some(Reason::CrashLimit)));
+    // Each wants a worker that has just come: nobody here lives long enough to leave room for the next.
+    for _ in 0..INNOCENTS {
+        let worker = db.worker(99).await;
+        for claim in claims(&db, worker).await {
+            db.commit(finishing(&claim, claim.last_seq + 1, Ending::done())).await;
+        }
+    }
+    for run in runs {
+        assert_eq!(db.now(&run).await.status, RunStatus::Succeeded);
+    }
 }
 
 async fn reconcile_closes_what_the_end_of_a_run_left_open(db: Database) {

@@ -3,7 +3,7 @@
 
 use std::time::Duration;
 
-use sqlx::{ConnectOptions, PgPool};
+use sqlx::{ConnectOptions, PgPool, postgres::PgPoolOptions};
 use tokio::time::sleep;
 
 use super::{
@@ -18,7 +18,7 @@ use crate::{
     },
     store::{
         AdmitError, SharedStore, StopOutcome, StoreError, Workspaces,
-        postgres::{Options, SqlStore},
+        postgres::{Options, SqlStore, pool::Pool},
     },
 };
 
@@ -31,6 +31,7 @@ on_postgres! {
     a_batch_of_which_everything_is_locked_is_given_up_in_time,
     renewed_leases_leave_no_bloat,
     a_database_that_lets_nobody_in_may_do_so_later,
+    connections_that_are_all_silent_are_left_to_themselves,
 }
 
 /// A store with one connection for requests, so that each call meets the statements that the last one prepared.
@@ -278,4 +279,32 @@ async fn a_database_that_lets_nobody_in_may_do_so_later(db: Database) {
     let error = store.now().await.unwrap_err();
     assert!(error.is_transient() && error.is_about_access() && !error.is_about_locks(), "{error:?}");
     store.close().await;
+}
+
+async fn connections_that_are_all_silent_are_left_to_themselves(db: Database) {
+    const PATIENCE: Duration = Duration::from_millis(200);
+    let (admin, store) = narrow(&db);
+    store.close().await;
+    let options = PgPoolOptions::new().max_connections(2).acquire_timeout(PATIENCE);
+    let pool = Pool::open(options, (*admin.connect_options()).clone(), PATIENCE * 10);
+    let asked = async || sqlx::query("select 1").execute(pool.get()).await;
+    let lane = pool.get();
+    let one = lane.0.acquire().await.unwrap();
+    sleep(PATIENCE * 11).await;
+    asked().await.expect("one that answers is enough");
+    let other = lane.0.acquire().await.unwrap();
+    asked().await.expect_err("they may yet come back");
+    drop(other);
+    asked().await.expect("one came back");
+    let other = lane.0.acquire().await.unwrap();
+    let mut tries = 0;
+    while asked().await.is_err() {
+        tries += 1;
+        assert!(tries < 100, "nobody gets another connection");
+    }
+    // What belongs to the old ones ends with them.
+    assert!(lane.0.is_closed() && !pool.get().0.is_closed());
+    drop((one, other));
+    pool.close().await;
+    asked().await.expect_err("it is closed, not silent");
 }

@@ -12,7 +12,7 @@ use crate::{
     domain::{
         event::{EventData, ReleaseReason, Segment},
         ids::{Millis, RunId, Seq, WorkerId, WorkspaceId},
-        retry::SUSPECT_CRASHES,
+        retry::{LAST_CHANCE, PROBATION_MS},
         run::Claim,
         transition::{MessageStatus, RunStatus},
     },
@@ -129,12 +129,17 @@ impl State {
             .map(|(run_id, job)| ((Reverse(job.priority), job.run_at, job.id), *run_id))
             .collect();
         due.sort_unstable();
-        // Of those that kill their workers one at a time, until it has saved a step.
-        let is_suspect = |run_id: &RunId| self.jobs[run_id].crashes >= SUSPECT_CRASHES;
-        let mut may_be_suspect = !self.held().any(|(row, job)| {
-            job.worker_id == Some(worker) && is_suspect(&row.run.id) && job.crash_step == row.run.step_count
+        let is_on_probation = self.held().any(|(row, job)| {
+            job.worker_id == Some(worker)
+                && job.crashes >= LAST_CHANCE
+                && job.crash_step == row.run.step_count
+                && job.claimed_at.is_some_and(|at| at > self.now - PROBATION_MS)
         });
-        due.retain(|(_, run_id)| !is_suspect(run_id) || std::mem::take(&mut may_be_suspect));
+        let mut room = usize::from(!is_on_probation);
+        due.retain(|(_, run_id)| {
+            let is_suspect = self.jobs[run_id].crashes >= LAST_CHANCE;
+            !is_suspect || std::mem::take(&mut room) > 0
+        });
         due.into_iter().take(limit).map(|(_, run_id)| self.take(worker, run_id)).collect()
     }
 
@@ -144,6 +149,7 @@ impl State {
         job.worker_id = Some(worker);
         job.epoch += 1;
         job.attempts += 1;
+        job.claimed_at = Some(now);
         let (epoch, attempts) = (job.epoch, job.attempts);
         let segment = self.append_one(run_id, epoch, &EventData::RunClaimed { worker_id: worker, epoch });
         let row = self.run_row(run_id)?;

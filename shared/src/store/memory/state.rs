@@ -68,6 +68,7 @@ pub struct JobRow {
     pub crashes: i32,
     /// The run's steps when a crash was last counted.
     pub crash_step: u32,
+    pub claimed_at: Option<Millis>,
 }
 
 #[derive(Clone, Debug)]
@@ -164,6 +165,7 @@ impl State {
             attempts: 0,
             crashes: 0,
             crash_step: 0,
+            claimed_at: None,
         };
         self.jobs.insert(run_id, job);
     }

@@ -11,7 +11,7 @@ use crate::{
     domain::{
         event::{EventData, Segment},
         ids::WorkerId,
-        retry::SUSPECT_CRASHES,
+        retry::{LAST_CHANCE, PROBATION_MS},
         run::Claim,
     },
     store::{Result, StoreError},
@@ -22,25 +22,29 @@ const TRIES: u32 = 5;
 
 /// The rows to take are found in a materialised sub-query: inside the update it would be run again for each row and
 /// take more than the limit. The run's status is looked up row by row, so that the index of pending jobs is walked in
-/// its order and no further than the limit, whatever the planner believes about the size of the backlog. The first
-/// suspect is looked for only when the walk meets one.
+/// its order and no further than the limit, whatever the planner believes about the size of the backlog. The one run at its
+/// last chance that may be taken is looked for only when the walk meets such a run. They have an index of their own, whose
+/// condition names the number.
 const CLAIM: &str = concat!(
     "with due as materialized (
         select j.id from jobs j
         where j.worker_id is null and j.kind = 'run' and j.queue = any($2) and j.run_at <= now_ms()
           and (select r.status from runs r where r.workspace_id = j.workspace_id and r.id = j.run_id) = 'pending'
           and exists (select 1 from workers w where w.id = $1 and w.expires_at > now_ms() and not w.draining)
-          and (j.crashes < $4 or j.id = (
-            select s.id from jobs s
-            where s.worker_id is null and s.kind = 'run' and s.queue = any($2) and s.run_at <= now_ms()
-              and s.crashes >= $4 and not exists (
+          and (j.crashes < 2 or j.id = (
+            select l.id from jobs l
+            where l.worker_id is null and l.crashes >= 2 and l.kind = 'run' and l.queue = any($2)
+              and l.run_at <= now_ms()
+              and (select r.status from runs r where r.workspace_id = l.workspace_id and r.id = l.run_id) = 'pending'
+              and not exists (
                 select 1 from jobs h join runs r on r.workspace_id = h.workspace_id and r.id = h.run_id
-                where h.worker_id = $1 and h.crashes >= $4 and h.crash_step = r.step_count)
-            order by s.priority desc, s.run_at, s.id limit 1))
+                where h.worker_id = $1 and h.crashes >= 2 and h.crash_step = r.step_count
+                  and h.claimed_at > now_ms() - $4::bigint)
+            order by l.priority desc, l.run_at, l.id limit 1))
         order by j.priority desc, j.run_at, j.id limit $3
         for no key update of j skip locked
     ), job as (
-        update jobs j set worker_id = $1, epoch = j.epoch + 1, attempts = j.attempts + 1 from due
+        update jobs j set worker_id = $1, epoch = j.epoch + 1, attempts = j.attempts + 1, claimed_at = now_ms() from due
         where j.id = due.id
         returning j.workspace_id, j.run_id, j.epoch, j.attempts
     ), log as (
@@ -67,6 +71,8 @@ const CLAIM: &str = concat!(
     where fence((select count(*) from run) = (select count(*) from job))"
 );
 
+const _: () = assert!(LAST_CHANCE == 2, "the statement and the index name it");
+
 pub(super) async fn claim(
     store: &SqlStore,
     worker: WorkerId,
@@ -76,8 +82,7 @@ pub(super) async fn claim(
     let mut tries = 0;
     let rows = loop {
         tries += 1;
-        let query =
-            sqlx::query(CLAIM).bind(worker.0).bind(queues).bind(i64::from(limit)).bind(SUSPECT_CRASHES);
+        let query = sqlx::query(CLAIM).bind(worker.0).bind(queues).bind(i64::from(limit)).bind(PROBATION_MS);
         match query.fetch_all(store.reserved()).await.map_err(StoreError::from) {
             Err(StoreError::LeaseLost) if tries < TRIES => {}
             rows => break rows?,

@@ -167,7 +167,7 @@ pub(super) async fn commit_together(
     batch: &[&Append],
     locks: Locks,
 ) -> Result<Vec<Outcome>> {
-    let mut connection = store.reserved.acquire().await?;
+    let mut connection = store.reserved().0.acquire().await?;
     if batch.iter().all(|append| append.ending.is_none()) {
         return write(&mut connection, batch).await;
     }

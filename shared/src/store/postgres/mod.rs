@@ -1,6 +1,6 @@
 //! The store on Postgres 15 or newer: many processes, one truth.
 
-use std::{str::FromStr, time::Duration};
+use std::{str::FromStr, sync::Arc, time::Duration};
 
 use sqlx::{
     Connection,
@@ -8,6 +8,7 @@ use sqlx::{
     postgres::{PgConnectOptions, PgPoolOptions},
 };
 
+use self::pool::{Lane, Pool};
 use super::{Result, StoreError};
 
 /// What the shared SQL files are compiled for.
@@ -17,6 +18,9 @@ const KIND: &str = "postgres";
 
 /// How long a commit of many runs waits for a lock before those that can be written are written without the others.
 const LONGEST_SHARED_WAIT: Duration = Duration::from_secs(1);
+
+/// What a question and its answer may take on their way.
+const ON_THE_WAY: Duration = Duration::from_secs(1);
 
 /// How long a migration may keep others waiting behind it before it has begun, as Postgres writes it.
 const MIGRATION_LOCK_TIMEOUT: &str = "1s";
@@ -59,6 +63,7 @@ macro_rules! server_version {
 mod claim;
 mod commit;
 mod insert_run;
+pub(super) mod pool;
 #[macro_use]
 mod lists;
 #[path = "../sql/mod.rs"]
@@ -101,9 +106,10 @@ impl Options {
 #[derive(Clone, Debug)]
 pub struct SqlStore {
     /// Requests and reads.
-    pool: sqlx::PgPool,
+    pool: Arc<Pool>,
     /// Commits of the recorder, claims, and what else a worker does for others: never starved by requests.
-    reserved: sqlx::PgPool,
+    reserved: Arc<Pool>,
+    statement_timeout: Duration,
 }
 
 impl SqlStore {
@@ -118,11 +124,11 @@ impl SqlStore {
                 ("idle_in_transaction_session_timeout", millis(options.idle_in_transaction_timeout)),
             ]);
         let pool = |connections: u32, connect: PgConnectOptions| {
-            PgPoolOptions::new()
+            let pool = PgPoolOptions::new()
                 .max_connections(connections)
                 .acquire_timeout(options.acquire_timeout)
-                .idle_timeout(Duration::from_mins(1))
-                .connect_lazy_with(connect)
+                .idle_timeout(Duration::from_mins(1));
+            Arc::new(Pool::open(pool, connect, options.statement_timeout + ON_THE_WAY))
         };
         // Whatever these do is tried again, and the runs that share a commit wait for one that somebody has locked.
         let briefly = options.lock_timeout.min(LONGEST_SHARED_WAIT);
@@ -130,6 +136,7 @@ impl SqlStore {
         Ok(Self {
             pool: pool(options.max_connections, connect),
             reserved: pool(options.reserved_connections, reserved),
+            statement_timeout: options.statement_timeout,
         })
     }
 
@@ -137,7 +144,7 @@ impl SqlStore {
     /// it does not, because everybody who needs the table waits behind us. An advisory lock lets one process at a time
     /// do it.
     async fn apply_migrations(&self) -> std::result::Result<(), MigrateError> {
-        let mut connection = self.pool.acquire().await?.detach();
+        let mut connection = self.pool.get().0.acquire().await?.detach();
         for (setting, value) in [
             ("statement_timeout", "0"),
             ("idle_in_transaction_session_timeout", "0"),
@@ -153,27 +160,36 @@ impl SqlStore {
 
     /// A transaction that reads and writes.
     async fn begin(&self) -> Result<sqlx::Transaction<'static, Db>> {
-        Ok(self.pool.begin().await?)
+        Ok(self.pool.get().0.begin().await?)
     }
 
     /// The same on a connection that requests cannot use up.
     async fn begin_reserved(&self) -> Result<sqlx::Transaction<'static, Db>> {
-        Ok(self.reserved.begin().await?)
+        Ok(self.reserved.get().0.begin().await?)
     }
 
     /// For single statements that read.
-    fn reader(&self) -> &sqlx::Pool<Db> {
-        &self.pool
+    fn reader(&self) -> Lane {
+        self.pool.get()
     }
 
     /// For single statements that write.
-    fn writer(&self) -> &sqlx::Pool<Db> {
-        &self.pool
+    fn writer(&self) -> Lane {
+        self.pool.get()
     }
 
     /// For single statements that requests must not keep waiting.
-    fn reserved(&self) -> &sqlx::Pool<Db> {
-        &self.reserved
+    fn reserved(&self) -> Lane {
+        self.reserved.get()
+    }
+
+    /// The database ends what takes longer, and then somebody else gets the connection.
+    fn longest_answer(&self) -> Duration {
+        self.statement_timeout + 2 * ON_THE_WAY
+    }
+
+    async fn close_pools(&self) {
+        tokio::join!(self.pool.close(), self.reserved.close());
     }
 }
 

@@ -4,7 +4,7 @@
 //! the partial unique index alone, as the arbiter of `on conflict do nothing`.
 
 use async_trait::async_trait;
-use sqlx::{Database, Transaction};
+use sqlx::{Executor, Transaction};
 use uuid::Uuid;
 
 use super::{
@@ -27,8 +27,6 @@ use crate::{
     failpoint::{Point, hit},
     store::{AdmitError, Admitted, IfBusy, NewRun, Result, StoreError, admission::StartAt},
 };
-
-type DbConnection = <Db as Database>::Connection;
 
 /// The row of a new run, with everything that its transaction has found out.
 pub(crate) struct RunRow<'a> {
@@ -103,7 +101,7 @@ impl SqlStore {
         let mut inserted = insert_run(&mut tx, &row).await?;
         if inserted.is_none() {
             if new.if_busy != IfBusy::Enqueue {
-                let active_run_id = slot_holder(&mut tx, new.workspace_id, chat_id).await?;
+                let active_run_id = slot_holder(&mut *tx, new.workspace_id, chat_id).await?;
                 // At once: others wait for the chat.
                 tx.rollback().await.map_err(StoreError::from)?;
                 return Err(AdmitError::RunAlreadyActive { active_run_id });
@@ -258,7 +256,7 @@ pub(crate) async fn read_run(
 
 /// The run that holds the chat's slot.
 pub(super) async fn slot_holder(
-    connection: &mut DbConnection,
+    executor: impl Executor<'_, Database = Db>,
     workspace: WorkspaceId,
     chat_id: ChatId,
 ) -> Result<Option<RunId>> {
@@ -268,7 +266,7 @@ pub(super) async fn slot_holder(
     )
     .bind(workspace.0)
     .bind(chat_id.0)
-    .fetch_optional(connection)
+    .fetch_optional(executor)
     .await?;
     row.map(|row| get::<Uuid>(&row, "id").map(RunId)).transpose()
 }

@@ -4,13 +4,8 @@ use async_trait::async_trait;
 use uuid::Uuid;
 
 use super::{
-    super::claim::claim,
-    SqlStore,
-    admission::{read_run, slot_holder},
-    log::append_one,
-    release,
-    rows::get,
-    settle::lock_chat,
+    super::claim::claim, SqlStore, admission::slot_holder, facts::read_facts, log::append_one, release,
+    rows::get, settle::lock_chat,
 };
 use crate::{
     domain::{
@@ -40,16 +35,16 @@ impl Jobs for SqlStore {
     }
 
     async fn reap(&self, max_crashes: i32, limit: u32) -> Result<Vec<Released>> {
-        let orphans = sqlx::query(concat!(
-            "select j.workspace_id, j.run_id from jobs j where j.worker_id is not null and j.kind = 'run' \
-             and (select r.status from runs r where r.workspace_id = j.workspace_id and r.id = j.run_id) = 'running' \
-             and not exists (select 1 from workers w where w.id = j.worker_id and w.expires_at > ",
-            now!(),
-            ") order by j.run_id limit $1"
-        ))
-        .bind(i64::from(limit))
-        .fetch_all(self.reserved())
-        .await?;
+        let mut orphans = vec![];
+        for row in sqlx::query(DEAD_OWNERS).fetch_all(self.reserved()).await? {
+            let held = sqlx::query(
+                "select j.workspace_id, j.run_id from jobs j where j.worker_id = $1 and j.kind = 'run' and (select r.status \
+                 from runs r where r.workspace_id = j.workspace_id and r.id = j.run_id) = 'running' limit $2",
+            )
+            .bind(get::<Uuid>(&row, "id")?)
+            .bind(i64::from(limit) - orphans.len() as i64);
+            orphans.extend(held.fetch_all(self.reserved()).await?);
+        }
         hit_if(Point::ReaperAfterScan, || !orphans.is_empty());
         let mut round = Round::default();
         for row in &orphans {
@@ -135,6 +130,21 @@ impl SqlStore {
     }
 }
 
+/// The owners of jobs that have no lease, or not even a row. The index of held jobs is walked from owner to owner, so that
+/// this costs as much as there are workers, however much they hold.
+const DEAD_OWNERS: &str = concat!(
+    "with recursive owner(id) as (
+        select (select worker_id from jobs where worker_id is not null order by worker_id limit 1)
+        union all
+        select (select j.worker_id from jobs j where j.worker_id > owner.id order by j.worker_id limit 1)
+        from owner where owner.id is not null
+    )
+    select id from owner
+    where id is not null and not exists (select 1 from workers w where w.id = owner.id and w.expires_at > ",
+    now!(),
+    ")"
+);
+
 const PRUNE: &[&str] = &[
     concat!("delete from idempotency where expires_at <= ", now!()),
     concat!(
@@ -201,9 +211,9 @@ impl Round {
 /// A scheduled run that is due takes the slot or queues up for it.
 async fn promote(store: &SqlStore, workspace: WorkspaceId, run_id: RunId) -> Result<Option<Released>> {
     let mut tx = store.begin_reserved().await?;
-    let chat_id = read_run(&mut tx, workspace, run_id).await?.chat_id;
+    let chat_id = read_facts(&mut tx, workspace, run_id).await?.chat_id;
     lock_chat(&mut tx, workspace, chat_id).await?;
-    let status = match slot_holder(&mut tx, workspace, chat_id).await? {
+    let status = match slot_holder(&mut *tx, workspace, chat_id).await? {
         Some(_) => RunStatus::Queued,
         None => RunStatus::Pending,
     };

@@ -88,11 +88,9 @@ impl Runs for SqlStore {
     async fn blocked_by(&self, run: &Run) -> Result<Option<BlockedBy>> {
         Ok(match run.status {
             RunStatus::Scheduled => run.run_at.map(|run_at| BlockedBy::RunAt { run_at }),
-            RunStatus::Queued => {
-                slot_holder(&mut *self.reader().acquire().await?, run.workspace_id, run.chat_id)
-                    .await?
-                    .map(|run_id| BlockedBy::Run { run_id })
-            }
+            RunStatus::Queued => slot_holder(self.reader(), run.workspace_id, run.chat_id)
+                .await?
+                .map(|run_id| BlockedBy::Run { run_id }),
             RunStatus::Pending => blocked_job(self, run).await?,
             RunStatus::Waiting => Some(BlockedBy::Wait),
             RunStatus::Running | RunStatus::Succeeded | RunStatus::Failed | RunStatus::Aborted => None,

@@ -31,7 +31,7 @@ async fn try_supersede(store: &SqlStore, workspace: WorkspaceId, run_id: RunId) 
     let mut tx = store.begin().await?;
     let chat_id = read_run(&mut tx, workspace, run_id).await?.chat_id;
     lock_chat(&mut tx, workspace, chat_id).await?;
-    if slot_holder(&mut tx, workspace, chat_id).await? != Some(run_id) {
+    if slot_holder(&mut *tx, workspace, chat_id).await? != Some(run_id) {
         tx.rollback().await?;
         return Ok(vec![]);
     }

@@ -82,14 +82,16 @@ impl Workspaces for SqlStore {
         Ok(sqlx::query::<Db>(server_version!()).fetch_one(self.reader()).await?.try_get(0)?)
     }
 
+    fn patience(&self) -> Duration {
+        self.longest_answer()
+    }
+
     fn kind(&self) -> &'static str {
         KIND
     }
 
     async fn close(&self) {
-        for pool in [self.reader(), self.reserved(), self.writer()] {
-            pool.close().await;
-        }
+        self.close_pools().await;
     }
 
     async fn ensure_workspace(&self, name: &str) -> Result<WorkspaceId> {

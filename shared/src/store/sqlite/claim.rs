@@ -14,7 +14,7 @@ use crate::{
     domain::{
         event::{EventData, Segment},
         ids::{Millis, RunId, WorkerId},
-        retry::SUSPECT_CRASHES,
+        retry::PROBATION_MS,
         run::Claim,
     },
     store::{Result, StoreError},
@@ -34,28 +34,30 @@ pub(super) async fn claim(
         " and (select r.status from runs r where r.workspace_id = j.workspace_id and r.id = j.run_id) = 'pending' \
           and exists (select 1 from workers w where w.id = $1 and w.expires_at > ",
         now!(),
-        " and not w.draining) and (j.crashes < $4 or j.id = (\
-             select s.id from jobs s where s.worker_id is null and s.kind = 'run' \
-               and s.queue in (select value from json_each($2)) and s.run_at <= ",
+        " and not w.draining) and (j.crashes < 2 or j.id = (\
+             select l.id from jobs l where l.worker_id is null and l.crashes >= 2 and l.kind = 'run' \
+               and l.queue in (select value from json_each($2)) and l.run_at <= ",
         now!(),
-        " and s.crashes >= $4 and not exists (\
-                 select 1 from jobs h join runs r on r.workspace_id = h.workspace_id and r.id = h.run_id \
-                 where h.worker_id = $1 and h.crashes >= $4 and h.crash_step = r.step_count) \
-             order by s.priority desc, s.run_at, s.id limit 1)) order by j.priority desc, j.run_at, j.id limit $3"
+        " and (select r.status from runs r where r.workspace_id = l.workspace_id and r.id = l.run_id) = 'pending' \
+               and not exists (select 1 from jobs h join runs r on r.workspace_id = h.workspace_id and r.id = h.run_id \
+                 where h.worker_id = $1 and h.crashes >= 2 and h.crash_step = r.step_count and h.claimed_at > ",
+        now!(),
+        " - $4) order by l.priority desc, l.run_at, l.id limit 1)) order by j.priority desc, j.run_at, j.id limit $3"
     ))
     .bind(worker.0)
     .bind(serde_json::to_string(queues).expect("queue names are plain text"))
     .bind(limit)
-    .bind(SUSPECT_CRASHES)
+    .bind(PROBATION_MS)
     .fetch_all(&mut *tx)
     .await?;
     let mut claims = Vec::with_capacity(due.len());
     for row in &due {
         let (workspace, run_id): (Uuid, Uuid) = (get(row, "workspace_id")?, get(row, "run_id")?);
-        let job = sqlx::query(
-            "update jobs set worker_id = $1, epoch = epoch + 1, attempts = attempts + 1 \
-             where id = $2 and worker_id is null returning epoch, attempts",
-        )
+        let job = sqlx::query(concat!(
+            "update jobs set worker_id = $1, epoch = epoch + 1, attempts = attempts + 1, claimed_at = ",
+            now!(),
+            " where id = $2 and worker_id is null returning epoch, attempts"
+        ))
         .bind(worker.0)
         .bind(get::<Uuid>(row, "id")?)
         .fetch_one(&mut *tx)

@@ -60,6 +60,9 @@ mod lists;
 #[path = "../sql/mod.rs"]
 mod sql;
 
+const BUSY_TIMEOUT: Duration = Duration::from_secs(5);
+const TURN_TIMEOUT: Duration = Duration::from_secs(30);
+
 pub(super) static MIGRATIONS: sqlx::migrate::Migrator = sqlx::migrate!("../migrations/sqlite");
 
 /// How this process talks to SQLite.
@@ -91,11 +94,11 @@ impl SqlStore {
             .journal_mode(SqliteJournalMode::Wal)
             .synchronous(SqliteSynchronous::Full)
             .foreign_keys(true)
-            .busy_timeout(Duration::from_secs(5));
+            .busy_timeout(BUSY_TIMEOUT);
         let pool = |connections: u32| {
             SqlitePoolOptions::new()
                 .max_connections(connections)
-                .acquire_timeout(Duration::from_secs(30))
+                .acquire_timeout(TURN_TIMEOUT)
                 .connect_lazy_with(connect.clone())
         };
         Ok(Self { readers: pool(options.readers), writer: pool(1) })
@@ -132,6 +135,16 @@ impl SqlStore {
 
     fn reserved(&self) -> &sqlx::Pool<Db> {
         &self.writer
+    }
+
+    /// The writer may have to wait for its turn, and then for the file's lock.
+    fn longest_answer(&self) -> Duration {
+        BUSY_TIMEOUT + TURN_TIMEOUT
+    }
+
+    async fn close_pools(&self) {
+        self.readers.close().await;
+        self.writer.close().await;
     }
 }
 
