@@ -217,7 +217,7 @@ async fn wait_for_end(
             Ok(run) if run.status.is_terminal() => return Ok(()),
             Ok(_) => {}
             Err(error) if error.is_transient() => {
-                tracing::debug!(%error, "cannot see whether a run has ended")
+                tracing::debug!(%error, "cannot see whether a run has ended");
             }
             Err(error) => return Err(SubmitError::BeginFailed(error)),
         }

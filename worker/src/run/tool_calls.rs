@@ -47,7 +47,8 @@ struct Ready {
 /// A call under way. It comes to the call as it is to be settled.
 pub(super) struct Sent {
     call: ToolCall,
-    was_sent: bool,
+    /// Its tool is only asked what became of it.
+    is_question: bool,
     departure: Departure,
     work: BoxFuture<'static, ToolCall>,
 }
@@ -56,7 +57,7 @@ impl Sent {
     fn new(ready: Ready, cx: ToolContext) -> Self {
         Self {
             call: ready.call.clone(),
-            was_sent: ready.was_sent,
+            is_question: ready.was_sent,
             departure: cx.departure.clone(),
             work: execute(ready, cx).boxed(),
         }
@@ -175,7 +176,7 @@ impl Attempt<'_> {
     /// never leaves.
     async fn leave_off(&mut self, calls: FuturesUnordered<Sent>, attempt: u32, exit: &Exit) {
         let (sent, unsent): (Vec<Sent>, Vec<Sent>) =
-            calls.into_iter().filter(|one| !one.was_sent).partition(|one| one.departure.close());
+            calls.into_iter().filter(|one| !one.is_question).partition(|one| one.departure.close());
         let (state, why) = match exit {
             Exit::Lost => return,
             Exit::Finish(_) => {
