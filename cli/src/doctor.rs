@@ -6,11 +6,11 @@ use longhaul_shared::{
     backends::{Processes, open},
     config::{Config, DatabaseKind, ProviderKind},
     domain::ids::Millis,
-    store::SharedStore,
+    store::{SharedStore, StoreError, bounded},
 };
 use owo_colors::OwoColorize;
 use serde_json::{Value, json};
-use tokio::time::{Instant, sleep, timeout};
+use tokio::time::{Instant, sleep};
 
 use crate::{
     Global, config,
@@ -115,10 +115,9 @@ async fn look(config: &Config, dev: bool, patience: Duration, findings: &mut Fin
 
 async fn look_at_database(config: &Config, store: &SharedStore, findings: &mut Findings) {
     let url = &config.database.url;
-    let version = match timeout(WITHIN, store.server_version()).await {
-        Ok(Ok(version)) => version,
-        Ok(Err(error)) => return findings.add("database", Verdict::Fail, format!("{url}: {error}")),
-        Err(_) => return findings.add("database", Verdict::Fail, format!("{url}: no answer in 5 s")),
+    let version = match ask(store, |store| async move { store.server_version().await }).await {
+        Ok(version) => version,
+        Err(error) => return findings.add("database", Verdict::Fail, format!("{url}: {error}")),
     };
     let major = version.split(['.', ' ']).next().and_then(|major| major.parse::<u32>().ok());
     let old = url.kind() == DatabaseKind::Postgres && major.is_some_and(|major| major < OLDEST_POSTGRES);
@@ -129,7 +128,7 @@ async fn look_at_database(config: &Config, store: &SharedStore, findings: &mut F
     } else {
         findings.add("database", Verdict::Ok, detail);
     }
-    match store.migrations().await {
+    match ask(store, |store| async move { store.migrations().await }).await {
         Ok(known) => match known.iter().filter(|(_, _, applied)| !applied).count() {
             0 => findings.add("migrations", Verdict::Ok, format!("all {} are applied", known.len())),
             missing => {
@@ -139,7 +138,7 @@ async fn look_at_database(config: &Config, store: &SharedStore, findings: &mut F
         },
         Err(error) => findings.add("migrations", Verdict::Fail, error.to_string()),
     }
-    if let Ok(workers) = store.list_workers().await {
+    if let Ok(workers) = ask(store, |store| async move { store.list_workers().await }).await {
         let (alive, held) = workers
             .iter()
             .filter(|worker| worker.is_alive)
@@ -147,7 +146,7 @@ async fn look_at_database(config: &Config, store: &SharedStore, findings: &mut F
         findings.add("workers", Verdict::Ok, format!("{alive} alive, with {held} runs"));
     }
     let before = local_now();
-    match store.now().await {
+    match ask(store, |store| async move { store.now().await }).await {
         Ok(theirs) => {
             // Half of the way there and back.
             let skew = theirs - Millis::midpoint(before, local_now());
@@ -156,6 +155,15 @@ async fn look_at_database(config: &Config, store: &SharedStore, findings: &mut F
         }
         Err(error) => findings.add("clock", Verdict::Fail, error.to_string()),
     }
+}
+
+/// One question to the database, which may have fallen silent since the last.
+async fn ask<T, F>(store: &SharedStore, question: impl FnOnce(SharedStore) -> F) -> Result<T, StoreError>
+where
+    T: Send + 'static,
+    F: Future<Output = Result<T, StoreError>> + Send + 'static,
+{
+    bounded(WITHIN, question(SharedStore::clone(store))).await
 }
 
 /// Keys that cannot be read have already been refused with the configuration.

@@ -5,7 +5,7 @@
 //! One that hangs on a dead connection is overtaken by the next one on another connection.
 //!
 //! A worker that cannot confirm its row in time takes its runs for lost before anybody else may take them: it counts
-//! from the start of the last heartbeat that was answered, by its own monotonic clock. A lost lease is never revived:
+//! from the start of the last heartbeat that was answered, by its own clock, which goes on while the machine is suspended. A lost lease is never revived:
 //! the worker registers anew and begins with empty hands.
 
 use std::{collections::HashSet, sync::Arc, time::Duration};
@@ -16,7 +16,7 @@ use longhaul_shared::{
     domain::{ids::WorkerId, retry::Backoff},
     failpoint::{Point, hit},
     jitter::jitter,
-    queue::Holdings,
+    queue::{Holdings, Moment},
     store::{NewWorker, SharedStore, StoreError, Workers, bounded},
     telemetry::metrics::{self, LeaseLoss},
 };
@@ -58,7 +58,7 @@ enum End {
 }
 
 /// A heartbeat that came to its end, and when it was sent.
-type Beat = (Instant, Result<(), StoreError>);
+type Beat = (Moment, Result<(), StoreError>);
 
 impl Lease {
     /// Holds a lease, and after a loss the next one, until told that all is done.
@@ -91,7 +91,7 @@ impl Lease {
         }
     }
 
-    async fn register(&self) -> Option<(WorkerId, Instant)> {
+    async fn register(&self) -> Option<(WorkerId, Moment)> {
         let mut failures = 0;
         loop {
             if self.done.is_cancelled() {
@@ -112,7 +112,7 @@ impl Lease {
                 renewal_ms: (self.heartbeat.mul_f64(1.25) + Duration::from_millis(250)).as_millis() as i64,
                 presence: self.listener.as_ref().map(|listener| listener.presence().clone()),
             };
-            let since = Instant::now();
+            let since = Moment::now();
             let store = Arc::clone(&self.store);
             let registering = async move { store.register_worker(&worker).await };
             match bounded(self.lease, registering).await {
@@ -130,12 +130,12 @@ impl Lease {
     }
 
     /// How long the lease surely holds by a heartbeat that was sent at `confirmed`.
-    fn valid_until(&self, confirmed: Instant) -> Instant {
-        confirmed + self.lease - Duration::from_secs(3).min(self.lease / 5)
+    fn valid_until(&self, confirmed: Moment) -> Moment {
+        confirmed + self.lease.saturating_sub(Duration::from_secs(3)).max(self.lease * 4 / 5)
     }
 
     /// Renews the lease until it is done or lost. `confirmed` is when the last answered heartbeat was sent.
-    async fn hold(&self, worker_id: WorkerId, confirmed: Instant) -> End {
+    async fn hold(&self, worker_id: WorkerId, confirmed: Moment) -> End {
         let mut beats = JoinSet::new();
         let end = self.beat(worker_id, confirmed, &mut beats).await;
         // A heartbeat on its way is neither dropped in mid-flight nor waited for.
@@ -143,11 +143,11 @@ impl Lease {
         end
     }
 
-    async fn beat(&self, worker_id: WorkerId, mut confirmed: Instant, beats: &mut JoinSet<Beat>) -> End {
+    async fn beat(&self, worker_id: WorkerId, mut confirmed: Moment, beats: &mut JoinSet<Beat>) -> End {
         let mut failures = 0;
-        let mut next = confirmed + self.heartbeat;
+        let mut next = (confirmed + self.heartbeat).instant();
         loop {
-            let fence = self.valid_until(confirmed);
+            let fence = self.valid_until(confirmed).instant();
             tokio::select! {
                 biased;
                 () = self.done.cancelled() => return End::Done,
@@ -157,7 +157,7 @@ impl Lease {
                         confirmed = confirmed.max(sent);
                         self.holdings.confirm(self.valid_until(confirmed));
                         failures = 0;
-                        next = confirmed + self.heartbeat;
+                        next = (confirmed + self.heartbeat).instant();
                     }
                     Ok((_, Err(StoreError::LeaseLost))) => return End::Lost(LeaseLoss::Refused),
                     Ok((_, Err(error))) => {
@@ -173,11 +173,11 @@ impl Lease {
                 () = sleep_until(fence) => return End::Lost(LeaseLoss::Unconfirmed),
                 () = sleep_until(next), if beats.len() < BEATS => {
                     hit(Point::BeforeHeartbeat);
-                    let sent = Instant::now();
+                    let sent = Moment::now();
                     let (store, lease_ms, draining) =
                         (Arc::clone(&self.store), self.lease.as_millis() as i64, self.drain.is_cancelled());
                     beats.spawn(async move { (sent, store.heartbeat(worker_id, lease_ms, draining).await) });
-                    next = sent + self.heartbeat / 2;
+                    next = (sent + self.heartbeat / 2).instant();
                 }
             }
         }

@@ -6,6 +6,7 @@
 
 pub mod backend;
 pub mod claim;
+mod moment;
 mod validity;
 
 use std::{
@@ -13,12 +14,10 @@ use std::{
     sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError},
 };
 
-use tokio::{
-    sync::{Notify, OwnedSemaphorePermit},
-    time::Instant,
-};
+use tokio::sync::{Notify, OwnedSemaphorePermit};
 use tokio_util::sync::CancellationToken;
 
+pub use moment::Moment;
 pub use validity::Validity;
 
 use crate::{
@@ -103,8 +102,8 @@ impl Holdings {
         self.begun.notify_waiters();
     }
 
-    /// The lease is confirmed to hold until then, by this machine's monotonic clock.
-    pub fn confirm(&self, valid_until: Instant) {
+    /// The lease is confirmed to hold until then, by this machine's own clock.
+    pub fn confirm(&self, valid_until: Moment) {
         self.validity.extend(valid_until);
     }
 

@@ -5,11 +5,13 @@
 
 use std::sync::Arc;
 
-use tokio::{sync::watch, time::Instant};
+use tokio::sync::watch;
+
+use super::Moment;
 
 /// Cheap to clone; all clones follow the same lease. Until it is first confirmed nothing is known to hold.
 #[derive(Clone, Debug)]
-pub struct Validity(Arc<watch::Sender<Option<Instant>>>);
+pub struct Validity(Arc<watch::Sender<Option<Moment>>>);
 
 impl Default for Validity {
     fn default() -> Self {
@@ -18,18 +20,18 @@ impl Default for Validity {
 }
 
 impl Validity {
-    pub fn extend(&self, until: Instant) {
-        self.0.send_replace(Some(until));
+    pub fn extend(&self, until: impl Into<Moment>) {
+        self.0.send_replace(Some(until.into()));
     }
 
     pub fn holds(&self) -> bool {
-        self.0.borrow().is_some_and(|until| Instant::now() < until)
+        self.0.borrow().is_some_and(|until| !until.is_past())
     }
 
     /// Returns at once while the lease holds, else when it is confirmed again. Whoever lost it is dropped here.
     pub async fn held(&self) {
         let mut until = self.0.subscribe();
-        let now_held = until.wait_for(|until| until.is_some_and(|until| Instant::now() < until));
+        let now_held = until.wait_for(|until| until.is_some_and(|until| !until.is_past()));
         now_held.await.expect("this value holds the sender");
     }
 }
@@ -38,9 +40,9 @@ impl Validity {
 mod tests {
     use std::time::Duration;
 
-    use tokio::time::timeout;
+    use tokio::time::{Instant, timeout};
 
-    use super::*;
+    use super::{super::moment::tests::SLEPT, *};
 
     #[tokio::test]
     async fn a_lease_that_ran_out_is_waited_for_until_it_is_confirmed() {
@@ -56,5 +58,18 @@ mod tests {
         assert!(timeout(Duration::from_millis(50), &mut waiting).await.is_err());
         validity.extend(Instant::now() + Duration::from_mins(1));
         waiting.await.unwrap();
+    }
+
+    #[test]
+    fn a_lease_runs_out_while_the_machine_is_suspended() {
+        let validity = Validity::default();
+        validity.extend(Moment::now() + Duration::from_mins(1));
+        SLEPT.set(Duration::from_secs(59));
+        assert!(validity.holds());
+        SLEPT.set(Duration::from_mins(2));
+        assert!(!validity.holds());
+        // An answer to what was asked before says nothing about now; one to what is asked now does.
+        validity.extend(Moment::now() + Duration::from_mins(1));
+        assert!(validity.holds());
     }
 }

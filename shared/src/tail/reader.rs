@@ -5,12 +5,16 @@
 use std::{
     collections::{BTreeMap, VecDeque},
     sync::{Arc, Mutex, MutexGuard, PoisonError},
+    time::Duration,
 };
 
 use tokio::sync::{Semaphore, oneshot};
 
 use super::{LogCursor, LogReader, StoreError};
-use crate::domain::{event::Segment, ids::RunId};
+use crate::{
+    domain::{event::Segment, ids::RunId},
+    store::bounded,
+};
 
 /// Reads under way: tails leave most of the store's connections to others.
 const READS: usize = 4;
@@ -20,6 +24,9 @@ const RUNS: usize = 64;
 const PAGE: usize = 100;
 /// Segments per query for several runs.
 const SHARED_PAGE: usize = 1000;
+/// How long a page is worth waiting for. A read that is not answered goes on without us, and so does one whose tails have
+/// all gone away: a query is never dropped half-way.
+const PATIENCE: Duration = Duration::from_secs(12);
 
 type Answer = Result<Page, Arc<StoreError>>;
 
@@ -72,9 +79,10 @@ impl Reader {
         }
     }
 
-    /// One look behind many cursors, for the poll, which takes no turns with the tails.
+    /// One look behind many cursors. The poll, which takes no turns with the tails, asks for one too.
     pub(super) async fn look(&self, cursors: &[LogCursor], limit: u32) -> Result<Vec<Segment>, StoreError> {
-        self.log.read_logs(cursors, limit).await
+        let (log, cursors) = (Arc::clone(&self.log), cursors.to_vec());
+        bounded(PATIENCE, async move { log.read_logs(&cursors, limit).await }).await
     }
 
     fn take(&self) -> Batch {
@@ -101,7 +109,7 @@ impl Reader {
     async fn serve(&self, batch: Batch) {
         if batch.len() > 1 {
             let cursors: Vec<_> = batch.values().map(|(cursor, _)| *cursor).collect();
-            match self.log.read_logs(&cursors, SHARED_PAGE as u32).await {
+            match self.look(&cursors, SHARED_PAGE as u32).await {
                 Ok(segments) => return share(batch, segments),
                 Err(error) if error.is_transient() => return refuse(batch, &Arc::new(error)),
                 // One unreadable log must not spoil the others: they are read one by one.
@@ -109,7 +117,8 @@ impl Reader {
             }
         }
         for (cursor, replies) in batch.into_values() {
-            let read = self.log.read_log(cursor, PAGE as u32).await;
+            let log = Arc::clone(&self.log);
+            let read = bounded(PATIENCE, async move { log.read_log(cursor, PAGE as u32).await }).await;
             let read = read.map(|segments| Page {
                 is_last: segments.len() < PAGE,
                 segments: segments.into_iter().map(Arc::new).collect(),

@@ -38,6 +38,7 @@ type Tail = Pin<Box<dyn Stream<Item = Result<Slice, TailError>> + Send>>;
 #[derive(Default)]
 struct FakeLog {
     runs: Mutex<HashMap<RunId, Vec<Segment>>>,
+    asked: AtomicUsize,
     reads: AtomicUsize,
     rows: AtomicUsize,
     is_down: AtomicBool,
@@ -76,11 +77,13 @@ impl FakeLog {
 #[async_trait::async_trait]
 impl LogReader for FakeLog {
     async fn read_log(&self, cursor: LogCursor, limit: u32) -> Result<Vec<Segment>, StoreError> {
+        self.asked.fetch_add(1, SeqCst);
         tokio::task::yield_now().await;
         self.select(&[cursor], limit, true)
     }
 
     async fn read_logs(&self, cursors: &[LogCursor], limit: u32) -> Result<Vec<Segment>, StoreError> {
+        self.asked.fetch_add(1, SeqCst);
         tokio::task::yield_now().await;
         self.select(cursors, limit, false)
     }
@@ -536,6 +539,13 @@ async fn a_reader_that_gives_up_half_way_does_not_strand_the_others() {
         drop(impatient);
         patient.await;
     }
+    // Nothing that was asked of the store was dropped half-way, though its tail was.
+    let answered = async {
+        while world.log.asked.load(SeqCst) != world.log.reads.load(SeqCst) {
+            sleep(Duration::from_millis(1)).await;
+        }
+    };
+    timeout(SOON, answered).await.expect("a query was dropped half-way");
 }
 
 #[tokio::test]

@@ -107,7 +107,7 @@ async fn held_for(answers: impl IntoIterator<Item = Answer>) -> u64 {
     pause();
     let (lease, _) = lease(&Database::new(answers));
     let begin = Instant::now();
-    match lease.hold(WorkerId::generate(), begin).await {
+    match lease.hold(WorkerId::generate(), begin.into()).await {
         End::Lost(_) => begin.elapsed().as_secs(),
         End::Done => unreachable!("nobody said so"),
     }

@@ -341,7 +341,7 @@ async fn a_heartbeat_never_revives_a_worker_that_is_proven_dead(db: Database) {
         };
         assert!(expired.unwrap(), "round {round}: its lease was alive");
         match beat {
-            Ok(_) => beats_before += 1,
+            Ok(()) => beats_before += 1,
             Err(StoreError::LeaseLost) => {}
             other => panic!("round {round}: {other:?}"),
         }
@@ -488,7 +488,7 @@ async fn a_heartbeat_and_a_reaper_never_both_win(db: Database) {
         };
         let (beat, taken) = tokio::join!(renew, reap);
         match (beat, taken.len()) {
-            (Ok(_), 0) => {
+            (Ok(()), 0) => {
                 renewed += 1;
                 assert_eq!(db.now(&claim.run).await.worker_id, Some(worker));
                 db.expire(worker).await;

@@ -138,6 +138,7 @@ impl SqlStore {
     }
 
     /// The writer may have to wait for its turn, and then for the file's lock.
+    #[expect(clippy::unused_self, reason = "Postgres asks its options")]
     fn longest_answer(&self) -> Duration {
         BUSY_TIMEOUT + TURN_TIMEOUT
     }
