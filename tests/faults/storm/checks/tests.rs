@@ -255,7 +255,9 @@ fn a_zombie_that_goes_on_is_seen() {
     let open = fake_provider::Call { end: None, ..asked(now, 1) };
     assert!(zombies(&[open], &[], began + 6_000).contains("stream was open"));
     let later = woke + Duration::from_millis(50);
-    assert!(zombies(&[asked(later, 2)], &[], began + 6_000).contains("asked the provider 50 ms"));
+    assert_eq!(zombies(&[fake_provider::Call { begin: later, ..closed(90) }], &[], began + 6_000), "");
+    let again = fake_provider::Call { begin: later, ..closed(1_100) };
+    assert!(zombies(&[again], &[], began + 6_000).contains("was open 1100 ms"));
     let sent =
         Entry { arrived: later, headers: vec![("x-longhaul-run-id".into(), "r".into())], ..effect(now, 1) };
     assert!(zombies(&[], &[sent], began + 6_000).contains("sent r.s1.0 50 ms"));
