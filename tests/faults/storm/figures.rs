@@ -26,7 +26,7 @@ pub(crate) struct Figures {
     pub(crate) recovery: Figure,
     /// The same for runs that had: they wait longer by design, and one at a time on each worker.
     pub(crate) recovery_of_suspects: Figure,
-    /// From a draining worker's release of a run to its next claim, the slowest of its runs.
+    /// From a draining worker's release of a run to its next claim, the slowest of its runs that had never lost a worker.
     pub(crate) hand_over: Figure,
     /// From the first stop of a run to the end of the provider's stream that was open then.
     pub(crate) stop_to_upstream_closed: Figure,
@@ -168,6 +168,8 @@ pub(crate) fn hand_over(history: &History, incidents: &[Incident], identities: &
             Some((run.claimed_after(*at)? - at, *at))
         };
         let runs = history.runs.values().filter(|run| run.owner_at(drain.from) == Some(worker));
+        // One that had lost a worker before waits for its turn among those.
+        let runs = runs.filter(|run| run.takeovers_before(drain.from) == 0);
         let Some((ms, released)) = runs.filter_map(handed_over).max() else { continue };
         let others = identities.others(drain.slot.as_deref());
         seen.push(ms, Outages::of(incidents).everybody(others, released, released + ms));
