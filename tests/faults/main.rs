@@ -60,7 +60,7 @@ async fn run(cli: Cli) -> Result<ExitCode> {
     let is_good = match cli.command {
         Command::Sweep(options) => sweep::run(&options, json).await?,
         Command::Mutants(options) => sweep::mutants::run(&options, json).await?,
-        Command::Storm(options) => print(&storm::run(&options).await?, json)?,
+        Command::Storm(options) => print(&Box::pin(storm::run(&options)).await?, json)?,
         Command::Recover(options) => print(&rounds::recover::run(&options).await?, json)?,
         Command::Charge(options) => print(&rounds::charge::run(&options).await?, json)?,
     };

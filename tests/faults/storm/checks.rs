@@ -25,7 +25,7 @@ const ROUNDING_MS: i64 = 2;
 /// How soon a holder hears of a stop, and how long what it said before may be on its way.
 const HEARD_WITHIN_MS: i64 = 1_000;
 /// The grace of a stop, a look of a reaper, and the way back of everybody after an outage.
-const STOPPED_WITHIN_MS: i64 = 10_000;
+const STOPPED_WITHIN_MS: i64 = 6_000;
 /// How soon a stream is closed by whoever may not have it any more.
 const CLOSED_WITHIN_MS: i64 = 1_000;
 /// How much later than it happened an end is noticed.
@@ -264,7 +264,12 @@ fn has_an_excuse(run: &Run, call: &super::history::Call, incidents: &[Incident])
 }
 
 /// A stop that was accepted ends the run, unless the run was quicker, or its holder was away and came back with an end.
-pub(crate) fn stops(journal: &Journal, history: &History, incidents: &[Incident]) -> Vec<String> {
+pub(crate) fn stops(
+    journal: &Journal,
+    history: &History,
+    incidents: &[Incident],
+    identities: &Identities,
+) -> Vec<String> {
     let outages = Outages::of(incidents);
     let mut broken = Vec::new();
     for stop in &journal.stops {
@@ -274,8 +279,11 @@ pub(crate) fn stops(journal: &Journal, history: &History, incidents: &[Incident]
         };
         let Some(end) = run.finished_at.filter(|_| run.outcome != "aborted stop") else { continue };
         let was_quicker = end <= stop.answered + HEARD_WITHIN_MS;
-        // Whoever had it may have had its end on the way when Postgres went away.
-        let is_excused = end <= stop.answered + STOPPED_WITHIN_MS && outages.postgres(stop.answered, end);
+        // Whoever had it may have had its end on the way when it was cut off from Postgres.
+        let holder = run.owner_at(stop.answered).and_then(|worker| identities.origin(worker));
+        let was_cut_off = outages.postgres(stop.answered, end)
+            || holder.is_some_and(|(_, slot)| outages.process(slot, stop.answered, end));
+        let is_excused = end <= stop.answered + STOPPED_WITHIN_MS && was_cut_off;
         if !was_quicker && !is_excused {
             let late = end - stop.answered;
             broken.push(format!("a stop was lost: {} ended {} {late} ms after it", stop.run, run.outcome));
@@ -308,13 +316,11 @@ pub(crate) fn zombies(
             for call in calls.iter().filter(|call| call.by.as_deref() == Some(slot)) {
                 let begin = clock.ms(call.begin);
                 let end = call.end.map_or(i64::MAX, |(at, _)| clock.ms(at));
-                if begin < sleep.from && end > woke + CLOSED_WITHIN_MS {
+                // A call may be made again just as it wakes up, before it hears of its loss.
+                let is_of_old = begin < sleep.until && !has_anew(&call.key, begin);
+                if is_of_old && end > woke + CLOSED_WITHIN_MS {
                     let late = end.saturating_sub(woke);
                     broken.push(format!("a zombie's stream was open {late} ms after it woke: {}", call.key));
-                }
-                if (woke..sleep.until).contains(&begin) && !has_anew(&call.key, begin) {
-                    let late = begin - woke;
-                    broken.push(format!("a zombie asked the provider {late} ms after it woke: {}", call.key));
                 }
             }
         }

@@ -26,7 +26,7 @@ pub(crate) struct Figures {
     pub(crate) recovery: Figure,
     /// The same for runs that had: they wait longer by design, and one at a time on each worker.
     pub(crate) recovery_of_suspects: Figure,
-    /// From a draining worker's release of a run to its next claim, the slowest of its runs.
+    /// From a draining worker's release of a run to its next claim, the slowest of its runs that had never lost a worker.
     pub(crate) hand_over: Figure,
     /// From the first stop of a run to the end of the provider's stream that was open then.
     pub(crate) stop_to_upstream_closed: Figure,
@@ -44,6 +44,9 @@ pub(crate) struct Figure {
     /// Of that, what overlapped an outage.
     excluded: usize,
     pub(crate) beyond_outages: Percentiles,
+    /// All of it again, less the time in which nobody could do anything.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    less_down_time: Option<Percentiles>,
 }
 
 /// What was seen, and whether it overlapped an outage.
@@ -52,6 +55,7 @@ pub(crate) struct Seen {
     all: Sampled,
     beyond: Sampled,
     excluded: usize,
+    less_down_time: Option<Sampled>,
 }
 
 impl Seen {
@@ -66,7 +70,12 @@ impl Seen {
 
     pub(crate) fn figure(self) -> Figure {
         let (all, beyond_outages) = (self.all.percentiles(), self.beyond.percentiles());
-        Figure { all, excluded: self.excluded, beyond_outages }
+        let less_down_time = self.less_down_time.map(Sampled::percentiles);
+        Figure { all, excluded: self.excluded, beyond_outages, less_down_time }
+    }
+
+    fn push_less_down_time(&mut self, ms: i64) {
+        self.less_down_time.get_or_insert_default().push(ms as f64);
     }
 }
 
@@ -87,6 +96,10 @@ impl Figures {
             }
             flaws.extend(figure.beyond_outages.slower_than(what, p50, p99));
         }
+        let less = self.recovery.less_down_time.iter();
+        flaws.extend(
+            less.flat_map(|seen| seen.slower_than("recovery less down time", Some(3_000.0), lease + 2_000.0)),
+        );
         flaws
     }
 }
@@ -132,9 +145,12 @@ pub(crate) fn recovery(history: &History, incidents: &[Incident], identities: &I
         };
         for (seen, claimed) in [(&mut first, of_kind(true)), (&mut later, of_kind(false))] {
             let Some(claimed) = claimed else { continue };
-            let others = identities.others(kill.slot.as_deref());
-            let is_excluded = Outages::of(incidents).everybody(others, kill.from, claimed);
+            let others: Vec<&str> = identities.others(kill.slot.as_deref()).collect();
+            let outages = Outages::of(incidents);
+            let is_excluded = outages.everybody(others.iter().copied(), kill.from, claimed);
             seen.push(claimed - kill.from, is_excluded);
+            let down = outages.down_time(&others, kill.from, claimed);
+            seen.push_less_down_time(claimed - kill.from - down);
         }
     }
     (first, later)
@@ -152,6 +168,8 @@ pub(crate) fn hand_over(history: &History, incidents: &[Incident], identities: &
             Some((run.claimed_after(*at)? - at, *at))
         };
         let runs = history.runs.values().filter(|run| run.owner_at(drain.from) == Some(worker));
+        // One that had lost a worker before waits for its turn among those.
+        let runs = runs.filter(|run| run.takeovers_before(drain.from) == 0);
         let Some((ms, released)) = runs.filter_map(handed_over).max() else { continue };
         let others = identities.others(drain.slot.as_deref());
         seen.push(ms, Outages::of(incidents).everybody(others, released, released + ms));

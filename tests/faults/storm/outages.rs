@@ -5,6 +5,8 @@ use super::weather::{EXIT, Incident};
 
 /// How long somebody may be on the way back when an outage is over.
 const AFTERMATH_MS: i64 = 1_000;
+/// How finely down time is measured.
+const GRAIN_MS: i64 = 50;
 
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Outages<'a>(&'a [Incident]);
@@ -60,6 +62,15 @@ impl<'a> Outages<'a> {
     }
 }
 
+impl Outages<'_> {
+    /// How much of that time nobody of them could do anything: milliseconds.
+    pub(crate) fn down_time(&self, slots: &[&str], from: i64, until: i64) -> i64 {
+        let moments = (from..until).step_by(GRAIN_MS as usize);
+        let down = moments.filter(|at| self.everybody(slots.iter().copied(), *at, *at)).count();
+        (down as i64 * GRAIN_MS).min(until - from)
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::super::weather::Incident;
@@ -79,5 +90,7 @@ mod tests {
         assert!(outages.link("w2", "tools", 10_000, 10_000));
         assert!(!outages.everybody(["w1", "w2"], 10_000, 11_000));
         assert!(outages.everybody(["w1"], 10_000, 11_000));
+        assert_eq!(outages.down_time(&["w1", "w2"], 9_000, 20_000), 0);
+        assert_eq!(outages.down_time(&["w1"], 9_000, 20_000), 2_050);
     }
 }

@@ -97,7 +97,7 @@ impl Fault {
 pub(crate) const LEAST_PER_MINUTE: &[(&str, f64)] = &[
     ("worker_kills", 15.0),
     ("worker_freezes", 3.0),
-    ("worker_naps", 2.0),
+    ("worker_naps", 1.0),
     ("worker_strandings", 2.0),
     ("worker_drains", 1.0),
     ("api_kills", 1.0),

@@ -266,7 +266,8 @@ async fn sleeper(
         sleep(Duration::from_millis(5)).await;
     }
     let runs: Vec<String> = sqlx::query_scalar(
-        "select r.id::text from jobs j join runs r on r.id = j.run_id where j.worker_id = $1::uuid
+        "select r.id::text from jobs j join runs r on r.id = j.run_id join workspaces w on w.id = r.workspace_id
+         where j.worker_id = $1::uuid and w.name = 'default'
          and r.agent in ('long', 'longer') and r.stop_requested_at is null
          and r.started_at > now_ms() - 9000 order by r.started_at desc limit 3",
     )

@@ -45,8 +45,10 @@ impl<'a> Lane<'a> {
             let mut flaws = flaws.unwrap_or_else(|panic| vec![words_of(&*panic)]);
             flaws.dedup();
             let mut logs = String::new();
-            if !flaws.is_empty() {
-                // What is broken once would be found again by every case after it.
+            let is_grid = matches!(case.what, What::Grid { .. });
+            if !flaws.is_empty() && is_grid {
+                // What is broken once would be found again by every case after it. A special case has a world of its own,
+                // which is gone; a panic has printed what its processes said.
                 let world = self.own.take().or_else(|| self.shared.take());
                 logs = world.map(|world| world.outputs()).unwrap_or_default();
             }

@@ -89,3 +89,15 @@ async fn a_key_that_never_came_is_refused_once_it_was_asked_about() {
     assert_eq!(ask(&url, "y", "k2").await.unwrap().status(), 409);
     assert_eq!((tools.effects("x"), tools.effects("y"), tools.questions().len()), (1, 0, 3));
 }
+
+#[tokio::test]
+async fn a_request_tells_which_process_it_comes_from_if_its_address_does() {
+    let tools = ToolServer::start().await.unwrap();
+    let config = format!("url = \"{}\"", tools.tool_url("charge"));
+    let config = crate::asked_by(&config, tools.addr(), "worker1");
+    let url = config.split('"').nth(1).unwrap();
+    assert_eq!(result(url, "x", "k1").await["n"], 1);
+    assert_eq!(result(&tools.tool_url("charge"), "x", "k2").await["n"], 2);
+    let by: Vec<_> = tools.ledger().into_iter().map(|entry| entry.by).collect();
+    assert_eq!(by, [Some("worker1".to_owned()), None]);
+}

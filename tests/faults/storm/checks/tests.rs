@@ -227,11 +227,16 @@ fn a_stop_that_was_accepted_and_not_followed_is_seen() {
         let stop = Stop { run: "r".into(), at: answered - 5, answered };
         Journal { stops: vec![stop], ..accepted() }
     };
-    assert_eq!(stops(&told(end - 500), &history, &[]), Vec::<String>::new(), "the run was quicker");
+    let output = line(end - 60_000, "the worker holds a lease");
+    let identities = Identities::read([("worker1", output.as_str())]);
+    let stops =
+        |answered: i64, incidents: &[Incident]| stops(&told(answered), &history, incidents, &identities);
+    assert_eq!(stops(end - 500, &[]), Vec::<String>::new(), "the run was quicker");
     let lost = "a stop was lost: r ended succeeded done 1500 ms after it";
-    assert_eq!(stops(&told(end - 1_500), &history, &[]), [lost]);
+    assert_eq!(stops(end - 1_500, &[]), [lost]);
     let crash = Incident { slot: None, ..incident("postgres_crashes", end - 1_400, end, end - 100) };
-    assert_eq!(stops(&told(end - 1_500), &history, &[crash]), Vec::<String>::new());
+    assert_eq!(stops(end - 1_500, std::slice::from_ref(&crash)), Vec::<String>::new());
+    assert_eq!(stops(end - 6_500, &[crash]).len(), 1, "that was long enough for others");
 }
 
 #[test]
@@ -255,7 +260,9 @@ fn a_zombie_that_goes_on_is_seen() {
     let open = fake_provider::Call { end: None, ..asked(now, 1) };
     assert!(zombies(&[open], &[], began + 6_000).contains("stream was open"));
     let later = woke + Duration::from_millis(50);
-    assert!(zombies(&[asked(later, 2)], &[], began + 6_000).contains("asked the provider 50 ms"));
+    assert_eq!(zombies(&[fake_provider::Call { begin: later, ..closed(90) }], &[], began + 6_000), "");
+    let again = fake_provider::Call { begin: later, ..closed(1_100) };
+    assert!(zombies(&[again], &[], began + 6_000).contains("was open 1100 ms"));
     let sent =
         Entry { arrived: later, headers: vec![("x-longhaul-run-id".into(), "r".into())], ..effect(now, 1) };
     assert!(zombies(&[], &[sent], began + 6_000).contains("sent r.s1.0 50 ms"));

@@ -79,12 +79,17 @@ pub(super) async fn admission_frozen(setup: Setup) -> Vec<String> {
         flaws.push(format!("a repeat of what is under way was answered with {}", repeat.status));
     }
     world.apis[1].thaw();
-    let first = first.await.unwrap().unwrap().submitted().run_id;
+    let first = first.await.unwrap().unwrap();
     let repeat = accepted(&world.client(), "k").await;
-    if first != repeat {
-        flaws.push("the repeat got another run".to_owned());
+    match first.status {
+        202 if first.clone().submitted().run_id != repeat => {
+            flaws.push("the repeat got another run".to_owned());
+        }
+        // It may have slept for longer than it waits for its database.
+        202 | 503 => {}
+        status => flaws.push(format!("what was frozen was answered with {status}")),
     }
-    flaws.extend(there_is_one_run(&mut world, &first).await);
+    flaws.extend(there_is_one_run(&mut world, &repeat).await);
     flaws
 }
 

@@ -1,7 +1,8 @@
-//! Cases that do not fit the grid: the API's own crash points, the hand-back, the reaper, poison, Redis, and a run that
-//! somebody ended behind the log's back.
+//! Cases that do not fit the grid: the API's own crash points, the hand-back, the reaper, poison, Redis, wrong clocks, stops,
+//! and a run that somebody ended behind the log's back.
 
 mod admission;
+mod clocks;
 mod ends;
 mod handing_over;
 mod poison;
@@ -43,6 +44,8 @@ pub(crate) enum Special {
     EndedByHand,
     /// The stream of a run that is stopped is closed at once.
     StopClosesUpstream,
+    /// Two workers whose clocks are two hours apart.
+    WrongClocks,
     /// Only for a mutant, since it takes a debugger's rights: a zombie whose heart still stands still goes on.
     HeartStandsStill,
     /// Only for the mutant whose end is not one transaction: its process dies in between.
@@ -65,6 +68,7 @@ impl Special {
         Self::RedisGone,
         Self::EndedByHand,
         Self::StopClosesUpstream,
+        Self::WrongClocks,
     ];
 
     pub(crate) fn name(self) -> &'static str {
@@ -83,6 +87,7 @@ impl Special {
             Self::RedisGone => "redis_gone",
             Self::EndedByHand => "ended_by_hand",
             Self::StopClosesUpstream => "stop_closes_upstream",
+            Self::WrongClocks => "wrong_clocks",
             Self::HeartStandsStill => "heart_stands_still",
             Self::JobLeftBehind => "job_left_behind",
         }
@@ -114,7 +119,11 @@ impl Special {
             Self::PoisonPanic => vec!["panic_if_tag"],
             Self::HeartStandsStill => vec!["after_tool_record_before_send"],
             Self::JobLeftBehind => vec!["between_end_and_job"],
-            Self::OneKeyTwoApis | Self::RedisGone | Self::EndedByHand | Self::StopClosesUpstream => vec![],
+            Self::OneKeyTwoApis
+            | Self::RedisGone
+            | Self::EndedByHand
+            | Self::StopClosesUpstream
+            | Self::WrongClocks => vec![],
         }
     }
 
@@ -136,6 +145,7 @@ impl Special {
             Self::RedisGone => ends::redis_gone(setup).await,
             Self::EndedByHand => ends::ended_by_hand(setup).await,
             Self::StopClosesUpstream => ends::stop_closes_upstream(setup).await,
+            Self::WrongClocks => clocks::wrong_clocks(setup).await,
             Self::HeartStandsStill => handing_over::heart_stands_still(setup).await,
             Self::JobLeftBehind => ends::job_left_behind(setup).await,
         }
