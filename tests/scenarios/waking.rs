@@ -33,13 +33,15 @@ async fn a_worker_that_wakes_up_closes_its_stream_and_does_not_send_what_it_was_
 /// have come to `states` by so many `requests`, and its stream is told anew by somebody else.
 async fn wakes_up(setup: Setup, point: &str, states: [&str; 2], requests: [usize; 2]) {
     let mut world = World::start(setup.short_lease().workers(0).agent("caller", "caller")).await;
-    world.start_worker_that(&format!("{point}=stop")).await;
+    world.start_worker_that(&format!("{point}=stop:2")).await;
     // Its stream stays open for as long as it listens.
     let talk = Turn::marked(20).fault(Fault::Hang(At::Token(8)), 1);
     world.provider.script("helper", Script::new([talk]));
     let again = world.provider.gate("helper", At::Token(15));
     let calls = Turn::call("charge", &json!({"op": "order 3"})).and_call("put", &json!({"op": "address"}));
-    world.provider.script("caller", Script::new([calls, Turn::marked(3)]));
+    // A first call leaves it a connection on which the next ones could go out at once.
+    let first = Turn::call("put", &json!({"op": "name"}));
+    world.provider.script("caller", Script::new([first, calls, Turn::marked(3)]));
     let client = world.client();
     let (talking, talk) = submit(&world, "helper").await;
     talk.hears("a1.s1.7 ").await;
@@ -90,7 +92,7 @@ async fn wakes_up(setup: Setup, point: &str, states: [&str; 2], requests: [usize
         let run = client.ended(&run.run_id).await;
         assert_eq!((run.outcome().as_str(), run.attempts), ("succeeded done", 2));
     }
-    assert_eq!((world.provider.calls_to("helper").len(), world.provider.calls_to("caller").len()), (2, 2));
+    assert_eq!((world.provider.calls_to("helper").len(), world.provider.calls_to("caller").len()), (2, 3));
     world.finish().await;
 }
 
@@ -102,7 +104,7 @@ async fn submit(world: &World, agent: &str) -> (Submitted, Tail) {
 
 async fn states_of_calls(world: &World, run: &Submitted) -> Vec<String> {
     let steps = world.client().steps(&run.run_id).await;
-    steps[0].tool_calls.iter().map(|call| call.state.clone()).collect()
+    steps[1].tool_calls.iter().map(|call| call.state.clone()).collect()
 }
 
 /// All rows of a run, whole.
