@@ -19,6 +19,7 @@ on_postgres!(
     another_worker_takes_over_within_the_lease_and_two_seconds,
     another_worker_takes_over_just_as_soon_without_redis,
     a_tail_whose_api_process_is_killed_goes_on_at_the_other,
+    an_answer_that_was_whole_and_not_saved_is_asked_for_once_more_and_counted_once,
     a_frozen_worker_that_wakes_up_changes_nothing,
     a_worker_without_its_database_shows_nothing_that_it_cannot_keep_and_lets_go_in_time,
     a_worker_whose_database_connections_break_off_goes_on_by_itself,
@@ -263,6 +264,43 @@ async fn a_tail_whose_api_process_is_killed_goes_on_at_the_other(setup: Setup) {
     tail.ended().await;
     assert_eq!(marks_of(&tail.story().text(), 1, 20), Some(1));
     assert_eq!(world.client_of(1).ended(&submitted.run_id).await.outcome(), "succeeded done");
+    world.finish().await;
+}
+
+async fn an_answer_that_was_whole_and_not_saved_is_asked_for_once_more_and_counted_once(setup: Setup) {
+    let mut world = World::start(setup.short_lease().workers(0)).await;
+    world.start_worker_that("after_model_before_persist=kill:2").await;
+    let first = Turn::marked(3).and_call("look", &json!({"op": "prices"})).usage(100, 10);
+    // Slow enough to be shown in part before it is lost.
+    let second = Turn::marked(20).delay(Duration::from_millis(20)).usage(7_000, 300);
+    world.provider.script("helper", Script::new([first, second]));
+    let submitted = world.client().submit("helper", "Talk.").await;
+    let tail = world.tail(&submitted.run_id);
+    world
+        .provider
+        .until("the second answer is whole", |calls| calls.len() == 2 && calls[1].pieces == 20)
+        .await;
+    world.workers[0].ended().await;
+    world.start_worker().await;
+    let events = tail.ended().await;
+
+    let client = world.client();
+    let run = client.ended(&submitted.run_id).await;
+    assert_eq!((run.outcome().as_str(), run.attempts, run.step_count), ("succeeded done", 2, 2));
+    let calls = world.provider.calls_to("helper");
+    let asked: Vec<_> = calls.iter().map(|call| (call.turn, call.attempt, call.ended())).collect();
+    let whole = Some(End::Complete);
+    assert_eq!(asked, [(1, 1, whole), (2, 1, whole), (2, 2, whole)]);
+    let restarts = events.iter().filter(|event| event.kind == "step.restarted");
+    assert_eq!(restarts.map(|event| event.step).collect::<Vec<_>>(), [Some(2)]);
+    let story = tail.story();
+    assert_eq!(marks_of(&story.steps[&2].text(), 2, 20), Some(2), "nothing of the lost answer is left");
+    assert_eq!(client.messages(&submitted.chat_id).await[1].text(), story.text());
+    // Each saved answer is paid for once; what the lost one cost only its provider knows.
+    assert_eq!((run.usage.input_tokens, run.usage.output_tokens), (7_100, 310));
+    let steps = client.steps(&submitted.run_id).await;
+    assert_eq!((steps[1].usage.input_tokens, steps[1].usage.output_tokens), (7_000, 300));
+    assert_eq!(world.tools.ledger().len(), 1);
     world.finish().await;
 }
 

@@ -4,6 +4,7 @@
 #![expect(clippy::unwrap_used, reason = "all of this is test code, helpers too")]
 
 mod crashing;
+mod crowding;
 mod database;
 mod demonstrating;
 mod draining;
@@ -13,6 +14,7 @@ mod isolation;
 mod limiting;
 mod losing;
 mod measuring;
+mod mistiming;
 mod oddities;
 mod poisoning;
 mod provider;
@@ -27,6 +29,7 @@ mod streaming;
 mod submitting;
 mod taking_over;
 mod tools;
+mod waking;
 
 /// Each scenario once on SQLite (`longhaul dev`) and once on Postgres and Redis, with separate processes.
 macro_rules! on_both {

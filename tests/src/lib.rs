@@ -4,7 +4,8 @@
 //! a SQLite file) and, where it matters, a Redis ([`redis`]) or a whole Postgres ([`cluster`]) of their own. The outside world is played by two servers
 //! that write down what they saw: [`fake_provider`], a model API with scripted answers and faults, and
 //! [`tool_server`], which counts side effects. Both have [`gate`]s, so that a test waits for "the stream stands at
-//! token 7" instead of for time to pass. [`relay`] is a cable to cut in front of any of them. [`http`] is the little
+//! token 7" instead of for time to pass. [`relay`] is a cable to cut in front of any of them,
+//! [`wrong_clock`] a host that does not know the time. [`http`] is the little
 //! HTTP that the two servers speak, by hand, because they have to break it. [`world`] puts all of this together for one
 //! test; [`client`], [`tail`] and [`story`] are how a test uses the product, [`invariants`] is what must hold after
 //! each of them, and [`audit`] what must not have happened in between.
@@ -28,6 +29,7 @@ pub mod story;
 pub mod tail;
 pub mod tool_server;
 pub mod world;
+pub mod wrong_clock;
 
 use std::time::Duration;
 

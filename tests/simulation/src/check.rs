@@ -75,7 +75,7 @@ impl World {
                     calls: BTreeMap::new(),
                     at_end: None,
                 });
-                let line = known.compare(rows, row, name, &mut found, &mut self.coverage);
+                let line = known.compare(rows, row, name, self.is_calm, &mut found, &mut self.coverage);
                 lines.extend(line.map(|line| format!("p{process} {name}: run{place} {line}")));
                 for why in found.iter_mut().filter(|why| why.starts_with(": ")) {
                     *why = format!("run{place}{why} (by {name} of p{process})");
@@ -107,6 +107,7 @@ impl Known {
         rows: &State,
         row: &RunRow,
         by: &str,
+        is_calm: bool,
         found: &mut Vec<String>,
         coverage: &mut Coverage,
     ) -> Option<String> {
@@ -159,6 +160,9 @@ impl Known {
             coverage.stops_carried_out += 1;
             if run.stop_requested_at.is_none_or(|at| at > rows.now - rows.stop_grace_ms) {
                 found.push(": it was ended over the head of a worker that is alive".to_owned());
+            }
+            if is_calm {
+                found.push(": its holder did not follow its stop, and nothing kept it from that".to_owned());
             }
         }
         let steps = rows.steps.get(&run.id).map_or(&[][..], |steps| &steps[..]);

@@ -308,21 +308,21 @@ impl World {
     fn see(&mut self, place: usize, run_id: RunId, events: Vec<(Seq, String)>) {
         self.activity += 1;
         let last = self.store.rows(|rows| rows.last_seq(run_id));
-        let name = self.name_of(run_id);
         let Want::Watch { after, seen, .. } = &mut self.ops[place].want else { return };
         let mut why = None;
         for (seq, kind) in events {
             if seq != *after + 1 {
-                why = Some(format!("a watcher of {name} sees {seq} behind {after}"));
+                why = Some(format!("sees {seq} behind {after}"));
             }
             if seq > last {
-                why = Some(format!("a watcher of {name} sees {seq}, which is not in the log"));
+                why = Some(format!("sees {seq}, which is not in the log"));
             }
             *after = seq;
             seen.push((seq, kind));
         }
         if let Some(why) = why {
-            self.violate(why);
+            let name = self.name_of(run_id);
+            self.violate(format!("a watcher of {name} {why}"));
         }
     }
 }

@@ -51,6 +51,21 @@ const BACKGROUND: &[&str] = &[
     "read_logs",
 ];
 
+/// Calls that change no row and no lease, so that there is nothing to check behind them.
+pub const READING: &[&str] = &[
+    "chat",
+    "list_chats",
+    "messages",
+    "message",
+    "run",
+    "latest_run",
+    "records",
+    "read_log",
+    "read_logs",
+    "held_by",
+    "stop_requests",
+];
+
 /// What becomes of a call.
 struct Fate {
     /// Milliseconds to the database; `None`: it never gets there.

@@ -10,8 +10,9 @@ use serde::{Deserialize, Serialize};
 /// How many schedules a mutant may survive.
 pub const SCHEDULES: u64 = 20_000;
 
-/// The mutants that no schedule can show, and why.
-const NOT_HERE: &[(Mutant, &str)] = &[];
+/// The names of mutants that no schedule can show, and why.
+const NOT_HERE: &[(&str, &str)] =
+    &[("tool_sent_without_lease", "that guard stands in the HTTP tool, and there is no HTTP here")];
 
 /// What a process found, as it tells its parent.
 #[derive(Debug, Serialize, Deserialize)]
@@ -26,7 +27,7 @@ pub fn run(seed: u64, schedules: u64, threads: usize) -> Result<bool> {
     println!("{:<26}{:>10}{:>11}  violation", "mutant", "schedules", "seed");
     let mut is_good = true;
     for mutant in Mutant::ALL {
-        if let Some((_, why)) = NOT_HERE.iter().find(|(not_here, _)| not_here == mutant) {
+        if let Some((_, why)) = NOT_HERE.iter().find(|(not_here, _)| *not_here == mutant.name()) {
             println!("{:<26}not here, see `cargo xtask faults mutants`: {why}", mutant.name());
             continue;
         }

@@ -95,6 +95,21 @@ pub enum What {
 }
 
 impl Schedule {
+    /// Nothing goes wrong in it: neither is there weather, nor do processes or networks fail.
+    pub fn is_calm(&self) -> bool {
+        let is_fault = |what: &What| {
+            matches!(
+                what,
+                What::Crash { .. }
+                    | What::Freeze { .. }
+                    | What::Drain { .. }
+                    | What::DatabaseOutage { .. }
+                    | What::HintOutage { .. }
+            )
+        };
+        self.weather == Weather::default() && !self.events.iter().any(|event| is_fault(&event.what))
+    }
+
     pub fn of(seed: u64) -> Self {
         let mut rng = Rng::with_seed(seed.wrapping_mul(0x9e37_79b9_7f4a_7c15) ^ 0x5eed);
         let workers = rng.usize(1..=3);

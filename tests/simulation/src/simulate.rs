@@ -16,6 +16,7 @@ use longhaul_shared::{
 use crate::{
     client::{AGENT, FIRST_EPILOGUE, Message, Op, Progress, Want},
     coverage::Coverage,
+    database::READING,
     process::{LEASE, Process},
     schedule::{Schedule, What, hash},
     world::{self, World, with},
@@ -303,7 +304,9 @@ fn serve_requests() {
     while let Some(request) = with(World::arrived) {
         let (process, name, is_orphan) = (request.process, request.name, request.is_orphan);
         (request.apply)(&store);
-        with(|world| world.check_now(process, name, is_orphan));
+        if !READING.contains(&name) {
+            with(|world| world.check_now(process, name, is_orphan));
+        }
     }
 }
 

@@ -82,6 +82,8 @@ pub struct Process {
 
 pub struct World {
     pub schedule: Schedule,
+    /// Nothing goes wrong in the schedule.
+    pub is_calm: bool,
     pub now: u64,
     clock: Arc<AtomicI64>,
     pub store: MemoryStore,
@@ -124,6 +126,7 @@ impl World {
         let processes =
             (0..=schedule.workers).map(|_| Process { rng: Rng::with_seed(0), bus: None }).collect();
         Self {
+            is_calm: schedule.is_calm(),
             now: 0,
             clock,
             store,

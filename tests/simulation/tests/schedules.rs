@@ -43,8 +43,10 @@ fn a_schedule_is_the_same_every_time() {
     }
 }
 
+type Crime = (&'static str, fn(&mut State));
+
 /// What nobody may do to a run that is over, and the row that it shows in.
-const CRIMES: &[(&str, fn(&mut State))] = &[
+const CRIMES: &[Crime] = &[
     ("run", |rows| run(rows).run.attempts += 1),
     ("run", |rows| run(rows).run.usage.output_tokens += 1),
     ("run", |rows| run(rows).run.finished_at = Some(1)),
@@ -101,7 +103,7 @@ fn calls(rows: &mut State) -> impl Iterator<Item = &mut ToolCall> {
 #[test]
 fn what_changes_behind_the_end_of_a_run_is_seen() {
     catch_panics();
-    let schedule = (1..)
+    let schedule = (1..100)
         .map(Schedule::of)
         .find(|schedule| {
             let trace = simulate(schedule, true).trace;

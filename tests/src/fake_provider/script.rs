@@ -193,6 +193,13 @@ impl Turn {
         self
     }
 
+    /// One piece of so many bytes.
+    #[must_use]
+    pub fn and_huge(mut self, bytes: usize) -> Self {
+        self.text.push(Text::Literal(format!("\"{}\"", "x".repeat(bytes))));
+        self
+    }
+
     /// A piece in whose delta an unknown field is nested so many levels deep.
     #[must_use]
     pub fn and_deep(mut self, levels: usize) -> Self {

@@ -1,8 +1,7 @@
-//! Cases that do not fit the grid: the API's own crash points, the hand-back, the reaper, poison, Redis, wrong clocks, stops,
+//! Cases that do not fit the grid: the API's own crash points, the hand-back, the reaper, poison, Redis, stops,
 //! and a run that somebody ended behind the log's back.
 
 mod admission;
-mod clocks;
 mod ends;
 mod handing_over;
 mod poison;
@@ -44,8 +43,6 @@ pub(crate) enum Special {
     EndedByHand,
     /// The stream of a run that is stopped is closed at once.
     StopClosesUpstream,
-    /// Two workers whose clocks are two hours apart.
-    WrongClocks,
     /// Only for a mutant, since it takes a debugger's rights: a zombie whose heart still stands still goes on.
     HeartStandsStill,
     /// Only for the mutant whose end is not one transaction: its process dies in between.
@@ -68,7 +65,6 @@ impl Special {
         Self::RedisGone,
         Self::EndedByHand,
         Self::StopClosesUpstream,
-        Self::WrongClocks,
     ];
 
     pub(crate) fn name(self) -> &'static str {
@@ -87,7 +83,6 @@ impl Special {
             Self::RedisGone => "redis_gone",
             Self::EndedByHand => "ended_by_hand",
             Self::StopClosesUpstream => "stop_closes_upstream",
-            Self::WrongClocks => "wrong_clocks",
             Self::HeartStandsStill => "heart_stands_still",
             Self::JobLeftBehind => "job_left_behind",
         }
@@ -119,11 +114,7 @@ impl Special {
             Self::PoisonPanic => vec!["panic_if_tag"],
             Self::HeartStandsStill => vec!["after_tool_record_before_send"],
             Self::JobLeftBehind => vec!["between_end_and_job"],
-            Self::OneKeyTwoApis
-            | Self::RedisGone
-            | Self::EndedByHand
-            | Self::StopClosesUpstream
-            | Self::WrongClocks => vec![],
+            Self::OneKeyTwoApis | Self::RedisGone | Self::EndedByHand | Self::StopClosesUpstream => vec![],
         }
     }
 
@@ -145,7 +136,6 @@ impl Special {
             Self::RedisGone => ends::redis_gone(setup).await,
             Self::EndedByHand => ends::ended_by_hand(setup).await,
             Self::StopClosesUpstream => ends::stop_closes_upstream(setup).await,
-            Self::WrongClocks => clocks::wrong_clocks(setup).await,
             Self::HeartStandsStill => handing_over::heart_stands_still(setup).await,
             Self::JobLeftBehind => ends::job_left_behind(setup).await,
         }

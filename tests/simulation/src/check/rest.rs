@@ -169,7 +169,8 @@ fn check_reason(run: &Run, events: &[Event], say: &mut impl FnMut(String)) {
 
 /// The stages of a stop stand in front of the end that they lead to, and nowhere else.
 fn check_stop(run: &Run, events: &[Event], say: &mut impl FnMut(String)) {
-    let stages = events.iter().filter_map(|event| match event.data() {
+    let stopping = events.iter().filter(|event| event.kind == "run.stopping");
+    let stages = stopping.filter_map(|event| match event.data() {
         Some(EventData::RunStopping { stage, requested_at }) => Some((stage, requested_at)),
         _ => None,
     });
