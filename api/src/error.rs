@@ -126,7 +126,6 @@ impl From<StoreError> for ApiError {
             StoreError::LeaseLost
             | StoreError::Panicked
             | StoreError::Refused(_)
-            | StoreError::Panicked
             | StoreError::Corrupt { .. }
             | StoreError::Migrate(_) => Self::internal(error),
         }
