@@ -130,9 +130,21 @@ pub enum SubmitError {
     BeginFailed(#[source] StoreError),
 }
 
-/// Admits the run and tells watchers and workers. Once it is found in order this goes on even if its sender goes away:
-/// what it supersedes has been stopped for its sake.
+/// Admits the run and tells watchers and workers.
 pub async fn submit(
+    store: &dyn Store,
+    bus: &dyn Bus,
+    agents: &Agents,
+    submission: Submission,
+) -> Result<Admitted, SubmitError> {
+    let expected = submission.expect_run_id;
+    let new = check(store, agents, submission).await?;
+    admit(store, bus, new, expected).await
+}
+
+/// The same for a sender that may go away: once the submission is found in order, this goes on without it. A run that it
+/// supersedes has been stopped for its sake.
+pub async fn submit_to_the_end(
     store: &SharedStore,
     bus: &Arc<dyn Bus>,
     agents: &Agents,
@@ -141,15 +153,21 @@ pub async fn submit(
     let expected = submission.expect_run_id;
     let new = check(&**store, agents, submission).await?;
     let (store, bus) = (Arc::clone(store), Arc::clone(bus));
-    to_its_end(async move {
-        let admitted = match new.if_busy {
-            IfBusy::Interrupt => interrupt(&*store, &*bus, &new, expected).await?,
-            IfBusy::Reject | IfBusy::Enqueue => store.admit(new).await?,
-        };
-        announce(&*bus, admitted.segments.clone(), admitted.wake.clone());
-        Ok(admitted)
-    })
-    .await
+    to_its_end(async move { admit(&*store, &*bus, new, expected).await }).await
+}
+
+async fn admit(
+    store: &dyn Store,
+    bus: &dyn Bus,
+    new: NewRun,
+    expected: Option<RunId>,
+) -> Result<Admitted, SubmitError> {
+    let admitted = match new.if_busy {
+        IfBusy::Interrupt => interrupt(store, bus, &new, expected).await?,
+        IfBusy::Reject | IfBusy::Enqueue => store.admit(new).await?,
+    };
+    announce(bus, admitted.segments.clone(), admitted.wake.clone());
+    Ok(admitted)
 }
 
 impl From<AdmitError> for SubmitError {

@@ -109,7 +109,7 @@ impl World {
             traceparent: None,
             idempotency: None,
         };
-        submit(&self.store, &self.bus, &Agents::of(&self.config), submission).await.unwrap()
+        submit(&*self.store, &*self.bus, &Agents::of(&self.config), submission).await.unwrap()
     }
 
     /// Tails the run to its end; the numbers must be dense, and what a step's tools do belongs to its saved attempt.

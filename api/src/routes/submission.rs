@@ -6,7 +6,7 @@ use axum::{
     response::{IntoResponse, Response},
 };
 use longhaul_shared::{
-    admission::{LimitOverrides, Submission, SubmitError, submit},
+    admission::{LimitOverrides, Submission, SubmitError, submit_to_the_end},
     domain::{
         ids::{ChatId, MessageId, RunId},
         run::Trigger,
@@ -141,7 +141,7 @@ pub(crate) async fn accept(
         traceparent: text_of(origin.headers, "traceparent"),
         idempotency,
     };
-    let admitted = submit(&state.store, &state.bus, &state.agents, submission).await?;
+    let admitted = submit_to_the_end(&state.store, &state.bus, &state.agents, submission).await?;
     Ok(answer(&admitted))
 }
 

@@ -76,10 +76,11 @@ impl Log for Troubled {
         self.begin(appends).await;
         let mut results = vec![];
         for append in appends {
-            results.extend(match self.is_locked(append) {
-                true => vec![Err(StoreError::Locked)],
-                false => self.store.commit(std::slice::from_ref(append)).await,
-            });
+            if self.is_locked(append) {
+                results.push(Err(StoreError::Locked));
+            } else {
+                results.extend(self.store.commit(std::slice::from_ref(append)).await);
+            }
         }
         results
     }

@@ -289,7 +289,9 @@ async fn interrupted_before_sending(interrupt: impl FnOnce(&Bench, &Orders)) -> 
     };
     tokio::join!(bench.work(leased), stop);
     bench.holdings.confirm(Instant::now() + Duration::from_hours(1));
-    tools.iter().for_each(|tool| tool.answer.notify_one());
+    for tool in &tools {
+        tool.answer.notify_one();
+    }
     bench.attempts.late.tasks.close();
     timeout(PATIENCE, bench.attempts.late.tasks.wait()).await.unwrap();
     let sent = tools.iter().map(|tool| tool.times.load(Ordering::SeqCst)).sum();

@@ -10,7 +10,7 @@ use super::{
     upheld,
 };
 use crate::{
-    admission::{Agents, Input, LimitOverrides, Submission, submit},
+    admission::{Agents, Input, LimitOverrides, Submission, submit_to_the_end},
     bus::{Bus, in_process::InProcessBus},
     config::{Environment, Overrides, Profile, Sources},
     domain::{
@@ -128,7 +128,7 @@ async fn an_interruption_goes_on_without_its_sender(db: Database) {
         idempotency: None,
     };
     let (store, bus): (_, Arc<dyn Bus>) = (db.store.clone(), Arc::new(InProcessBus::new()));
-    let sender = tokio::spawn(async move { submit(&store, &bus, &agents, submission).await });
+    let sender = tokio::spawn(async move { submit_to_the_end(&store, &bus, &agents, submission).await });
     while db.store.stop_requests(claim.worker_id).await.unwrap().is_empty() {
         sleep(Duration::from_millis(5)).await;
     }

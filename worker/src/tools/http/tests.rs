@@ -288,7 +288,8 @@ async fn a_call_that_never_got_its_connection_has_failed() {
     // It accepts, and says nothing.
     let silent = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
     let address = silent.local_addr().unwrap().to_string();
-    let client = NetGuard::new(&[address.clone()]).unwrap().client(&ClientOptions::default()).unwrap();
+    let client =
+        NetGuard::new(std::slice::from_ref(&address)).unwrap().client(&ClientOptions::default()).unwrap();
     let fixture = Fixture::start(vec![]).await;
     let tool = tool(&fixture, Effect::Once, |options| {
         options.client = client;
