@@ -21,14 +21,14 @@ use longhaul_shared::{
         tool::{CallState, Effect, LateResult, ToolCall, ToolSpec},
         transition::{Reason, RunStatus},
     },
-    queue::{Holdings, Leased, Orders},
+    queue::{Holdings, Leased, Moment, Orders},
     store::{IfBusy, NewRun, NewWorker, SharedStore, StopRequest, sqlite},
 };
 use serde_json::{Value, json};
 use tempfile::TempDir;
 use tokio::{
     sync::{Notify, Semaphore},
-    time::{Instant, sleep, timeout},
+    time::{sleep, timeout},
 };
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
 
@@ -140,7 +140,7 @@ impl Bench {
         store.register_worker(&row).await.unwrap();
         let holdings = Arc::new(Holdings::default());
         holdings.begin(worker);
-        holdings.confirm(Instant::now() + Duration::from_hours(1));
+        holdings.confirm(Moment::now() + Duration::from_hours(1));
         let bus: Arc<dyn Bus> = Arc::new(InProcessBus::new());
         let coalesce = Coalesce { time: Duration::ZERO, bytes: 1 };
         let (recorder, recording) = Recorder::new(store.clone(), bus.clone(), coalesce);
@@ -280,7 +280,7 @@ async fn interrupted_before_sending(interrupt: impl FnOnce(&Bench, &Orders)) -> 
     let leased = bench.claim().await.remove(0);
     let orders = leased.orders.clone();
     // In doubt, so that they wait at the door.
-    bench.holdings.confirm(Instant::now());
+    bench.holdings.confirm(Moment::now());
     let stop = async {
         while !bench.calls(&run).await.iter().any(|call| call.state == CallState::Dispatched) {
             sleep(Duration::from_millis(1)).await;
@@ -288,7 +288,7 @@ async fn interrupted_before_sending(interrupt: impl FnOnce(&Bench, &Orders)) -> 
         interrupt(&bench, &orders);
     };
     tokio::join!(bench.work(leased), stop);
-    bench.holdings.confirm(Instant::now() + Duration::from_hours(1));
+    bench.holdings.confirm(Moment::now() + Duration::from_hours(1));
     for tool in &tools {
         tool.answer.notify_one();
     }
