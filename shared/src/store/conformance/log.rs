@@ -289,7 +289,12 @@ async fn an_ending_that_gets_no_lock_leaves_its_connection_usable(db: Database) 
 async fn an_ending_whose_chat_is_locked_is_refused_at_once_and_no_other_append_with_it(db: Database) {
     let acme = db.workspace("acme").await;
     let claims = [db.held_run(acme).await, db.held_run(acme).await, db.held_run(acme).await];
-    let Some((pool, store)) = db.on_postgres(|options| options.reserved_connections = 1) else { return };
+    let bounds = |options: &mut crate::store::postgres::Options| {
+        options.reserved_connections = 1;
+        // Whoever waits for a lock comes to this before it has waited long enough.
+        options.statement_timeout = std::time::Duration::from_millis(900);
+    };
+    let Some((pool, store)) = db.on_postgres(bounds) else { return };
     let mut rogue = pool.begin().await.unwrap();
     sqlx::query("select id from chats where id = $1 for update")
         .bind(claims[1].run.chat_id.0)
