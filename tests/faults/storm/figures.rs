@@ -127,6 +127,23 @@ impl Identities {
         })
     }
 
+    /// The same incidents, those that cost a worker its lease lasting until there is a lease at that place again: how long a
+    /// process takes to start is a matter of the machine.
+    pub(crate) fn until_registered(&self, incidents: &[Incident]) -> Vec<Incident> {
+        let extended = incidents.iter().cloned().map(|mut incident| {
+            let is_loss = incident.fault.starts_with("worker_") && incident.fault != "worker_naps";
+            let registered = incident.slot.as_ref().and_then(|slot| self.0.get(slot));
+            let over = incident.turned.unwrap_or(incident.until);
+            let next = registered.and_then(|all| all.iter().map(|(at, _)| *at).find(|at| *at >= over));
+            if let Some(next) = next.filter(|_| is_loss) {
+                incident.until = incident.until.max(next);
+                incident.turned = incident.turned.map(|turned| turned.max(next));
+            }
+            incident
+        });
+        extended.collect()
+    }
+
     /// The slots of workers, but for one.
     fn others<'a>(&'a self, slot: Option<&'a str>) -> impl Iterator<Item = &'a str> {
         self.0.keys().map(String::as_str).filter(move |other| Some(*other) != slot)
