@@ -17,6 +17,8 @@ use crate::percentiles::{Percentiles, Sampled};
 use crate::workers::identities;
 
 const ENOUGH_MINUTES: f64 = 5.0;
+/// Fewer have no percentiles to speak of.
+const ENOUGH_SAMPLES: usize = 5;
 
 /// In milliseconds.
 #[derive(Debug, Serialize)]
@@ -94,7 +96,9 @@ impl Figures {
             if figure.beyond_outages.count == 0 && minutes >= ENOUGH_MINUTES {
                 flaws.push(format!("{what} was never seen beyond outages"));
             }
-            flaws.extend(figure.beyond_outages.slower_than(what, p50, p99));
+            if figure.beyond_outages.count >= ENOUGH_SAMPLES {
+                flaws.extend(figure.beyond_outages.slower_than(what, p50, p99));
+            }
         }
         let less = self.recovery.less_down_time.iter();
         flaws.extend(
@@ -223,7 +227,8 @@ pub(crate) fn stops(
             let of_worker = slot.is_none_or(|slot| {
                 outages.process(slot, stop.at, end) || outages.link(slot, "provider", stop.at, end)
             });
-            of_worker || outages.postgres(stop.at, end)
+            let of_apis = ["api1", "api2"].iter().any(|api| outages.process(api, stop.at, end));
+            of_worker || of_apis || outages.postgres(stop.at, end) || outages.redis(stop.at, end)
         };
         if let Some((end, End::ClientGone)) = last.and_then(|call| call.end) {
             let end = clock.ms(end);
