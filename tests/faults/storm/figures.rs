@@ -17,6 +17,8 @@ use crate::percentiles::{Percentiles, Sampled};
 use crate::workers::identities;
 
 const ENOUGH_MINUTES: f64 = 5.0;
+/// Fewer have no percentiles to speak of.
+const ENOUGH_SAMPLES: usize = 5;
 
 /// In milliseconds.
 #[derive(Debug, Serialize)]
@@ -94,7 +96,9 @@ impl Figures {
             if figure.beyond_outages.count == 0 && minutes >= ENOUGH_MINUTES {
                 flaws.push(format!("{what} was never seen beyond outages"));
             }
-            flaws.extend(figure.beyond_outages.slower_than(what, p50, p99));
+            if figure.beyond_outages.count >= ENOUGH_SAMPLES {
+                flaws.extend(figure.beyond_outages.slower_than(what, p50, p99));
+            }
         }
         let less = self.recovery.less_down_time.iter();
         flaws.extend(
@@ -125,6 +129,23 @@ impl Identities {
             let (at, _) = registered.iter().find(|(_, id)| id == worker)?;
             Some((*at, slot.as_str()))
         })
+    }
+
+    /// The same incidents, those that cost a worker its lease lasting until there is a lease at that place again: how long a
+    /// process takes to start is a matter of the machine.
+    pub(crate) fn until_registered(&self, incidents: &[Incident]) -> Vec<Incident> {
+        let extended = incidents.iter().cloned().map(|mut incident| {
+            let is_loss = incident.fault.starts_with("worker_") && incident.fault != "worker_naps";
+            let registered = incident.slot.as_ref().and_then(|slot| self.0.get(slot));
+            let over = incident.turned.unwrap_or(incident.until);
+            let next = registered.and_then(|all| all.iter().map(|(at, _)| *at).find(|at| *at >= over));
+            if let Some(next) = next.filter(|_| is_loss) {
+                incident.until = incident.until.max(next);
+                incident.turned = incident.turned.map(|turned| turned.max(next));
+            }
+            incident
+        });
+        extended.collect()
     }
 
     /// The slots of workers, but for one.
@@ -206,7 +227,8 @@ pub(crate) fn stops(
             let of_worker = slot.is_none_or(|slot| {
                 outages.process(slot, stop.at, end) || outages.link(slot, "provider", stop.at, end)
             });
-            of_worker || outages.postgres(stop.at, end)
+            let of_apis = ["api1", "api2"].iter().any(|api| outages.process(api, stop.at, end));
+            of_worker || of_apis || outages.postgres(stop.at, end) || outages.redis(stop.at, end)
         };
         if let Some((end, End::ClientGone)) = last.and_then(|call| call.end) {
             let end = clock.ms(end);

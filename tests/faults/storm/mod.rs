@@ -150,15 +150,16 @@ pub(crate) async fn run(options: &Options) -> Result<Report> {
         }
         flaws.extend(world.provider.violations());
 
-        let (recovery, of_suspects) = figures::recovery(&history, &incidents_done, &identities);
-        let (upstream, finished) = figures::stops(&history, &calls, &journal.stops, &incidents_done, &clock);
+        let away = identities.until_registered(&incidents_done);
+        let (recovery, of_suspects) = figures::recovery(&history, &away, &identities);
+        let (upstream, finished) = figures::stops(&history, &calls, &journal.stops, &away, &clock);
         let figures = Figures {
             recovery: recovery.figure(),
             recovery_of_suspects: of_suspects.figure(),
-            hand_over: figures::hand_over(&history, &incidents_done, &identities).figure(),
+            hand_over: figures::hand_over(&history, &away, &identities).figure(),
             stop_to_upstream_closed: upstream.figure(),
             stop_to_run_finished: finished.figure(),
-            tail_lag: figures::tail_lag(&journal, &incidents_done).figure(),
+            tail_lag: figures::tail_lag(&journal, &away).figure(),
         };
         let load = report::Load {
             proofs_of_death: proofs,

@@ -26,7 +26,7 @@ const AWAKE: Duration = Duration::from_millis(1_500);
 /// Less than what a lease is sure to last when it has been renewed just now.
 const NAP: Duration = Duration::from_millis(3_700);
 /// How long a nap waits for a worker with runs that are worth stopping.
-const FIND_SLEEPER: Duration = Duration::from_secs(8);
+const FIND_SLEEPER: Duration = Duration::from_secs(15);
 const LOOK_LIMIT: Duration = Duration::from_secs(3);
 
 /// How long a fuse has to burn before it is taken out again.

@@ -284,3 +284,12 @@ fn a_proof_of_a_death_that_was_none_is_seen() {
     let given_up = vec![proof[0].clone(), ("worker1".to_owned(), line(began + 4_000, "the lease is lost"))];
     assert_eq!(proofs(&given_up, &[], &identities), (1, vec![]));
 }
+
+#[test]
+fn a_worker_is_away_until_it_has_a_lease_again() {
+    let output =
+        [line(1_000, "the worker holds a lease"), line(9_000, "the worker holds a lease")].join("\n");
+    let identities = Identities::read([("worker1", output.as_str())]);
+    let until = |fault| identities.until_registered(&[incident(fault, 2_000, 2_001, 3_000)])[0].until;
+    assert_eq!((until("worker_kills"), until("worker_naps"), until("link_cuts")), (9_000, 3_000, 3_000));
+}
