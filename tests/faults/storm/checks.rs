@@ -18,6 +18,8 @@ use super::weather::{EXIT, Incident};
 use crate::clock::Clock;
 use crate::workers::said;
 
+/// With so many losses of its worker in a row a run may be given up.
+const CRASH_LIMIT: usize = 3;
 /// How long after its end a run may still be spoken of by a worker that woke up and does not know yet.
 const UNAWARE_MS: i64 = 10_000;
 /// The database's milliseconds are cut off, not rounded.
@@ -76,7 +78,9 @@ pub(crate) fn journal(journal: &Journal, history: &History) -> Vec<String> {
         let is_reasonable = match run.outcome.as_str() {
             "succeeded done" => run.agent != "refused" && run.agent != "loops",
             "failed step_limit" => run.agent == "loops",
-            "failed provider" | "failed crash_limit" => true,
+            "failed provider" => true,
+            // The third loss is the end itself.
+            "failed crash_limit" => run.losses() + 1 >= CRASH_LIMIT,
             "aborted stop" => journal.stops_asked.contains(id),
             _ => false,
         };

@@ -160,6 +160,13 @@ impl Run {
         self.takeovers_before(i64::MAX)
     }
 
+    /// How often its attempt broke, or was taken from its worker.
+    pub(crate) fn losses(&self) -> usize {
+        let is_loss =
+            |change: &Change| matches!(change, Change::Released { reason } if reason != "hand_back");
+        self.changes.iter().filter(|(_, change)| is_loss(change)).count()
+    }
+
     pub(crate) fn takeovers_before(&self, moment: i64) -> usize {
         let taken = |reason: &String| reason != "hand_back" && reason != "broken";
         let taken = |(at, change): &&(i64, Change)| {

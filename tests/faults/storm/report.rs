@@ -94,7 +94,8 @@ impl Load {
             too_little
                 .push(format!("only {} of {wanted} submissions were accepted in the end", self.accepted));
         }
-        if self.as_meant * 100 < self.runs * 95 {
+        // In this weather a step of 12 to 19 s may well lose three workers in a row.
+        if self.as_meant * 100 < self.runs * 90 {
             too_little
                 .push(format!("only {} of {} runs ended as they were meant to", self.as_meant, self.runs));
         }
@@ -129,12 +130,12 @@ mod tests {
             strangers_refused: 1,
             answers_read: 1,
             runs: 100,
-            as_meant: 94,
+            as_meant: 89,
             ..Load::default()
         };
         let expected = [
             "only 93 of 99 submissions were accepted in the end",
-            "only 94 of 100 runs ended as they were meant to",
+            "only 89 of 100 runs ended as they were meant to",
         ];
         assert_eq!(load.too_little(), expected);
     }

@@ -122,6 +122,12 @@ impl Attempt<'_> {
         hit(Point::BeforeModelCall);
         let interrupt = self.interrupts.clone().wait();
         tokio::pin!(interrupt);
+        // A worker that was frozen until now has perhaps been replaced.
+        tokio::select! {
+            biased;
+            exit = &mut interrupt => return Err(exit.into()),
+            () = self.interrupts.orders.validity.held() => {}
+        }
         let mut stream = tokio::select! {
             biased;
             exit = &mut interrupt => return Err(exit.into()),
