@@ -5,6 +5,7 @@ use std::time::{Duration, Instant};
 use longhaul_tests::story::marks_of;
 use longhaul_tests::{At, End, Fault, Script, Setup, Turn, World};
 use serde_json::json;
+use tokio::time::sleep;
 
 use crate::{on_postgres, on_sqlite};
 
@@ -104,6 +105,10 @@ async fn a_storm_of_faults_is_not_answered_with_a_storm_of_requests(setup: Setup
     }
     let mut succeeded = 0;
     for run in &runs {
+        // However long they wait for their ration.
+        while !client.run(run).await.is_over() {
+            sleep(Duration::from_millis(100)).await;
+        }
         match client.ended(run).await.outcome().as_str() {
             "succeeded done" => succeeded += 1,
             outcome => assert_eq!(outcome, "failed provider"),

@@ -310,13 +310,16 @@ impl Task {
         if mutant::is(Mutant::PublishBeforeCommit) {
             announce(&*self.bus, appends.iter().map(uncommitted).collect(), vec![]);
         }
-        if let Some(results) = commit_bounded(&self.store, &appends, Locks::Refuse).await {
+        let appends = Arc::new(appends);
+        let together = commit_bounded(&self.store, Arc::clone(&appends), Locks::Refuse).await;
+        let appends = Arc::unwrap_or_clone(appends);
+        if let Some(results) = together {
             return (appends, results);
         }
         // Whose fault it was shows when each goes alone.
         let mut results = Vec::with_capacity(appends.len());
         for append in &appends {
-            let alone = commit_bounded(&self.store, std::slice::from_ref(append), Locks::Refuse).await;
+            let alone = commit_bounded(&self.store, Arc::new(vec![append.clone()]), Locks::Refuse).await;
             results.extend(alone.unwrap_or_else(|| vec![Err(StoreError::Panicked)]));
         }
         (appends, results)
@@ -372,7 +375,7 @@ impl Task {
 
 /// Waits for the chat's lock for as long as the store does.
 async fn commit_aside(store: Arc<dyn Log>, one: InFlight) -> (InFlight, Result<Committed, StoreError>) {
-    let results = commit_bounded(&store, std::slice::from_ref(&one.append), Locks::Await).await;
+    let results = commit_bounded(&store, Arc::new(vec![one.append.clone()]), Locks::Await).await;
     let result = results.and_then(|mut results| results.pop()).unwrap_or(Err(StoreError::Panicked));
     (one, result)
 }
@@ -381,20 +384,20 @@ async fn commit_aside(store: Arc<dyn Log>, one: InFlight) -> (InFlight, Result<C
 /// became of that commit is found out when the same appends go again. `None`: it panicked.
 async fn commit_bounded(
     store: &Arc<dyn Log>,
-    appends: &[Append],
+    appends: Arc<Vec<Append>>,
     locks: Locks,
 ) -> Option<Vec<Result<Committed, StoreError>>> {
-    let (store, batch) = (Arc::clone(store), appends.to_vec());
+    let (store, count) = (Arc::clone(store), appends.len());
     let commit = tokio::spawn(async move {
         match locks {
-            Locks::Await => store.commit(&batch).await,
-            Locks::Refuse => store.commit_at_once(&batch).await,
+            Locks::Await => store.commit(&appends).await,
+            Locks::Refuse => store.commit_at_once(&appends).await,
         }
     });
     match timeout(COMMIT_LIMIT, commit).await {
         Ok(Ok(results)) => Some(results),
         Ok(Err(error)) if error.is_panic() => None,
-        Ok(Err(_)) | Err(_) => Some(vec![Err(StoreError::TimedOut); appends.len()]),
+        Ok(Err(_)) | Err(_) => Some(vec![Err(StoreError::TimedOut); count]),
     }
 }
 

@@ -53,6 +53,17 @@ impl Model for Says {
     }
 }
 
+/// Puts the lease in doubt before it answers.
+struct Doubts(Vec<ModelEvent>, Arc<Holdings>);
+
+#[async_trait]
+impl Model for Doubts {
+    async fn stream(&self, request: ModelRequest) -> Result<ModelStream, ModelError> {
+        self.1.confirm(Moment::now());
+        Says(self.0.clone()).stream(request).await
+    }
+}
+
 struct Panics;
 
 #[async_trait]
@@ -122,6 +133,10 @@ struct Bench {
 
 impl Bench {
     async fn new(agents: Vec<Parts>, limits: LimitsConfig) -> Self {
+        Self::holding(Arc::default(), agents, limits).await
+    }
+
+    async fn holding(holdings: Arc<Holdings>, agents: Vec<Parts>, limits: LimitsConfig) -> Self {
         let dir = tempfile::tempdir().unwrap();
         let path = dir.path().join("test.db");
         let store: SharedStore = Arc::new(sqlite::SqlStore::open(&sqlite::Options::new(path)).unwrap());
@@ -138,7 +153,6 @@ impl Bench {
             presence: None,
         };
         store.register_worker(&row).await.unwrap();
-        let holdings = Arc::new(Holdings::default());
         holdings.begin(worker);
         holdings.confirm(Moment::now() + Duration::from_hours(1));
         let bus: Arc<dyn Bus> = Arc::new(InProcessBus::new());
@@ -270,17 +284,17 @@ async fn what_was_sent_before_a_stop_is_followed_and_what_only_reads_is_dropped(
     assert!(late[0].is_some_and(at_last) && late[1].is_some_and(at_last) && late[2].is_none(), "{late:?}");
 }
 
-/// The calls of a run that is interrupted while they wait to be sent; and how often they were, then or later.
+/// The calls of a run that is interrupted while they wait at the door for a lease in doubt; and how often they were sent,
+/// then or later.
 async fn interrupted_before_sending(interrupt: impl FnOnce(&Bench, &Orders)) -> (Run, Vec<ToolCall>, usize) {
     let tools = [Slow::new(Effect::Once), Slow::new(Effect::Idempotent), Slow::new(Effect::Read)];
-    let model = Says(calls(&["once", "idempotent", "read"]));
+    let holdings = Arc::new(Holdings::default());
+    let model = Doubts(calls(&["once", "idempotent", "read"]), Arc::clone(&holdings));
     let shared = tools.iter().map(|tool| tool.clone() as Arc<dyn Tool>).collect();
-    let bench = Bench::new(vec![("a", Arc::new(model), shared)], limits()).await;
+    let bench = Bench::holding(holdings, vec![("a", Arc::new(model), shared)], limits()).await;
     let run = bench.submit("a").await;
     let leased = bench.claim().await.remove(0);
     let orders = leased.orders.clone();
-    // In doubt, so that they wait at the door.
-    bench.holdings.confirm(Moment::now());
     let stop = async {
         while !bench.calls(&run).await.iter().any(|call| call.state == CallState::Dispatched) {
             sleep(Duration::from_millis(1)).await;

@@ -7,6 +7,7 @@ use longhaul_shared::{
         event::{Event, EventData, StopStage},
         ids::RunId,
         replay::Replay,
+        retry::MAX_CRASHES,
         run::Run,
         step::{FinishReason, Step, output_text},
         tool::{CallState, Effect, ToolCall},
@@ -159,7 +160,8 @@ fn check_reason(run: &Run, events: &[Event], say: &mut impl FnMut(String)) {
         Some(Reason::Done) => true,
         Some(Reason::Stop | Reason::ChatDeleted | Reason::Superseded) => run.status == RunStatus::Aborted,
         Some(Reason::Provider) => count("step.restarted") >= 3,
-        Some(Reason::CrashLimit) => count("run.released") >= 3,
+        // The last one is the end itself.
+        Some(Reason::CrashLimit) => count("run.released") + 1 >= MAX_CRASHES as usize,
         _ => false,
     };
     if !is_due {
