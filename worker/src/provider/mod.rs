@@ -74,9 +74,11 @@ pub trait Model: Send + Sync {
     /// of this call is final, unless [`ModelError::is_torn`].
     async fn stream(&self, request: ModelRequest) -> Result<ModelStream, ModelError>;
 
-    /// Waits until a torn answer may be asked for once more, which may take long while the provider is asked again for
-    /// too much already.
-    async fn may_repeat(&self) {}
+    /// Whether a torn answer may be asked for once more. May take a while: it waits while the provider is asked
+    /// again for too much already.
+    async fn may_repeat(&self) -> bool {
+        true
+    }
 }
 
 /// Why there is no whole answer. The texts are for the person who started the run: one line, bounded, no key.

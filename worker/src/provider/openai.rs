@@ -53,6 +53,9 @@ const USAGE_GRACE: Duration = Duration::from_secs(2);
 /// How long the end of the body is waited for after that, to keep the connection.
 const LINGER: Duration = Duration::from_millis(50);
 
+/// So many of the longest waits a repeat is waited for, if there are too many of them already.
+const PATIENCE: u32 = 5;
+
 /// A JSON string can be six times as long as what it says, and each token has a chunk around it.
 const WIRE_FACTOR: usize = 128;
 
@@ -147,10 +150,9 @@ impl OpenAi {
             };
             // A torn answer is the step's to do over: it has been paid for.
             let again = error.is_retryable_before_output() && !error.is_torn();
-            if !again || retry == self.options.max_retries {
+            if !again || retry == self.options.max_retries || !self.may_repeat().await {
                 return Err(error);
             }
-            self.may_repeat().await;
             retry += 1;
             metrics::step_retried(StepRetry::Request);
             let wait = self.wait(retry, error.retry_after());
@@ -303,7 +305,7 @@ impl Model for OpenAi {
         Ok(self.read(opened))
     }
 
-    async fn may_repeat(&self) {
-        self.budget.spend().await;
+    async fn may_repeat(&self) -> bool {
+        self.budget.spend(self.options.retry_after_cap * PATIENCE).await
     }
 }

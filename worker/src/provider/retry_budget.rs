@@ -1,8 +1,8 @@
 //! Repeats of requests to one provider, kept to a fraction of what is asked for the first time.
 //!
 //! A provider in trouble gets worse by being asked twice for everything. Each first request earns part of a repeat, and
-//! one more trickles in every ten seconds, so that a single run is never stuck. Whoever finds the budget empty waits in
-//! line: runs become slower, and fail by their own limits only.
+//! one more trickles in every few seconds, so that a single run is never stuck. Whoever finds the budget empty waits in
+//! line for as long as it has patience: runs become slower before they fail.
 
 use std::{
     sync::{Mutex, PoisonError},
@@ -11,7 +11,7 @@ use std::{
 
 use tokio::{
     sync::Semaphore,
-    time::{Instant, sleep},
+    time::{Instant, sleep, sleep_until},
 };
 
 /// What a repeat costs, in parts.
@@ -45,8 +45,9 @@ impl RetryBudget {
         self.add(EARNED);
     }
 
-    /// Takes what a repeat costs as soon as it has come together. Whoever gives up leaves the line.
-    pub(super) async fn spend(&self) {
+    /// Takes what a repeat costs; `false` if it did not come together within `patience`.
+    pub(super) async fn spend(&self, patience: Duration) -> bool {
+        let deadline = Instant::now() + patience;
         let parts = self.parts.acquire_many(REPEAT);
         tokio::pin!(parts);
         loop {
@@ -55,8 +56,9 @@ impl RetryBudget {
                 biased;
                 taken = &mut parts => {
                     taken.expect("this semaphore is never closed").forget();
-                    return;
+                    return true;
                 }
+                () = sleep_until(deadline) => return false,
                 () = sleep(self.trickle) => {}
             }
         }
@@ -76,19 +78,10 @@ impl RetryBudget {
 
 #[cfg(test)]
 mod tests {
-    use tokio::time::timeout;
-
     use super::*;
 
+    const AT_ONCE: Duration = Duration::ZERO;
     const NEVER: Duration = Duration::from_hours(1);
-
-    async fn spends_within(budget: &RetryBudget, patience: Duration) -> bool {
-        timeout(patience, budget.spend()).await.is_ok()
-    }
-
-    async fn spends_at_once(budget: &RetryBudget) -> bool {
-        spends_within(budget, Duration::ZERO).await
-    }
 
     #[tokio::test]
     async fn repeats_are_a_fraction_of_first_requests_beyond_the_first_few() {
@@ -96,7 +89,7 @@ mod tests {
         let mut repeats = 0;
         for _ in 0..100 {
             budget.earn();
-            while spends_at_once(&budget).await {
+            while budget.spend(AT_ONCE).await {
                 repeats += 1;
             }
         }
@@ -104,14 +97,13 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn whoever_waits_gets_a_repeat_in_the_end() {
+    async fn whoever_waits_gets_a_repeat_in_the_end_or_gives_up() {
         let budget = RetryBudget::with_trickle(Duration::from_millis(20));
-        while spends_at_once(&budget).await {}
+        while budget.spend(AT_ONCE).await {}
         let begun = Instant::now();
-        assert!(!spends_within(&budget, Duration::from_millis(20)).await, "not enough has come by itself");
+        assert!(!budget.spend(Duration::from_millis(20)).await, "not enough has come by itself");
         let patience = Duration::from_secs(30);
-        let (first, second) =
-            tokio::join!(spends_within(&budget, patience), spends_within(&budget, patience));
+        let (first, second) = tokio::join!(budget.spend(patience), budget.spend(patience));
         assert!(first && second);
         assert!(begun.elapsed() >= Duration::from_millis(20 * 18), "two repeats come in twenty times");
     }
@@ -121,7 +113,7 @@ mod tests {
         let budget = RetryBudget::with_trickle(NEVER);
         (0..100_000).for_each(|_| budget.earn());
         let mut repeats = 0;
-        while spends_at_once(&budget).await {
+        while budget.spend(AT_ONCE).await {
             repeats += 1;
         }
         assert_eq!(repeats, 100);

@@ -82,10 +82,10 @@ impl Attempt<'_> {
                 Err(Failure::Exit(exit)) => return Err(exit),
                 Err(Failure::Model(error)) => error,
             };
-            if !error.is_torn() || restarts == RESTARTS {
+            let may_restart = error.is_torn() && restarts < RESTARTS;
+            if !may_restart || !self.interrupts.race(self.agent.model.may_repeat()).await? {
                 return Err(Exit::Finish(Ending::failed(reason_of(&error), (&error).into())));
             }
-            self.interrupts.race(self.agent.model.may_repeat()).await?;
             restarts += 1;
             attempt += 1;
             tracing::warn!(%error, step, attempt, "the step is done over");

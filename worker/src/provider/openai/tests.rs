@@ -1,6 +1,6 @@
 use std::sync::Arc;
 
-use futures::{StreamExt, future::join_all};
+use futures::StreamExt;
 use longhaul_shared::domain::{replay::ModelMessage, run::Usage, step::FinishReason};
 use serde_json::{Value, json};
 
@@ -193,17 +193,9 @@ async fn an_error_in_mid_stream_counts_as_its_status() {
 async fn a_provider_in_trouble_is_not_asked_twice_for_everything() {
     let fixture = Fixture::start(vec![answer("503 Busy", &[], "")]).await;
     let model = model(&fixture, |options| options.retry_after_cap = Duration::from_millis(1));
-    let mut all = Box::pin(join_all((0..50).map(|_| collect(&model))));
-    let asked = async {
-        while fixture.seen().len() < 80 {
-            sleep(Duration::from_millis(5)).await;
-        }
-    };
-    tokio::select! {
-        _ = &mut all => panic!("those who find the budget empty wait, for as long as their runs do"),
-        asked = timeout(Duration::from_secs(20), asked) => asked.expect("each is asked for once"),
+    for _ in 0..50 {
+        assert!(collect(&model).await.1.is_some());
     }
-    assert!(timeout(Duration::from_millis(200), all).await.is_err());
     // Fifty, ten and two for each five; a few more may have trickled in meanwhile.
     assert!((80..=83).contains(&fixture.seen().len()), "{}", fixture.seen().len());
 }
