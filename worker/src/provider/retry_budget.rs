@@ -1,7 +1,7 @@
 //! Repeats of requests to one provider, kept to a fraction of what is asked for the first time.
 //!
 //! A provider in trouble gets worse by being asked twice for everything. Each first request earns part of a repeat, and
-//! one more trickles in every few seconds, so that a single run is never stuck. Whoever finds the budget empty waits in
+//! one more trickles in every ten seconds, so that a single run is never stuck. Whoever finds the budget empty waits in
 //! line for as long as it has patience: runs become slower before they fail.
 
 use std::{
