@@ -5,8 +5,8 @@
 //! One that hangs on a dead connection is overtaken by the next one on another connection.
 //!
 //! A worker that cannot confirm its row in time takes its runs for lost before anybody else may take them: it counts
-//! from the start of the last heartbeat that was answered, by its own clock, which goes on while the machine is suspended. A lost lease is never revived:
-//! the worker registers anew and begins with empty hands.
+//! from the start of the last heartbeat that was answered, by its own clock, which goes on while the machine is
+//! suspended. A lost lease is never revived: the worker registers anew and begins with empty hands.
 
 use std::{collections::HashSet, sync::Arc, time::Duration};
 

@@ -120,11 +120,13 @@ pub async fn run_as(agents: Agents, parts: Parts, shutdown: Shutdown) -> Result<
     };
     let stops =
         lease::deliver_stops(Arc::clone(&store), Arc::clone(&bus), Arc::clone(&holdings), done.clone());
+    // A claim that was not answered in this time is disowned.
+    let unheard_of = config.worker.lease / 3;
     let strangers = lease::disown_strangers(
         Arc::clone(&store),
         Arc::clone(&bus),
         Arc::clone(&holdings),
-        config.worker.lease / 3,
+        unheard_of,
         done.clone(),
     );
     let watching = listener.as_ref().map(|listener| Watch {
@@ -160,6 +162,7 @@ pub async fn run_as(agents: Agents, parts: Parts, shutdown: Shutdown) -> Result<
         queues: config.worker.queues.clone(),
         slots: config.worker.slots,
         poll: config.worker.poll,
+        patience: unheard_of,
         stop: shutdown.soft.clone(),
     });
     let (late, late_stop) = (TaskTracker::new(), hard_stop.clone());

@@ -31,6 +31,8 @@ pub struct Claimer {
     pub queues: Vec<String>,
     pub slots: u32,
     pub poll: Duration,
+    /// An answer that comes later is not believed: what it tells of may have been disowned and claimed again by then.
+    pub patience: Duration,
     /// Ends the loop: nothing is claimed any more.
     pub stop: CancellationToken,
 }
@@ -103,7 +105,7 @@ impl Claimer {
     ) -> Result<usize, StoreError> {
         let (store, queues, limit) = (Arc::clone(&self.store), self.queues.clone(), permits.len() as u32);
         let claims = async move { store.claim(worker_id, &queues, limit).await };
-        let claims = bounded(self.store.patience(), claims).await?;
+        let claims = bounded(self.patience, claims).await?;
         let claimed = claims.len();
         for (claim, segment) in claims {
             let Some(permit) = permits.pop() else { break };

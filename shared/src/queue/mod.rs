@@ -1,8 +1,8 @@
 //! Who works next: claim, hold, hand back.
 //!
-//! [`Holdings`] is what one worker holds, and [`Validity`] until when it may be sure of that; the [`claim`] loop adds to it and never claims more than there are free
-//! slots; the [`backend`] hands each claim to the worker framework. A claim's tokens tell its attempt that the run is
-//! to stop or that it was lost; both are hints, the log is the fence.
+//! [`Holdings`] is what one worker holds, and [`Validity`] until when it may be sure of that; the [`claim`] loop adds to
+//! it and never claims more than there are free slots; the [`backend`] hands each claim to the worker framework. A
+//! claim's tokens tell its attempt that the run is to stop or that it was lost; both are hints, the log is the fence.
 
 pub mod backend;
 pub mod claim;

@@ -1,8 +1,8 @@
 //! Time that goes on while the machine is suspended.
 //!
-//! The monotonic clock of Linux, which [`Instant`] reads, stands still while a laptop sleeps or a virtual machine is
-//! paused. Whoever waits by it believes in a lease that ran out long ago. The clock of the boot goes on; what it is ahead
-//! by is the time that was slept away.
+//! The monotonic clock of Linux, which [`Instant`] reads, stands still while the machine sleeps. Whoever waits by it
+//! believes in a lease that ran out long ago. The clock of the boot goes on; what it is ahead by is the time that was
+//! slept away. Of a virtual machine that is paused from outside neither clock may know: then the log's fence decides.
 
 use std::{ops::Add, time::Duration};
 

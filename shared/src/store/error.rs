@@ -104,7 +104,7 @@ fn is_transient_code(code: &str) -> bool {
     if code.len() == 5 {
         let class = &code[..2];
         return matches!(class, "08" | "28" | "40" | "53" | "57" | "58")
-            || matches!(code, "3D000" | "55P03" | "25006" | "25P02");
+            || matches!(code, "3D000" | "55P03" | "25006" | "25P02" | "25P03" | "25P04");
     }
     // SQLite reports the extended code; its low byte is the primary one: BUSY, LOCKED, NOMEM, READONLY, IOERR, FULL,
     // CANTOPEN, PROTOCOL.
@@ -123,6 +123,8 @@ mod tests {
             ("08P01", "protocol violation, as poolers report a time-out"),
             ("25006", "read-only transaction"),
             ("25P02", "in failed transaction"),
+            ("25P03", "idle in a transaction for too long, as after a freeze"),
+            ("25P04", "a transaction that took too long"),
             ("28000", "invalid authorization, while access is changed"),
             ("28P01", "invalid password, while it is rotated"),
             ("3D000", "no such database, while it is restored"),

@@ -344,8 +344,10 @@ pub struct Released {
 #[async_trait]
 pub trait Jobs: Send + Sync {
     /// Takes up to `limit` due jobs for a worker whose lease is alive: job to worker, epoch + 1, run to running,
-    /// `run.claimed` appended. Highest priority first, then oldest. Of runs whose last attempts all crashed a worker
-    /// holds few at a time until they have saved a step, and one at its last chance holds it alone among them.
+    /// `run.claimed` appended. Highest priority first, then oldest. Of runs at their last chance it takes one, and none
+    /// while it holds one that it took less than [`PROBATION_MS`] ago and that has saved no step.
+    ///
+    /// [`PROBATION_MS`]: crate::domain::retry::PROBATION_MS
     async fn claim(&self, worker: WorkerId, queues: &[String], limit: u32) -> Result<Vec<(Claim, Segment)>>;
     /// The holder gives a run back: it is pending again, due after `delay_ms`. Not counted as a crash unless
     /// `reason` is `broken`; too many of those end the run. `last_seq` is the last event that the holder appended. A run whose stop is requested ends

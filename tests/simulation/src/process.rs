@@ -208,6 +208,7 @@ async fn work(connection: Arc<Connection>, bus: Arc<dyn Bus>, slots: u32, soft: 
         queues: vec!["default".to_owned()],
         slots,
         poll: POLL,
+        patience: HEARTBEAT,
         stop: soft.clone(),
     });
     let (late, late_stop) = (TaskTracker::new(), hard_stop.clone());

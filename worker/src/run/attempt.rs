@@ -18,7 +18,7 @@ use longhaul_shared::{
     failpoint::{Point, hit, hit_if},
     jitter::jitter,
     queue::Leased,
-    store::{SharedStore, StoreError},
+    store::{SharedStore, StoreError, bounded},
     telemetry,
 };
 use tokio::{
@@ -138,7 +138,9 @@ impl Attempts {
             // A drain hands everything back at once; the heartbeat needs a connection too.
             let turn = self.hand_backs.acquire().await;
             hit(Point::BeforeHandBack);
-            let released = self.store.hand_back(&leased.claim, position, reason, delay_ms).await;
+            let (store, claim) = (Arc::clone(&self.store), leased.claim.clone());
+            let hand_back = async move { store.hand_back(&claim, position, reason, delay_ms).await };
+            let released = bounded(self.store.patience(), hand_back).await;
             drop(turn);
             match released {
                 Ok(released) => {
@@ -209,15 +211,18 @@ impl<'a> Attempt<'a> {
             deadline: Instant::now() + Duration::from_millis(left),
             hard_stop: cx.hard_stop.clone(),
         };
-        let (replay, conversation) = loop_until_read(&interrupts, || async {
-            let replay = if run.attempts > 1 {
-                let record = cx.store.records(run.workspace_id, &[run.id]).await?.pop();
-                prompt::replay_of(&record.ok_or(StoreError::NotFound)?)
-            } else {
-                // Nobody has worked on it: there is nothing to read.
-                Replay::new(run.id)
-            };
-            Ok((replay, prompt::conversation(&*cx.store, run, &agent).await?))
+        let (replay, conversation) = loop_until_read(&interrupts, || {
+            let (store, run, agent) = (Arc::clone(&cx.store), run.clone(), Arc::clone(&agent));
+            bounded(cx.store.patience(), async move {
+                let replay = if run.attempts > 1 {
+                    let record = store.records(run.workspace_id, &[run.id]).await?.pop();
+                    prompt::replay_of(&record.ok_or(StoreError::NotFound)?)
+                } else {
+                    // Nobody has worked on it: there is nothing to read.
+                    Replay::new(run.id)
+                };
+                Ok((replay, prompt::conversation(&*store, &run, &agent).await?))
+            })
         })
         .await?;
         Ok(Self {

@@ -11,7 +11,7 @@ use longhaul_shared::{
         tool::{CallState, LateResult, ToolCall},
     },
     jitter::jitter,
-    store::SharedStore,
+    store::{SharedStore, bounded},
 };
 use tokio::time::sleep;
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
@@ -58,7 +58,9 @@ async fn record(store: &SharedStore, workspace: WorkspaceId, call: &ToolCall, ha
         LateResult { state: call.state, output: call.output.clone(), error: call.error.clone(), at: 0 };
     let mut failures = 0;
     loop {
-        match store.record_late(workspace, call, &late).await {
+        let (recording, call_of_it, found) = (store.clone(), call.clone(), late.clone());
+        let record = async move { recording.record_late(workspace, &call_of_it, &found).await };
+        match bounded(store.patience(), record).await {
             Ok(recorded) => {
                 tracing::info!(
                     run.id = %call.run_id,

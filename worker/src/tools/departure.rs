@@ -86,6 +86,10 @@ impl Departure {
         }
     }
 
+    pub fn has_left(&self) -> bool {
+        self.state().has_left
+    }
+
     /// Nothing leaves from now on. Whether anything has.
     pub fn close(&self) -> bool {
         let mut state = self.state();

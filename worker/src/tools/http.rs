@@ -3,8 +3,9 @@
 //! Each request carries the call's idempotency key, which stays the same however often the call is repeated. What may
 //! be repeated without harm is repeated a few times when the connection fails or the endpoint is away; a call that
 //! must happen once is sent once, and if no answer was seen its outcome is unknown. Each request asks the call's
-//! [`Departure`](super::Departure) once it is connected and before its first byte. An answer is read up to a limit, sanitised, and cleared of the secrets that were sent with the request.
-//! [`reconcile`] asks about calls without one.
+//! [`Departure`](super::Departure) once it is connected and before the first byte of its body. An answer is read up to a
+//! limit, sanitised, and cleared of the secrets that were sent with the request. [`reconcile`] asks about calls without
+//! one.
 
 mod reconcile;
 #[cfg(test)]
@@ -156,7 +157,7 @@ impl HttpTool {
             Err(NoResponse::Barred) => Sent::Barred,
             Err(NoResponse::Failed(error)) => {
                 let cause = self.line(&root_cause(&error));
-                if error.is_connect() || error.is_builder() {
+                if !cx.departure.has_left() {
                     Sent::Never(format!("the tool could not be reached: {cause}"))
                 } else {
                     Sent::Lost(format!("the connection to the tool broke before it answered: {cause}"))
@@ -177,8 +178,8 @@ impl HttpTool {
         loop {
             cx.departure.open().await.map_err(|Barred| NoResponse::Barred)?;
             let request = self.options.client.request(method.clone(), url).map_err(NoResponse::Refused)?;
-            // Asked for its body, the connection stands and nothing was written to it: a worker that was frozen until
-            // now has perhaps been replaced.
+            // Asked for its body, the connection stands and at most the headers are written: a worker that was frozen
+            // until now has perhaps been replaced.
             let (departure, bytes) = (cx.departure.clone(), body.clone());
             let gated = stream::once(async move { departure.leave().map(|()| bytes) });
             let request = request

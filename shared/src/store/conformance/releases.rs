@@ -441,7 +441,7 @@ async fn reconcile_frees_runs_whose_holder_is_contradictory(db: Database) {
     assert_eq!(claims.len(), 4);
 }
 
-/// So many runs that have one crash left, due now.
+/// So many runs whose next crash is their last, due now.
 async fn at_last_chance(db: &Database, workspace: WorkspaceId, count: usize) -> Vec<RunId> {
     let mut runs = vec![];
     for _ in 0..count {

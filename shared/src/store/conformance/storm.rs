@@ -49,10 +49,14 @@ const FENCED: usize = 1;
 const REFUSED: usize = 2;
 const ENDED: usize = 3;
 const STOPPED: usize = 4;
+const PATIENCE: Duration = Duration::from_secs(30);
 
 impl Storm {
+    /// For its time, and on a slow machine until each thing has happened.
     fn blows(&self) -> bool {
-        Instant::now() < self.until
+        let now = Instant::now();
+        let is_calm = || self.counts.iter().any(|count| count.load(Ordering::Relaxed) == 0);
+        now < self.until || now < self.until + PATIENCE && is_calm()
     }
 
     fn count(&self, what: usize, n: usize) {

@@ -93,7 +93,7 @@ impl Options {
         Self {
             url: url.into(),
             max_connections: 10,
-            reserved_connections: 3,
+            reserved_connections: 4,
             acquire_timeout: Duration::from_secs(5),
             statement_timeout: Duration::from_secs(10),
             lock_timeout: Duration::from_secs(5),

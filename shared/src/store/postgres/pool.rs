@@ -51,7 +51,7 @@ impl Pool {
         silence: Duration,
     ) -> Self {
         let heard = Heard(Arc::new(Mutex::new(Instant::now())));
-        let (connected, taken, returned) = (heard.clone(), heard.clone(), heard.clone());
+        let (connected, taken) = (heard.clone(), heard.clone());
         let options = options
             .after_connect(move |_, _| {
                 connected.now();
@@ -59,10 +59,6 @@ impl Pool {
             })
             .before_acquire(move |_, _| {
                 taken.now();
-                Box::pin(async { Ok(true) })
-            })
-            .after_release(move |_, _| {
-                returned.now();
                 Box::pin(async { Ok(true) })
             });
         Self { current: RwLock::new(options.connect_lazy_with(connect)), heard, silence }
@@ -76,6 +72,10 @@ impl Pool {
 
     fn is_silent(&self, pool: &PgPool) -> bool {
         let is_taken = pool.size() >= pool.options().get_max_connections() && pool.num_idle() == 0;
+        if !is_taken {
+            // Nobody has to wait: silence begins when somebody does.
+            self.heard.now();
+        }
         is_taken && !pool.is_closed() && self.heard.lock().elapsed() > self.silence
     }
 
