@@ -157,10 +157,10 @@ impl HttpTool {
             Err(NoResponse::Barred) => Sent::Barred,
             Err(NoResponse::Failed(error)) => {
                 let cause = self.line(&root_cause(&error));
-                if !cx.departure.has_left() {
-                    Sent::Never(format!("the tool could not be reached: {cause}"))
-                } else {
+                if cx.departure.has_left() {
                     Sent::Lost(format!("the connection to the tool broke before it answered: {cause}"))
+                } else {
+                    Sent::Never(format!("the tool could not be reached: {cause}"))
                 }
             }
         }
