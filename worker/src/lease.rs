@@ -8,7 +8,7 @@
 //! from the start of the last heartbeat that was answered, by its own clock, which goes on while the machine is
 //! suspended. A lost lease is never revived: the worker registers anew and begins with empty hands.
 
-use std::{collections::HashSet, sync::Arc, time::Duration};
+use std::{collections::BTreeSet, sync::Arc, time::Duration};
 
 use longhaul_shared::{
     admission::announce,
@@ -17,7 +17,7 @@ use longhaul_shared::{
     failpoint::{Point, hit},
     jitter::jitter,
     queue::{Holdings, Moment},
-    store::{NewWorker, SharedStore, StoreError, Workers, bounded},
+    store::{HeldRun, NewWorker, SharedStore, StoreError, Workers, bounded},
     telemetry::metrics::{self, LeaseLoss},
 };
 use tokio::{
@@ -193,7 +193,7 @@ pub async fn disown_strangers(
     period: Duration,
     done: CancellationToken,
 ) {
-    let mut seen = HashSet::new();
+    let mut seen = BTreeSet::new();
     loop {
         tokio::select! {
             biased;
@@ -212,14 +212,15 @@ pub async fn disown_strangers(
             }
         };
         // Ended or taken while this process stood still: an attempt that has nothing to write does not notice.
-        for (run_id, epoch) in known.into_iter().filter(|(known, _)| held.iter().all(|(_, run)| run != known))
-        {
+        let is_held = |(run_id, epoch)| held.iter().any(|held| (held.run_id, held.epoch) == (run_id, epoch));
+        for (run_id, epoch) in known.into_iter().filter(|known| !is_held(*known)) {
             holdings.lose(run_id, epoch);
         }
-        let strangers: Vec<_> = held.into_iter().filter(|(_, run_id)| !holdings.holds(*run_id)).collect();
-        for (workspace, run_id) in strangers.iter().filter(|(_, run_id)| seen.contains(run_id)) {
-            let (disowning, workspace, run_id) = (Arc::clone(&store), *workspace, *run_id);
-            let disowned = async move { disowning.disown(worker_id, workspace, run_id).await };
+        let is_stranger = |held: &HeldRun| !holdings.holds_by(held.run_id, held.epoch);
+        let strangers: BTreeSet<HeldRun> = held.into_iter().filter(is_stranger).collect();
+        for stranger in strangers.intersection(&seen).copied() {
+            let (run_id, disowning) = (stranger.run_id, Arc::clone(&store));
+            let disowned = async move { disowning.disown(worker_id, stranger).await };
             match bounded(store.patience(), disowned).await {
                 Ok(Some(released)) => {
                     tracing::warn!(run.id = %run_id, "gives back a run whose claim it never heard of");
@@ -229,7 +230,7 @@ pub async fn disown_strangers(
                 Err(error) => tracing::warn!(%error, run.id = %run_id, "cannot give a run back"),
             }
         }
-        seen = strangers.into_iter().map(|(_, run_id)| run_id).collect();
+        seen = strangers;
     }
 }
 

@@ -156,6 +156,11 @@ impl Holdings {
         self.lock().held.contains_key(&run_id)
     }
 
+    /// Whether it is held by that very claim.
+    pub fn holds_by(&self, run_id: RunId, epoch: Epoch) -> bool {
+        self.lock().held.get(&run_id).is_some_and(|(held, _)| *held == epoch)
+    }
+
     /// Passes stops on to the attempts.
     pub fn deliver_stops(&self, requests: &[StopRequest]) {
         if mutant::is(Mutant::StopNotDelivered) {

@@ -329,6 +329,20 @@ pub trait LogReader: Send + Sync {
     async fn read_logs(&self, cursors: &[LogCursor], limit: u32) -> Result<Vec<Segment>>;
 }
 
+/// A run, and the claim by which it is held.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub struct HeldRun {
+    pub workspace_id: WorkspaceId,
+    pub run_id: RunId,
+    pub epoch: Epoch,
+}
+
+impl From<&Claim> for HeldRun {
+    fn from(claim: &Claim) -> Self {
+        Self { workspace_id: claim.run.workspace_id, run_id: claim.run.id, epoch: claim.epoch }
+    }
+}
+
 /// A job that changed hands without its holder.
 #[derive(Clone, Debug)]
 pub struct Released {
@@ -369,11 +383,11 @@ pub trait Jobs: Send + Sync {
     async fn carry_out_stops(&self, limit: u32) -> Result<Vec<Released>>;
     /// Scheduled runs that are due take the chat's slot or queue up for it.
     async fn promote_due(&self, limit: u32) -> Result<Vec<Released>>;
-    /// The runs that the worker holds according to the database.
-    async fn held_by(&self, worker: WorkerId) -> Result<Vec<(WorkspaceId, RunId)>>;
-    /// Gives back a run that the worker holds without knowing it: the answer to its claim was lost. A run whose stop is
-    /// requested ends instead.
-    async fn disown(&self, worker: WorkerId, workspace: WorkspaceId, run: RunId) -> Result<Option<Released>>;
+    /// The claims that the worker holds according to the database.
+    async fn held_by(&self, worker: WorkerId) -> Result<Vec<HeldRun>>;
+    /// Gives back a run that the worker holds by this claim without knowing it: the answer to the claim was lost. A run
+    /// whose stop is requested ends instead.
+    async fn disown(&self, worker: WorkerId, held: HeldRun) -> Result<Option<Released>>;
     /// Repairs what no path should produce: active runs without a job or held by nobody, waiting ones that are held,
     /// streaming messages of finished runs. The
     /// count is that of repaired rows; above zero is a bug.

@@ -17,9 +17,9 @@ use longhaul_shared::{
     },
     mutant::{self, Mutant},
     store::{
-        Admission, AdmitError, Admitted, ApiKey, Append, ChatPatch, Chats, Committed, Evidence, Jobs,
-        KeyName, KeyStop, Listed, Log, LogCursor, LogReader, NewChat, NewKey, NewRun, NewWorker, Page, Peer,
-        Released, Result, RunFilter, RunRecord, Runs, StopOutcome, StopRequest, StoreError, WorkerRow,
+        Admission, AdmitError, Admitted, ApiKey, Append, ChatPatch, Chats, Committed, Evidence, HeldRun,
+        Jobs, KeyName, KeyStop, Listed, Log, LogCursor, LogReader, NewChat, NewKey, NewRun, NewWorker, Page,
+        Peer, Released, Result, RunFilter, RunRecord, Runs, StopOutcome, StopRequest, StoreError, WorkerRow,
         Workers, Workspaces,
         memory::{MemoryStore, unavailable},
     },
@@ -381,12 +381,12 @@ impl Jobs for Connection {
     async fn promote_due(&self, limit: u32) -> Result<Vec<Released>> {
         remote!(self, promote_due(limit))
     }
-    async fn held_by(&self, worker: WorkerId) -> Result<Vec<(WorkspaceId, RunId)>> {
+    async fn held_by(&self, worker: WorkerId) -> Result<Vec<HeldRun>> {
         remote!(self, held_by(worker))
     }
-    async fn disown(&self, worker: WorkerId, workspace: WorkspaceId, run: RunId) -> Result<Option<Released>> {
+    async fn disown(&self, worker: WorkerId, held: HeldRun) -> Result<Option<Released>> {
         self.call("disown", move |store| {
-            let released = at_once(store.disown(worker, workspace, run));
+            let released = at_once(store.disown(worker, held));
             with(|world| world.coverage.disowned += u64::from(matches!(released, Ok(Some(_)))));
             released
         })

@@ -60,7 +60,7 @@ async fn a_claim_moves_the_job_the_run_and_the_log_together(db: Database) {
     assert_eq!(segment.events[0].data(), Some(event));
     let stored = db.store.read_log(super::fixtures::cursor(&claim.run, 1), 9).await.unwrap();
     assert_eq!(serde_json::to_string(&stored).unwrap(), serde_json::to_string(&[segment]).unwrap());
-    assert_eq!(db.store.held_by(worker).await.unwrap(), [(acme, admitted.id)]);
+    assert_eq!(db.store.held_by(worker).await.unwrap(), [(&claim).into()]);
 
     // The second attempt counts, and the run began when it began.
     db.expire(worker).await;

@@ -314,16 +314,21 @@ async fn a_run_that_is_held_unknowingly_is_given_back(db: Database) {
     let acme = db.workspace("acme").await;
     let claim = db.held_run(acme).await;
     let (worker, id) = (claim.worker_id, claim.run.id);
-    assert!(db.store.disown(WorkerId::generate(), acme, id).await.unwrap().is_none());
-    let released = db.store.disown(worker, acme, id).await.unwrap().unwrap();
+    assert!(db.store.disown(WorkerId::generate(), (&claim).into()).await.unwrap().is_none());
+    let released = db.store.disown(worker, (&claim).into()).await.unwrap().unwrap();
     assert_eq!((released.ended, released.segments[0].first), (false, claim.last_seq + 1));
     assert!(db.store.held_by(worker).await.unwrap().is_empty());
-    assert!(db.store.disown(worker, acme, id).await.unwrap().is_none(), "again is fine");
-    assert_eq!(db.claim(worker).await.epoch, claim.epoch + 1);
+    assert!(db.store.disown(worker, (&claim).into()).await.unwrap().is_none(), "again is fine");
+    let next = db.claim(worker).await;
+    assert_eq!(next.epoch, claim.epoch + 1);
+    assert!(
+        db.store.disown(worker, (&claim).into()).await.unwrap().is_none(),
+        "the next claim is another one"
+    );
 
     db.store.stop_run(acme, id).await.unwrap();
-    assert!(db.store.disown(worker, acme, id).await.unwrap().unwrap().ended);
-    assert!(db.store.disown(worker, acme, id).await.unwrap().is_none());
+    assert!(db.store.disown(worker, (&next).into()).await.unwrap().unwrap().ended);
+    assert!(db.store.disown(worker, (&next).into()).await.unwrap().is_none());
 }
 
 async fn a_run_that_nobody_can_read_is_counted_until_it_is_given_up(db: Database) {
@@ -337,7 +342,9 @@ async fn a_run_that_nobody_can_read_is_counted_until_it_is_given_up(db: Database
     assert_eq!(claims.len(), 1, "the other one is claimed and known to nobody");
     assert_eq!(claims[0].0.run.id, healthy.id);
     for crash in 1..=3 {
-        let released = db.store.disown(worker, acme, run.id).await.unwrap().unwrap();
+        let unheard_of = db.store.held_by(worker).await.unwrap();
+        let unheard_of = unheard_of.into_iter().find(|held| held.run_id == run.id).unwrap();
+        let released = db.store.disown(worker, unheard_of).await.unwrap().unwrap();
         assert_eq!(released.ended, crash == 3, "crash {crash}");
         db.make_due().await;
         assert!(db.store.claim(worker, &["default".to_owned()], 9).await.unwrap().is_empty());

@@ -11,13 +11,13 @@ use super::{
 use crate::{
     domain::{
         event::{EventData, ReleaseReason, Segment},
-        ids::{Millis, RunId, Seq, WorkerId, WorkspaceId},
+        ids::{Millis, RunId, Seq, WorkerId},
         retry::{LAST_CHANCE, PROBATION_MS},
         run::Claim,
         transition::{MessageStatus, RunStatus},
     },
     mutant::{self, Mutant},
-    store::{Jobs, Released, Result, StoreError},
+    store::{HeldRun, Jobs, Released, Result, StoreError},
 };
 
 const DAY_MS: Millis = 24 * 3_600_000;
@@ -78,21 +78,21 @@ impl Jobs for MemoryStore {
         })
     }
 
-    async fn held_by(&self, worker: WorkerId) -> Result<Vec<(WorkspaceId, RunId)>> {
+    async fn held_by(&self, worker: WorkerId) -> Result<Vec<HeldRun>> {
         self.transact(|state| {
             let held = state.jobs.iter().filter(|(_, job)| job.worker_id == Some(worker));
-            let held = held.filter_map(|(run_id, _)| state.runs.get(run_id));
-            Ok(held.map(|row| (row.run.workspace_id, row.run.id)).collect())
+            let held = held.filter_map(|(run_id, job)| Some((state.runs.get(run_id)?, job)));
+            let held = held.map(|(row, job)| HeldRun {
+                workspace_id: row.run.workspace_id,
+                run_id: row.run.id,
+                epoch: job.epoch,
+            });
+            Ok(held.collect())
         })
     }
 
-    async fn disown(
-        &self,
-        worker: WorkerId,
-        workspace: WorkspaceId,
-        run_id: RunId,
-    ) -> Result<Option<Released>> {
-        self.transact(|state| state.disown(worker, workspace, run_id))
+    async fn disown(&self, worker: WorkerId, held: HeldRun) -> Result<Option<Released>> {
+        self.transact(|state| state.disown(worker, held))
     }
 
     async fn reconcile(&self) -> Result<u64> {

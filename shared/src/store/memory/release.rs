@@ -5,14 +5,14 @@ use super::state::{JobRow, State};
 use crate::{
     domain::{
         event::{EventData, ReleaseReason},
-        ids::{RunId, Seq, WorkerId, WorkspaceId},
+        ids::{RunId, Seq, WorkerId},
         release::{Crashes, end_at_release},
         retry::{MAX_CRASHES, crash_delay_ms},
         run::{Claim, Ending, Run},
         settle::Stop,
         transition::{Reason, RunStatus},
     },
-    store::{Released, Result, StoreError},
+    store::{HeldRun, Released, Result, StoreError},
 };
 
 impl State {
@@ -35,17 +35,13 @@ impl State {
     }
 
     /// The worker holds it without knowing it.
-    pub(super) fn disown(
-        &mut self,
-        worker: WorkerId,
-        workspace: WorkspaceId,
-        run_id: RunId,
-    ) -> Result<Option<Released>> {
-        let run = self.run(workspace, run_id)?;
-        if run.worker_id != Some(worker) {
+    pub(super) fn disown(&mut self, worker: WorkerId, held: HeldRun) -> Result<Option<Released>> {
+        let run = self.run(held.workspace_id, held.run_id)?;
+        let is_it = |job: &JobRow| job.worker_id == Some(worker) && job.epoch == held.epoch;
+        if !self.jobs.get(&held.run_id).is_some_and(is_it) {
             return Ok(None);
         }
-        let crashes = crashes_of(self.job(run_id)?, &run, false, MAX_CRASHES);
+        let crashes = crashes_of(self.job(held.run_id)?, &run, false, MAX_CRASHES);
         self.release(&run, ReleaseReason::Broken, crashes, 0).map(Some)
     }
 

@@ -15,7 +15,7 @@ use crate::{
         transition::RunStatus,
     },
     failpoint::{Point, hit_if},
-    store::{Jobs, Released, Result, STOP_GRACE_MS, StoreError},
+    store::{HeldRun, Jobs, Released, Result, STOP_GRACE_MS, StoreError},
 };
 
 #[async_trait]
@@ -89,23 +89,20 @@ impl Jobs for SqlStore {
         round.result()
     }
 
-    async fn held_by(&self, worker: WorkerId) -> Result<Vec<(WorkspaceId, RunId)>> {
-        let rows = sqlx::query("select workspace_id, run_id from jobs where worker_id = $1 and kind = 'run'")
-            .bind(worker.0)
-            .fetch_all(self.reserved())
-            .await?;
+    async fn held_by(&self, worker: WorkerId) -> Result<Vec<HeldRun>> {
+        let sql = "select workspace_id, run_id, epoch from jobs where worker_id = $1 and kind = 'run'";
+        let rows = sqlx::query(sql).bind(worker.0).fetch_all(self.reserved()).await?;
         rows.iter()
-            .map(|row| Ok((get::<Uuid>(row, "workspace_id")?.into(), get::<Uuid>(row, "run_id")?.into())))
+            .map(|row| {
+                let workspace_id = get::<Uuid>(row, "workspace_id")?.into();
+                let run_id = get::<Uuid>(row, "run_id")?.into();
+                Ok(HeldRun { workspace_id, run_id, epoch: get(row, "epoch")? })
+            })
             .collect()
     }
 
-    async fn disown(
-        &self,
-        worker: WorkerId,
-        workspace: WorkspaceId,
-        run_id: RunId,
-    ) -> Result<Option<Released>> {
-        release::disown(self, worker, workspace, run_id).await
+    async fn disown(&self, worker: WorkerId, held: HeldRun) -> Result<Option<Released>> {
+        release::disown(self, worker, held).await
     }
 
     async fn reconcile(&self) -> Result<u64> {

@@ -20,7 +20,7 @@ use crate::{
         settle::Stop,
     },
     mutant::{self, Mutant},
-    store::{Released, Result, STOP_GRACE_MS, StoreError},
+    store::{HeldRun, Released, Result, STOP_GRACE_MS, StoreError},
 };
 
 /// The holder itself gives it back, `last_seq` being the last event that it appended.
@@ -47,17 +47,13 @@ pub(super) async fn hand_back(
 }
 
 /// The worker holds it without knowing it.
-pub(super) async fn disown(
-    store: &SqlStore,
-    worker: WorkerId,
-    workspace: WorkspaceId,
-    run_id: RunId,
-) -> Result<Option<Released>> {
+pub(super) async fn disown(store: &SqlStore, worker: WorkerId, held: HeldRun) -> Result<Option<Released>> {
+    let HeldRun { workspace_id: workspace, run_id, epoch } = held;
     let mut tx = store.begin_reserved().await?;
     let chat_id = read_facts(&mut tx, workspace, run_id).await?.chat_id;
     lock_chat(&mut tx, workspace, chat_id).await?;
-    let job = lock_job(&mut tx, workspace, run_id).await?.filter(|job| job.worker_id == Some(worker));
-    let Some(job) = job else {
+    let is_it = |job: &HeldJob| job.worker_id == Some(worker) && job.epoch == epoch;
+    let Some(job) = lock_job(&mut tx, workspace, run_id).await?.filter(is_it) else {
         // At once: until then its locks would hide the job from claims.
         tx.rollback().await?;
         return Ok(None);
