@@ -3,10 +3,11 @@
 //! What a submission says is checked here, in words for its sender; the store then admits it in one transaction.
 //! Only after the commit are watchers and workers told.
 
-use std::{collections::BTreeMap, sync::Arc, time::Duration};
+mod interrupt;
+
+use std::{collections::BTreeMap, sync::Arc};
 
 use serde_json::Value;
-use tokio::time::{Instant, sleep_until};
 
 use crate::{
     bus::{Bus, Signal},
@@ -15,11 +16,9 @@ use crate::{
         event::Segment,
         ids::{ChatId, RunId, WorkspaceId},
         message::Part,
-        retry::Backoff,
         run::{Limits, Run, Trigger},
         text,
     },
-    jitter::jitter,
     store::{
         AdmitError, Admitted, IfBusy, KeyName, KeyStop, NewRun, SharedStore, StopOutcome, Store, StoreError,
         admission::{IdempotencyKey, StartAt},
@@ -34,10 +33,6 @@ const MAX_METADATA_BYTES: usize = 16 * 1024;
 const MAX_MESSAGE_ID_CHARS: usize = 200;
 /// A start further away than this is a mistake in the unit rather than a plan.
 const MAX_DELAY_MS: i64 = 366 * 24 * 3_600_000;
-/// How long it may take to supersede whoever holds a chat.
-const SETTLE_LIMIT: Duration = Duration::from_secs(10);
-/// Between two looks at a run that is to end, and between two goes at a slot that somebody else got.
-const PAUSE: Backoff = Backoff::new(Duration::from_millis(20), Duration::from_millis(250));
 /// The queue that a run goes to.
 const QUEUE: &str = "default";
 
@@ -163,7 +158,7 @@ async fn admit(
     expected: Option<RunId>,
 ) -> Result<Admitted, SubmitError> {
     let admitted = match new.if_busy {
-        IfBusy::Interrupt => interrupt(store, bus, &new, expected).await?,
+        IfBusy::Interrupt => interrupt::interrupt(store, bus, &new, expected).await?,
         IfBusy::Reject | IfBusy::Enqueue => store.admit(new).await?,
     };
     announce(bus, admitted.segments.clone(), admitted.wake.clone());
@@ -180,87 +175,6 @@ impl From<AdmitError> for SubmitError {
             AdmitError::MessageIdReused => Self::MessageIdReused,
             AdmitError::Store(error) => Self::BeginFailed(error),
         }
-    }
-}
-
-/// Supersedes whoever holds the chat until the run is admitted. Always admission comes first: only it knows a repeated
-/// call, and only the index decides who gets the slot that has become free.
-async fn interrupt(
-    store: &dyn Store,
-    bus: &dyn Bus,
-    new: &NewRun,
-    expected: Option<RunId>,
-) -> Result<Admitted, SubmitError> {
-    require_of_this_chat(store, new, expected).await?;
-    let deadline = Instant::now() + SETTLE_LIMIT;
-    let mut tries = 0;
-    loop {
-        let active = match store.admit(new.clone()).await {
-            Err(AdmitError::RunAlreadyActive { active_run_id }) => active_run_id,
-            answer => return Ok(answer?),
-        };
-        let is_too_late = Instant::now() >= deadline;
-        match active {
-            Some(active) if expected.is_some_and(|expected| expected != active) => {
-                return Err(SubmitError::SupersedeMismatch { active_run_id: active });
-            }
-            Some(active) if is_too_late => {
-                return Err(SubmitError::SupersedeTimeout { active_run_id: active });
-            }
-            None if is_too_late => return Err(SubmitError::RunAlreadyActive { active_run_id: None }),
-            _ => {}
-        }
-        // Whoever took the slot meanwhile, or ended before its name could be read, was in a race with this one.
-        if tries > 0 || active.is_none() {
-            pause(tries.max(1), deadline).await;
-        }
-        tries += 1;
-        let Some(active) = active else { continue };
-        for outcome in store.supersede(new.workspace_id, active).await.map_err(SubmitError::BeginFailed)? {
-            announce_stop(bus, outcome);
-        }
-        wait_for_end(store, new.workspace_id, active, deadline).await?;
-    }
-}
-
-async fn wait_for_end(
-    store: &dyn Store,
-    workspace: WorkspaceId,
-    run_id: RunId,
-    deadline: Instant,
-) -> Result<(), SubmitError> {
-    let mut looks = 0;
-    loop {
-        match store.run(workspace, run_id).await {
-            Ok(run) if run.status.is_terminal() => return Ok(()),
-            Ok(_) => {}
-            Err(error) if error.is_transient() => {
-                tracing::debug!(%error, "cannot see whether a run has ended");
-            }
-            Err(error) => return Err(SubmitError::BeginFailed(error)),
-        }
-        if Instant::now() >= deadline {
-            return Err(SubmitError::SupersedeTimeout { active_run_id: run_id });
-        }
-        looks += 1;
-        pause(looks, deadline).await;
-    }
-}
-
-async fn pause(tries: u32, deadline: Instant) {
-    sleep_until(deadline.min(Instant::now() + PAUSE.wait(tries, jitter()))).await;
-}
-
-async fn require_of_this_chat(
-    store: &dyn Store,
-    new: &NewRun,
-    expected: Option<RunId>,
-) -> Result<(), SubmitError> {
-    let Some(expected) = expected else { return Ok(()) };
-    match store.run(new.workspace_id, expected).await {
-        Ok(run) if Some(run.chat_id) == new.chat_id => Ok(()),
-        Ok(_) | Err(StoreError::NotFound) => Err(SubmitError::SupersedeInvalid),
-        Err(error) => Err(SubmitError::BeginFailed(error)),
     }
 }
 
