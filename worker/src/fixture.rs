@@ -1,4 +1,5 @@
-//! A server for tests that says exactly what it is told to, byte for byte.
+//! What several tests begin with: a database with a worker in it, and a server that says exactly what it is told to,
+//! byte for byte.
 
 use std::{
     collections::VecDeque,
@@ -10,7 +11,17 @@ use std::{
     time::Duration,
 };
 
-use longhaul_shared::net_guard::{ClientOptions, GuardedClient, NetGuard};
+use longhaul_shared::{
+    domain::{
+        ids::{WorkerId, WorkspaceId},
+        message::Part,
+        run::{Limits, Trigger},
+    },
+    net_guard::{ClientOptions, GuardedClient, NetGuard},
+    store::{IfBusy, NewRun, NewWorker, SharedStore, sqlite},
+};
+use serde_json::json;
+use tempfile::TempDir;
 use tokio::{
     io::{AsyncReadExt, AsyncWriteExt},
     net::{TcpListener, TcpStream},
@@ -18,6 +29,43 @@ use tokio::{
     time::{Instant, sleep},
 };
 use url::Url;
+
+/// A database that lives as long as its folder, its workspace, and a worker of nine slots with a lease of a minute.
+pub(crate) async fn database() -> (SharedStore, WorkspaceId, WorkerId, TempDir) {
+    let dir = tempfile::tempdir().unwrap();
+    let options = sqlite::Options::new(dir.path().join("test.db"));
+    let store: SharedStore = Arc::new(sqlite::SqlStore::open(&options).unwrap());
+    store.migrate().await.unwrap();
+    let workspace = store.ensure_workspace("default").await.unwrap();
+    let id = WorkerId::generate();
+    let (host, version) = ("h".to_owned(), "0".to_owned());
+    let worker =
+        NewWorker { id, host, version, slots: 9, lease_ms: 60_000, renewal_ms: 60_000, presence: None };
+    store.register_worker(&worker).await.unwrap();
+    (store, workspace, id, dir)
+}
+
+/// A submission with nothing special about it.
+pub(crate) fn new_run(workspace_id: WorkspaceId, agent: &str) -> NewRun {
+    NewRun {
+        workspace_id,
+        chat_id: None,
+        client_message_id: None,
+        agent: agent.to_owned(),
+        input: vec![Part::Text { text: "hello".to_owned() }],
+        if_busy: IfBusy::Reject,
+        start: None,
+        trigger: Trigger::User,
+        created_by: None,
+        limits: Limits::default(),
+        tags: vec![],
+        metadata: json!({}),
+        traceparent: None,
+        queue: "default".to_owned(),
+        priority: 0,
+        idempotency: None,
+    }
+}
 
 /// What is done with one request after it has been read.
 pub(crate) enum Act {

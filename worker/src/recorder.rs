@@ -166,6 +166,8 @@ struct InFlight {
     replies: Vec<Reply>,
     /// When it is due.
     since: Instant,
+    /// How often it found its chat locked and no place to wait for it.
+    put_off: u32,
 }
 
 impl Task {
@@ -243,15 +245,17 @@ impl Task {
             .into_iter()
             .filter_map(Run::begin)
             .take(BATCH)
-            .map(|one| (one.append, (one.step_started, one.replies)))
+            .map(|one| (one.append, (one.step_started, one.replies, one.put_off)))
             .unzip();
         if appends.is_empty() {
             return;
         }
         let (appends, results) = self.commit(appends).await;
         let mut trouble = None;
-        for ((append, (step_started, replies)), result) in appends.into_iter().zip(waiting).zip(results) {
-            let one = InFlight { append, step_started, replies, since: now };
+        for ((append, (step_started, replies, put_off)), result) in
+            appends.into_iter().zip(waiting).zip(results)
+        {
+            let one = InFlight { append, step_started, replies, since: now, put_off };
             trouble = self.conclude(one, result).or(trouble);
         }
         self.hold_back(trouble.as_ref());
@@ -278,7 +282,8 @@ impl Task {
                     tracing::debug!(run.id = %run_id, epoch, "the run's end waits for its chat");
                     self.aside.push(commit_aside(Arc::clone(&self.store), one).boxed());
                 } else {
-                    one.since = Instant::now() + RETRY.wait(1, jitter());
+                    one.put_off += 1;
+                    one.since = Instant::now() + RETRY.wait(one.put_off, jitter());
                     run.unconfirmed = Some(one);
                 }
             }
@@ -466,6 +471,7 @@ impl Run {
             step_started: self.step_started,
             replies: gathered.replies,
             since: Instant::now(),
+            put_off: 0,
         })
     }
 }

@@ -10,19 +10,17 @@ use longhaul_shared::{
     bus::in_process::InProcessBus,
     domain::{
         event::EventData,
-        ids::WorkerId,
-        message::Part,
         replay::Replay,
-        run::{Claim, Ending, Limits, Trigger, Usage},
+        run::{Claim, Ending, Usage},
         settle::settle,
     },
-    store::{IfBusy, LogCursor, LogReader, NewRun, NewWorker, SharedStore, sqlite},
+    store::{LogCursor, LogReader, SharedStore},
 };
-use serde_json::json;
 use tempfile::TempDir;
 use tokio::sync::{Semaphore, watch};
 
 use super::*;
+use crate::fixture::{database, new_run};
 
 const PATIENCE: Duration = Duration::from_secs(20);
 const POISON: &str = "poison";
@@ -44,6 +42,10 @@ impl Troubled {
         self.batches.lock().unwrap_or_else(PoisonError::into_inner).push(appends.len());
         let is_poison = |append: &Append| format!("{:?}", append.events).contains(POISON);
         assert!(!appends.iter().any(is_poison), "on purpose");
+    }
+
+    fn commits(&self) -> usize {
+        self.batches.lock().unwrap_or_else(PoisonError::into_inner).len()
     }
 
     fn is_locked(&self, append: &Append) -> bool {
@@ -97,38 +99,11 @@ impl Log for Troubled {
 
 /// A recorder on such a database, and as many runs.
 async fn bench(runs: usize, permits: usize) -> (Arc<Troubled>, Vec<(Claim, RunLog)>, TempDir) {
-    let dir = tempfile::tempdir().unwrap();
-    let options = sqlite::Options::new(dir.path().join("test.db"));
-    let store: SharedStore = Arc::new(sqlite::SqlStore::open(&options).unwrap());
-    store.migrate().await.unwrap();
-    let workspace_id = store.ensure_workspace("default").await.unwrap();
-    let id = WorkerId::generate();
-    let (host, version) = ("h".to_owned(), "0".to_owned());
-    let worker =
-        NewWorker { id, host, version, slots: 9, lease_ms: 60_000, renewal_ms: 60_000, presence: None };
-    store.register_worker(&worker).await.unwrap();
+    let (store, workspace, worker, dir) = database().await;
     for _ in 0..runs {
-        let new = NewRun {
-            workspace_id,
-            chat_id: None,
-            client_message_id: None,
-            agent: "a".to_owned(),
-            input: vec![Part::Text { text: "hello".to_owned() }],
-            if_busy: IfBusy::Reject,
-            start: None,
-            trigger: Trigger::User,
-            created_by: None,
-            limits: Limits::default(),
-            tags: vec![],
-            metadata: json!({}),
-            traceparent: None,
-            queue: "default".to_owned(),
-            priority: 0,
-            idempotency: None,
-        };
-        store.admit(new).await.unwrap();
+        store.admit(new_run(workspace, "a")).await.unwrap();
     }
-    let claims = store.claim(id, &["default".to_owned()], 9).await.unwrap();
+    let claims = store.claim(worker, &["default".to_owned()], 9).await.unwrap();
     let (locked, _) = watch::channel(BTreeSet::new());
     let permits = Semaphore::new(permits);
     let troubled = Arc::new(Troubled { store, locked, permits, batches: Mutex::default() });
@@ -172,6 +147,11 @@ async fn an_end_whose_chat_is_locked_keeps_no_other_run_waiting() {
     for text in ["one", "two", "three"] {
         written(&free, says(text)).await.unwrap();
     }
+    let (since, before) = (Instant::now(), troubled.commits());
+    tokio::time::sleep(Duration::from_secs(1)).await;
+    let (waited, tries) = (since.elapsed(), troubled.commits() - before);
+    // 25 + 50 + 100 + 200 + 400 ms at least, then half a second each.
+    assert!(tries as u128 <= 6 + waited.as_millis() / 500, "{tries} tries in {waited:?}");
     assert!(ends.iter().all(|end| !end.is_finished()), "the chats are still locked");
     troubled.locked.send_replace(BTreeSet::new());
     for end in ends {

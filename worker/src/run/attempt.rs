@@ -111,6 +111,7 @@ impl Attempts {
                 Ok(()) => {}
                 Err(Exit::Finish(ending)) => return attempt.finish(ending).await,
                 Err(Exit::HandBack) => return Err(Broken::HandBack),
+                Err(Exit::Refused) => return attempt.finish_refused().await,
                 Err(Exit::Lost) => return Err(Broken::Lost),
             }
             if attempt.is_over {
@@ -172,10 +173,7 @@ impl From<RecordError> for Exit {
         match error {
             RecordError::LeaseLost => Self::Lost,
             // The cause was logged where it happened; it means nothing to the run's owner.
-            RecordError::Refused(_) => Self::Finish(Ending::failed(
-                Reason::Internal,
-                RunError::new("log_refused", "the log refused what the run had to say"),
-            )),
+            RecordError::Refused(_) => Self::Refused,
         }
     }
 }
@@ -215,8 +213,7 @@ impl<'a> Attempt<'a> {
             let (store, run, agent) = (Arc::clone(&cx.store), run.clone(), Arc::clone(&agent));
             bounded(cx.store.patience(), async move {
                 let replay = if run.attempts > 1 {
-                    let record = store.records(run.workspace_id, &[run.id]).await?.pop();
-                    prompt::replay_of(&record.ok_or(StoreError::NotFound)?)
+                    prompt::replay(&*store, &run).await?
                 } else {
                     // Nobody has worked on it: there is nothing to read.
                     Replay::new(run.id)
@@ -275,6 +272,20 @@ impl<'a> Attempt<'a> {
         }
     }
 
+    /// Ends a run whose log refused the last of what this attempt said, behind the rest of it.
+    async fn finish_refused(&mut self) -> Result<(), Broken> {
+        if let Err(RecordError::LeaseLost) = self.log.position().await {
+            return Err(Broken::Lost);
+        }
+        self.replay = loop_until_read(&self.interrupts, || {
+            let (store, run) = (Arc::clone(&self.cx.store), self.run.clone());
+            bounded(self.cx.store.patience(), async move { prompt::replay(&*store, &run).await })
+        })
+        .await?;
+        let error = RunError::new("log_refused", "the log refused what the run had to say");
+        self.finish(Ending::failed(Reason::Internal, error)).await
+    }
+
     /// Everything that the end of the run consists of.
     pub(super) fn ending(&self, ending: Ending) -> Write {
         let wish = self.interrupts.orders.stop_request().filter(|_| ending.reason.is_ordered());
@@ -301,7 +312,7 @@ async fn loop_until_read<T, F: Future<Output = Result<T, StoreError>>>(
                 match interrupts.race(sleep(RETRY.wait(failures, jitter()))).await {
                     Ok(()) => {}
                     Err(Exit::Lost) => return Err(Broken::Lost),
-                    Err(Exit::Finish(_) | Exit::HandBack) => return Err(Broken::HandBack),
+                    Err(_) => return Err(Broken::HandBack),
                 }
             }
             Err(error) => return Err(Broken::Store(error)),

@@ -17,6 +17,8 @@ pub(super) enum Exit {
     Finish(Ending),
     /// The run goes on elsewhere, or here in a moment.
     HandBack,
+    /// The log refuses what this attempt had to say: the run ends behind what the log does say.
+    Refused,
 }
 
 /// The ways in which an attempt is interrupted.

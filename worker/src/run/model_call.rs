@@ -218,7 +218,8 @@ impl Attempt<'_> {
         for event in &events {
             self.note(event);
         }
-        self.usage = self.usage.plus(answer.usage);
+        let before = self.usage;
+        self.usage = before.plus(answer.usage);
         let mut write = Write { events, steps: vec![row], calls, ending: None };
         let after = next(State {
             replay: &self.replay,
@@ -234,7 +235,10 @@ impl Attempt<'_> {
             write.ending = end.ending;
         }
         let is_end = write.ending.is_some();
-        self.log.write(write).await?;
+        if let Err(error) = self.log.write(write).await {
+            self.usage = before;
+            return Err(error.into());
+        }
         self.is_over = is_end;
         Ok(())
     }

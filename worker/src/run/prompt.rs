@@ -108,8 +108,14 @@ fn size_of(message: &ModelMessage) -> usize {
     }
 }
 
+/// The state of a run's answer as its log has it.
+pub(super) async fn replay(store: &dyn Store, run: &Run) -> Result<Replay, StoreError> {
+    let record = store.records(run.workspace_id, &[run.id]).await?.pop();
+    record.as_ref().map(replay_of).ok_or(StoreError::NotFound)
+}
+
 /// The state of a run's answer by its record.
-pub(super) fn replay_of(record: &RunRecord) -> Replay {
+fn replay_of(record: &RunRecord) -> Replay {
     let mut replay = Replay::from_rows(record.run_id, record.steps.clone(), record.calls.clone());
     for segment in &record.tail {
         replay.apply_segment(segment);

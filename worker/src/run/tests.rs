@@ -14,17 +14,18 @@ use longhaul_shared::{
     bus::{Bus, in_process::InProcessBus},
     config::LimitsConfig,
     domain::{
+        event::EventData,
         ids::{RunId, WorkerId, WorkspaceId},
-        message::Part,
-        run::{Limits, Run, Trigger},
+        run::{Run, Usage},
         step::FinishReason,
         tool::{CallState, Effect, LateResult, ToolCall, ToolSpec},
         transition::{Reason, RunStatus},
     },
     queue::{Holdings, Leased, Moment, Orders},
-    store::{IfBusy, NewRun, NewWorker, SharedStore, StopRequest, sqlite},
+    store::{SharedStore, StopRequest},
 };
 use serde_json::{Value, json};
+use sqlx::{AssertSqlSafe, Connection, Executor, SqliteConnection};
 use tempfile::TempDir;
 use tokio::{
     sync::{Notify, Semaphore},
@@ -35,6 +36,7 @@ use tokio_util::{sync::CancellationToken, task::TaskTracker};
 use super::{attempt::Attempts, late::Late};
 use crate::{
     agents::{Agent, Agents},
+    fixture::{database, new_run},
     provider::{CallDelta, Model, ModelError, ModelEvent, ModelRequest, ModelStream},
     recorder::{Coalesce, Recorder},
     tools::{Registry, Tool, ToolContext, ToolOutcome},
@@ -128,7 +130,7 @@ struct Bench {
     worker: WorkerId,
     holdings: Arc<Holdings>,
     attempts: Arc<Attempts>,
-    _dir: TempDir,
+    dir: TempDir,
 }
 
 impl Bench {
@@ -137,22 +139,7 @@ impl Bench {
     }
 
     async fn holding(holdings: Arc<Holdings>, agents: Vec<Parts>, limits: LimitsConfig) -> Self {
-        let dir = tempfile::tempdir().unwrap();
-        let path = dir.path().join("test.db");
-        let store: SharedStore = Arc::new(sqlite::SqlStore::open(&sqlite::Options::new(path)).unwrap());
-        store.migrate().await.unwrap();
-        let workspace = store.ensure_workspace("default").await.unwrap();
-        let worker = WorkerId::generate();
-        let row = NewWorker {
-            id: worker,
-            host: "h".into(),
-            version: "0".into(),
-            slots: 9,
-            lease_ms: 60_000,
-            renewal_ms: 60_000,
-            presence: None,
-        };
-        store.register_worker(&row).await.unwrap();
+        let (store, workspace, worker, dir) = database().await;
         holdings.begin(worker);
         holdings.confirm(Moment::now() + Duration::from_hours(1));
         let bus: Arc<dyn Bus> = Arc::new(InProcessBus::new());
@@ -185,29 +172,23 @@ impl Bench {
             drain: CancellationToken::new(),
             hard_stop,
         });
-        Self { store, workspace, worker, holdings, attempts, _dir: dir }
+        Self { store, workspace, worker, holdings, attempts, dir }
+    }
+
+    /// The database refuses events that contain this, for good.
+    async fn refuse(&self, words: &str) {
+        let path = self.dir.path().join("test.db");
+        let mut connection = SqliteConnection::connect(path.to_str().unwrap()).await.unwrap();
+        let trigger = format!(
+            "create trigger refuses before insert on run_events when instr(new.events, '{words}') > 0 \
+             begin select raise(abort, 'on purpose'); end"
+        );
+        connection.execute(AssertSqlSafe(trigger)).await.unwrap();
+        connection.close().await.unwrap();
     }
 
     async fn submit(&self, agent: &str) -> Run {
-        let new = NewRun {
-            workspace_id: self.workspace,
-            chat_id: None,
-            client_message_id: None,
-            agent: agent.to_owned(),
-            input: vec![Part::Text { text: "hello".to_owned() }],
-            if_busy: IfBusy::Reject,
-            start: None,
-            trigger: Trigger::User,
-            created_by: None,
-            limits: Limits::default(),
-            tags: vec![],
-            metadata: json!({}),
-            traceparent: None,
-            queue: "default".to_owned(),
-            priority: 0,
-            idempotency: None,
-        };
-        self.store.admit(new).await.unwrap().run
+        self.store.admit(new_run(self.workspace, agent)).await.unwrap().run
     }
 
     /// Everything that waits, taken by this worker.
@@ -354,6 +335,48 @@ async fn late_answers_are_given_up_when_the_drain_time_is_over() {
     late.hard_stop.cancel();
     timeout(PATIENCE, late.tasks.wait()).await.unwrap();
     assert!(bench.calls(&run).await[0].late.is_none());
+}
+
+#[tokio::test]
+async fn a_run_whose_log_refuses_a_result_ends_behind_the_rest_and_its_other_calls_are_followed() {
+    let (once, idempotent) = (Slow::new(Effect::Once), Slow::new(Effect::Idempotent));
+    let model = Says(calls(&["once", "idempotent"]));
+    let bench =
+        Bench::new(vec![("a", Arc::new(model), vec![once.clone(), idempotent.clone()])], limits()).await;
+    bench.refuse("at last").await;
+    let run = bench.submit("a").await;
+    let leased = bench.claim().await.remove(0);
+    let answer = async {
+        for tool in [&once, &idempotent] {
+            timeout(PATIENCE, tool.asked.notified()).await.unwrap();
+        }
+        idempotent.answer.notify_one();
+    };
+    tokio::join!(bench.work(leased), answer);
+    let ended = bench.now(&run).await;
+    assert_eq!((ended.reason, ended.step_count), (Some(Reason::Internal), 1));
+    once.answer.notify_one();
+    bench.attempts.late.tasks.close();
+    timeout(PATIENCE, bench.attempts.late.tasks.wait()).await.unwrap();
+    let calls = bench.calls(&run).await;
+    let states: Vec<_> = calls.iter().map(|call| call.state).collect();
+    assert_eq!(states, [CallState::Unknown, CallState::Cancelled], "the ledger says what the log does");
+    let late: Vec<_> = calls.iter().map(|call| call.late.is_some()).collect();
+    assert_eq!(late, [true, false]);
+}
+
+#[tokio::test]
+async fn a_run_whose_log_refuses_a_step_ends_without_it() {
+    let usage = ModelEvent::Usage(Usage { output_tokens: 1, ..Usage::default() });
+    let model = Says(vec![ModelEvent::Text("Hello".into()), usage, ModelEvent::Finish(FinishReason::Stop)]);
+    let bench = Bench::new(vec![("a", Arc::new(model), vec![])], limits()).await;
+    bench.refuse("\"finishReason\":\"stop\"").await;
+    let run = bench.submit("a").await;
+    bench.work(bench.claim().await.remove(0)).await;
+    let record = bench.store.records(bench.workspace, &[run.id]).await.unwrap().remove(0);
+    let end = record.tail.last().and_then(|segment| segment.events.last()?.data());
+    let Some(EventData::RunFinished { reason, usage, step_count, .. }) = end else { panic!("{record:?}") };
+    assert_eq!((reason, usage, step_count), (Reason::Internal, Usage::default(), 0));
 }
 
 #[tokio::test]

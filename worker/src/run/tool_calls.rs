@@ -153,10 +153,7 @@ impl Attempt<'_> {
         while !under_way.is_empty() {
             let settled = tokio::select! {
                 biased;
-                exit = &mut interrupt => {
-                    self.leave_off(under_way, attempt, &exit).await;
-                    return Err(exit);
-                }
+                exit = &mut interrupt => return Err(self.leave_off(under_way, attempt, exit).await),
                 Some(settled) = under_way.next() => settled,
             };
             hit(Point::AfterToolAnswerBeforeRecord);
@@ -166,27 +163,29 @@ impl Attempt<'_> {
                 ..Write::default()
             };
             self.note_all(&write);
-            self.log.write(write).await?;
+            if let Err(error) = self.log.write(write).await {
+                return Err(self.leave_off(under_way, attempt, error.into()).await);
+            }
             hit(Point::AfterToolResult);
         }
         Ok(())
     }
 
-    /// Calls whose attempt is interrupted. One that has left may still be answered; one that has not is settled here and
-    /// never leaves.
-    async fn leave_off(&mut self, calls: FuturesUnordered<Sent>, attempt: u32, exit: &Exit) {
+    /// Calls whose attempt ends before they do. One that has left may still be answered; one that has not is settled here
+    /// and never leaves.
+    async fn leave_off(&mut self, calls: FuturesUnordered<Sent>, attempt: u32, exit: Exit) -> Exit {
         let (sent, unsent): (Vec<Sent>, Vec<Sent>) =
             calls.into_iter().filter(|one| !one.is_question).partition(|one| one.departure.close());
-        let (state, why) = match exit {
-            Exit::Lost => return,
-            Exit::Finish(_) => {
+        let (state, why) = match &exit {
+            Exit::Lost => return exit,
+            Exit::Finish(_) | Exit::Refused => {
                 self.unanswered = sent.into_iter().filter(|one| one.call.effect != Effect::Read).collect();
                 (CallState::Cancelled, "the run ended before this call was sent")
             }
             Exit::HandBack => (CallState::Failed, "its worker shut down before this call was sent"),
         };
         // Whoever takes the run over sends the others.
-        let is_over = |one: &Sent| *exit != Exit::HandBack || one.call.effect == Effect::Once;
+        let is_over = |one: &Sent| exit != Exit::HandBack || one.call.effect == Effect::Once;
         let mut write = Write::default();
         for one in unsent.into_iter().filter(is_over) {
             let settled = settled(one.call, state, why.to_owned());
@@ -197,6 +196,7 @@ impl Attempt<'_> {
             self.note_all(&write);
             self.log.append(write).await;
         }
+        exit
     }
 
     /// The call as it is to be dispatched, or as it is settled without being sent.

@@ -1,4 +1,4 @@
-//! How runs leave their holders: handed back, reaped, disowned, and what the reconcile finds.
+//! How runs leave their holders: handed back, reaped, disowned.
 
 use super::{
     fixtures::{append, deltas, finishing, new_run, saving},
@@ -8,8 +8,7 @@ use super::{
 use crate::{
     domain::{
         event::{EventData, ReleaseReason},
-        ids::{RunId, WorkerId, WorkspaceId},
-        retry::{LAST_CHANCE, MAX_CRASHES, PROBATION_MS},
+        ids::{RunId, WorkerId},
         run::{Claim, Ending},
         transition::{Reason, RunStatus},
     },
@@ -29,18 +28,12 @@ upheld! {
     a_run_whose_attempts_keep_breaking_is_given_up,
     a_reaped_run_whose_stop_was_requested_ends_with_that_reason,
     a_run_that_is_held_unknowingly_is_given_back,
-    a_crash_is_charged_once_to_each_run_of_the_worker_and_delays_them_more_and_more,
-    reconcile_finds_nothing_in_a_healthy_database,
-    reconcile_gives_active_runs_their_jobs_back,
-    reconcile_frees_runs_whose_holder_is_contradictory,
-    a_worker_begins_one_run_at_its_last_chance_at_a_time,
-    a_poison_is_given_up_and_takes_nobody_with_it;
+    a_crash_is_charged_once_to_each_run_of_the_worker_and_delays_them_more_and_more;
     sql:
     a_run_that_nobody_can_read_is_counted_until_it_is_given_up,
     an_orphan_that_cannot_be_reaped_keeps_nobody_waiting,
     runs_that_nobody_can_read_end_like_others_and_are_in_nobodys_way,
     the_reaper_looks_at_the_jobs_of_the_dead_alone,
-    reconcile_closes_what_the_end_of_a_run_left_open,
 }
 
 async fn lose(db: &Database, claim: &Claim, max_crashes: i32) -> Released {
@@ -383,176 +376,4 @@ async fn a_crash_is_charged_once_to_each_run_of_the_worker_and_delays_them_more_
         db.make_due().await;
     }
     assert!(delays[0] < 2_000 && delays[1] >= 2_000, "{delays:?}");
-}
-
-async fn reconcile_finds_nothing_in_a_healthy_database(db: Database) {
-    let acme = db.workspace("acme").await;
-    db.held_run(acme).await;
-    let chat = db.chat(acme, "one").await.id;
-    for _ in 0..3 {
-        db.submit(acme, chat).await;
-    }
-    let claim = db.claim(db.worker(1).await).await;
-    db.commit(finishing(&claim, claim.last_seq + 1, Ending::done())).await;
-    db.store.admit(new_run(acme, None)).await.unwrap();
-    let before = db.everything().await;
-    assert_eq!(db.store.reconcile().await.unwrap(), 0);
-    assert_eq!(db.everything().await, before);
-}
-
-async fn reconcile_gives_active_runs_their_jobs_back(db: Database) {
-    let acme = db.workspace("acme").await;
-    let running = db.held_run(acme).await;
-    let pending = db.store.admit(new_run(acme, None)).await.unwrap().run;
-    db.edit("delete from jobs", |rows| rows.jobs.clear()).await;
-    assert_eq!(db.store.reconcile().await.unwrap(), 2);
-    assert_eq!(db.store.reconcile().await.unwrap(), 0);
-    assert_eq!(db.claim(db.worker(1).await).await.run.id, pending.id);
-
-    // Nobody knows who held the other one: it is an orphan, and its epoch goes on.
-    let released = db.store.reap(3, 9).await.unwrap();
-    assert_eq!((released.len(), released[0].run_id), (1, running.run.id));
-    let next = db.claim(db.worker(1).await).await;
-    assert_eq!((next.run.id, next.epoch, next.run.attempts), (running.run.id, running.epoch + 1, 2));
-}
-
-async fn reconcile_frees_runs_whose_holder_is_contradictory(db: Database) {
-    let acme = db.workspace("acme").await;
-    let nobody = WorkerId::generate();
-    for _ in 0..3 {
-        db.store.admit(new_run(acme, None)).await.unwrap();
-    }
-    db.edit(&format!("update jobs set worker_id = {}", db.id(nobody.0)), |rows| {
-        rows.jobs.values_mut().for_each(|job| job.worker_id = Some(nobody));
-    })
-    .await;
-    let orphan = db.held_run(acme).await;
-    db.expire(orphan.worker_id).await;
-    let released = db.store.reap(3, 2).await.unwrap();
-    assert_eq!(released.len(), 1, "what cannot be reaped takes nobody's place");
-    assert_eq!(released[0].run_id, orphan.run.id);
-
-    let held = db.claim(db.worker(1).await).await;
-    assert_eq!(held.run.id, orphan.run.id, "the others are not to be had yet");
-    let id = held.run.id;
-    db.edit(&format!("update jobs set worker_id = null where run_id = {}", db.id(id.0)), |rows| {
-        rows.jobs.get_mut(&id).unwrap().worker_id = None;
-    })
-    .await;
-    assert_eq!(db.store.reconcile().await.unwrap(), 4);
-    assert_eq!(db.store.reconcile().await.unwrap(), 0);
-    let released = db.store.reap(3, 9).await.unwrap();
-    assert_eq!((released.len(), released[0].run_id), (1, held.run.id));
-    db.forgive().await;
-    let claims = db.store.claim(db.worker(9).await, &["default".to_owned()], 9).await.unwrap();
-    assert_eq!(claims.len(), 4);
-}
-
-/// So many runs whose next crash is their last, due now.
-async fn at_last_chance(db: &Database, workspace: WorkspaceId, count: usize) -> Vec<RunId> {
-    let mut runs = vec![];
-    for _ in 0..count {
-        let run = db.store.admit(new_run(workspace, None)).await.unwrap().run.id;
-        let sql = format!("update jobs set crashes = {LAST_CHANCE} where run_id = {}", db.id(run.0));
-        db.edit(&sql, |rows| rows.jobs.get_mut(&run).unwrap().crashes = LAST_CHANCE).await;
-        runs.push(run);
-    }
-    runs
-}
-
-async fn claims(db: &Database, worker: WorkerId) -> Vec<Claim> {
-    let claims = db.store.claim(worker, &["default".to_owned()], 99).await.unwrap();
-    claims.into_iter().map(|(claim, _)| claim).collect()
-}
-
-async fn a_worker_begins_one_run_at_its_last_chance_at_a_time(db: Database) {
-    let acme = db.workspace("acme").await;
-    let line = at_last_chance(&db, acme, 6).await;
-    // Others are in nobody's way, and nobody in theirs.
-    let fresh = db.store.admit(new_run(acme, None)).await.unwrap().run.id;
-    let ids = |claims: &[Claim]| claims.iter().map(|claim| claim.run.id).collect::<Vec<_>>();
-    let (one, two) = (db.worker(99).await, db.worker(99).await);
-    let held = claims(&db, one).await;
-    assert_eq!(ids(&held), [line[0], fresh]);
-    assert!(claims(&db, one).await.is_empty());
-    assert_eq!(ids(&claims(&db, two).await), [line[1]], "each worker has its own");
-
-    // With a step saved it is no suspect any more, neither in these hands nor in the next.
-    let first = &held[0];
-    let last = db.commit(saving(first, first.last_seq + 1, 1)).await.last;
-    let next = claims(&db, one).await;
-    assert_eq!(ids(&next), [line[2]]);
-    db.store.hand_back(first, last, ReleaseReason::HandBack, 0).await.unwrap();
-    assert_eq!(ids(&claims(&db, one).await), [line[0]]);
-
-    // One that lives for a while leaves room too.
-    let old = format!(
-        "update jobs set claimed_at = claimed_at - {PROBATION_MS} where run_id = {}",
-        db.id(line[2].0)
-    );
-    db.edit(&old, |rows| {
-        let claimed_at = &mut rows.jobs.get_mut(&line[2]).unwrap().claimed_at;
-        *claimed_at = claimed_at.map(|at| at - PROBATION_MS);
-    })
-    .await;
-    let next = claims(&db, one).await;
-    assert_eq!(ids(&next), [line[3]]);
-
-    // A planned restart changes nothing about it, and the first that comes may have it.
-    db.store.hand_back(&next[0], next[0].last_seq, ReleaseReason::HandBack, 0).await.unwrap();
-    assert!(claims(&db, two).await.is_empty(), "it has its own already");
-    assert_eq!(claims(&db, one).await.len(), 1);
-}
-
-async fn a_poison_is_given_up_and_takes_nobody_with_it(db: Database) {
-    const INNOCENTS: usize = 30;
-    let acme = db.workspace("acme").await;
-    let mut runs = vec![];
-    for _ in 0..=INNOCENTS {
-        runs.push(db.store.admit(new_run(acme, None)).await.unwrap().run);
-    }
-    let poison = runs.swap_remove(INNOCENTS / 2);
-    let mut deaths = 0;
-    while !db.now(&poison).await.status.is_terminal() {
-        let worker = db.worker(99).await;
-        let claims = claims(&db, worker).await;
-        if claims.iter().any(|claim| claim.run.id == poison.id) {
-            deaths += 1;
-            assert!(deaths < MAX_CRASHES || claims.len() == 1, "nobody else is there at the last one");
-        } else {
-            assert!(!claims.is_empty());
-            for claim in claims {
-                db.commit(finishing(&claim, claim.last_seq + 1, Ending::done())).await;
-            }
-        }
-        db.expire(worker).await;
-        db.store.reap(MAX_CRASHES, 99).await.unwrap();
-        db.make_due().await;
-    }
-    assert_eq!((deaths, db.now(&poison).await.reason), (MAX_CRASHES, Some(Reason::CrashLimit)));
-    // Each wants a worker that has just come: nobody here lives long enough to leave room for the next.
-    for _ in 0..INNOCENTS {
-        let worker = db.worker(99).await;
-        for claim in claims(&db, worker).await {
-            db.commit(finishing(&claim, claim.last_seq + 1, Ending::done())).await;
-        }
-    }
-    for run in runs {
-        assert_eq!(db.now(&run).await.status, RunStatus::Succeeded);
-    }
-}
-
-async fn reconcile_closes_what_the_end_of_a_run_left_open(db: Database) {
-    let acme = db.workspace("acme").await;
-    let claim = db.held_run(acme).await;
-    db.commit(finishing(&claim, claim.last_seq + 1, Ending::stopped())).await;
-    let (ws, id, job) = (db.id(acme.0), db.id(claim.run.id.0), db.id(WorkerId::generate().0));
-    db.execute("update messages set status = 'streaming' where position = 1").await.unwrap();
-    let sql = format!(
-        "insert into jobs (workspace_id, id, kind, run_id, queue, priority, run_at) \
-         values ({ws}, {job}, 'run', {id}, 'default', 0, 0)"
-    );
-    db.execute(&sql).await.unwrap();
-    assert_eq!(db.store.reconcile().await.unwrap(), 2);
-    assert_eq!(db.store.reconcile().await.unwrap(), 0);
 }

@@ -57,6 +57,8 @@ pub(super) async fn reaper_late(setup: Setup) -> Vec<String> {
     // It has seen the run as an orphan. Now somebody else takes it.
     world.start_worker().await;
     gate.reached_by(2).await;
+    // All that it says before the gate is written: the late one is to find the run at rest, not a log that grows.
+    tail.hears("a2.s1.2 ").await;
     world.workers[1].thaw();
     // It goes on with what it saw, and renews its lease while it does.
     for _ in 0..2 {
