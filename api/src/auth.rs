@@ -3,27 +3,37 @@
 //! A caller without a valid key gets one and the same 401, whether the key is unknown, expired or revoked. Without a
 //! key nobody gets in, except from this machine where the server was started for that. A handler states the role that
 //! it needs by the extractor that it takes: [`Viewer`], [`Operator`] or [`Admin`].
+//!
+//! A page in a browser is given a token for its run instead of a key. It reads that run and nothing else, and is the only
+//! one that may stand in the address, since an EventSource sends no headers.
 
 use axum::{
     extract::{FromRequestParts, MatchedPath, Request, State},
-    http::{HeaderMap, HeaderName, Method, Uri, header, request::Parts},
+    http::{HeaderMap, HeaderName, HeaderValue, Method, Uri, header, request::Parts},
     middleware::Next,
     response::{IntoResponse, Response},
 };
 use longhaul_shared::{
-    api_key::Key,
+    api_key::{Key, KeyKind},
     config::AuthMode,
-    domain::ids::{KeyId, WorkspaceId},
-    store::KeyRole,
+    domain::ids::{KeyId, RunId, WorkspaceId},
+    store::{KeyRole, RunScope},
 };
+use url::form_urlencoded;
 
 use crate::{
     error::{ApiError, Code},
+    extract::parse_id,
     state::AppState,
 };
 
 /// The workspace of calls without a key, where those are allowed.
 pub const DEFAULT_WORKSPACE: &str = "default";
+
+/// The query parameter that may carry a run's token.
+pub(crate) const ACCESS_TOKEN: &str = "access_token";
+/// What such a token may read.
+const OF_A_RUN: [&str; 3] = ["/v1/runs/{runId}", "/v1/runs/{runId}/events", "/v1/runs/{runId}/steps"];
 
 /// A caller who has been let in.
 #[derive(Clone, Debug)]
@@ -33,12 +43,19 @@ pub(crate) struct Caller {
     pub(crate) key_id: Option<KeyId>,
     pub(crate) name: String,
     pub(crate) role: KeyRole,
+    /// It may read one run only.
+    pub(crate) scope: Option<RunScope>,
 }
 
 impl Caller {
     /// Tells callers apart where one must not meet another's idempotency keys.
     pub(crate) fn identity(&self) -> String {
         self.key_id.map_or_else(|| "loopback".to_owned(), |id| id.to_string())
+    }
+
+    /// The key whose rate its calls count against.
+    fn charged(&self) -> Option<KeyId> {
+        self.scope.map_or(self.key_id, |scope| scope.issued_by)
     }
 }
 
@@ -81,9 +98,12 @@ pub(crate) async fn admit(State(state): State<AppState>, mut request: Request, n
         }
         Err(error) => return error.into_response(),
     };
-    let verdict = state.rates.check(caller.key_id);
+    let verdict = state.rates.check(caller.charged());
+    let within_scope = caller.scope.map_or(Ok(()), |scope| check_scope(&request, scope.run_id));
     let mut response = if verdict.is_over() {
         verdict.refusal().into_response()
+    } else if let Err(error) = within_scope {
+        error.into_response()
     } else {
         request.extensions_mut().insert(caller);
         next.run(request).await
@@ -97,35 +117,59 @@ fn is_submission(request: &Request) -> bool {
     request.method() == Method::POST && matches!(path, Some("/v1/runs" | "/v1/chats/{chatId}/messages"))
 }
 
+/// Whether this reads that run. Another run is answered like one that does not exist.
+fn check_scope(request: &Request, run_id: RunId) -> Result<(), ApiError> {
+    let matched = request.extensions().get::<MatchedPath>().map(MatchedPath::as_str);
+    let is_read = matches!(*request.method(), Method::GET | Method::HEAD);
+    if !is_read || !matched.is_some_and(|path| OF_A_RUN.contains(&path)) {
+        return Err(ApiError::new(Code::Forbidden, "this token is for reading one run"));
+    }
+    let named = request.uri().path().split('/').nth(3).and_then(parse_id::<RunId>);
+    if named == Some(run_id) { Ok(()) } else { Err(Code::NotFound.into()) }
+}
+
+/// The token of a run in the address. A key does not belong there: addresses are logged and shared.
+fn token_in(uri: &Uri) -> Option<Result<Key, ApiError>> {
+    let (_, token) =
+        form_urlencoded::parse(uri.query()?.as_bytes()).find(|(name, _)| name == ACCESS_TOKEN)?;
+    let key = Key::parse(&token).filter(|key| key.kind() == KeyKind::Run);
+    Some(key.ok_or_else(|| Code::Unauthenticated.into()))
+}
+
 async fn identify(state: &AppState, headers: &HeaderMap, uri: &Uri) -> Result<Caller, ApiError> {
     let mut given = headers.get_all(header::AUTHORIZATION).iter();
-    match (given.next(), given.next(), &state.settings.auth) {
-        (None, _, AuthMode::Loopback) => {
+    let presented = match (given.next(), given.next()) {
+        (None, _) => token_in(uri).transpose()?,
+        (Some(value), None) => Some(bearer(value).ok_or(Code::Unauthenticated)?),
+        _ => return Err(Code::Unauthenticated.into()),
+    };
+    match (presented, &state.settings.auth) {
+        (None, AuthMode::Loopback) => {
             if !comes_from_here(headers, uri, &state.settings.cors_origins) {
                 let detail = "calls without a key must name this machine and come from a page that it served";
                 return Err(ApiError::new(Code::Forbidden, detail));
             }
             let workspace_id = state.default_workspace().await?;
-            Ok(Caller { workspace_id, key_id: None, name: "loopback".to_owned(), role: KeyRole::Admin })
+            let name = "loopback".to_owned();
+            Ok(Caller { workspace_id, key_id: None, name, role: KeyRole::Admin, scope: None })
         }
-        (Some(value), None, _) => {
-            let key = value
-                .to_str()
-                .ok()
-                .and_then(|text| text.split_once(' '))
-                .filter(|(scheme, _)| scheme.eq_ignore_ascii_case("bearer"))
-                .and_then(|(_, key)| Key::parse(key.trim()))
-                .ok_or(Code::Unauthenticated)?;
+        (Some(key), _) => {
             let found = state.keys.find(&*state.store, &key).await?.ok_or(Code::Unauthenticated)?;
             Ok(Caller {
                 workspace_id: found.workspace_id,
                 key_id: Some(found.id),
                 name: found.name.clone(),
                 role: found.role,
+                scope: found.scope,
             })
         }
-        _ => Err(Code::Unauthenticated.into()),
+        (None, _) => Err(Code::Unauthenticated.into()),
     }
+}
+
+fn bearer(value: &HeaderValue) -> Option<Key> {
+    let (scheme, key) = value.to_str().ok()?.split_once(' ')?;
+    if scheme.eq_ignore_ascii_case("bearer") { Key::parse(key.trim()) } else { None }
 }
 
 /// Whether a call without a key addresses this machine by a loopback name and, if a page sent it, that page is from

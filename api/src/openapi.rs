@@ -132,6 +132,7 @@ mod tests {
                 "POST /v1/runs",
                 "POST /v1/runs/stop",
                 "POST /v1/runs/{runId}/stop",
+                "POST /v1/runs/{runId}/token",
             ]
         );
     }

@@ -119,6 +119,7 @@ pub(crate) async fn create(
             digest: &key.digest(),
             last_four: key.last_four(),
             expires_at,
+            scope: None,
         })
         .await?;
     Ok((key, row))

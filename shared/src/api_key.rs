@@ -1,4 +1,4 @@
-//! API keys: `lh_<live|dev>_<26 random base62 characters><6 checksum characters>`.
+//! API keys: `lh_<live|dev|run>_<26 random base62 characters><6 checksum characters>`.
 //!
 //! A key is shown once. What is stored cannot be turned back into it: a public prefix to find the row by, and the
 //! SHA-256 of the whole. A mistyped key fails its checksum, so it costs no look-up.
@@ -17,15 +17,18 @@ const PUBLIC_LEN: usize = 8;
 pub enum KeyKind {
     Live,
     Dev,
+    /// For one run, to be shown to a browser.
+    Run,
 }
 
 impl KeyKind {
-    const ALL: [Self; 2] = [Self::Live, Self::Dev];
+    const ALL: [Self; 3] = [Self::Live, Self::Dev, Self::Run];
 
     const fn lead(self) -> &'static str {
         match self {
             Self::Live => "lh_live_",
             Self::Dev => "lh_dev_",
+            Self::Run => "lh_run_",
         }
     }
 }
@@ -34,7 +37,7 @@ impl KeyKind {
 #[derive(Clone)]
 pub struct Key {
     text: String,
-    lead_len: usize,
+    kind: KeyKind,
 }
 
 impl std::fmt::Debug for Key {
@@ -46,22 +49,25 @@ impl std::fmt::Debug for Key {
 impl Key {
     /// A fresh key from the system's random source.
     pub fn generate(kind: KeyKind) -> Self {
-        let lead = kind.lead();
-        let mut text = lead.to_owned();
+        let mut text = kind.lead().to_owned();
         Alphanumeric.append_string(&mut rand::rng(), &mut text, RANDOM_LEN);
         text.push_str(&checksum(&text));
-        Self { text, lead_len: lead.len() }
+        Self { text, kind }
     }
 
     /// The key in a header or a file, or `None` if no such key can exist.
     pub fn parse(text: &str) -> Option<Self> {
-        let lead = KeyKind::ALL.into_iter().map(KeyKind::lead).find(|lead| text.starts_with(lead))?;
-        let rest = &text[lead.len()..];
+        let kind = KeyKind::ALL.into_iter().find(|kind| text.starts_with(kind.lead()))?;
+        let rest = &text[kind.lead().len()..];
         if rest.len() != RANDOM_LEN + CHECKSUM_LEN || !rest.bytes().all(|byte| byte.is_ascii_alphanumeric()) {
             return None;
         }
         let (body, sum) = text.split_at(text.len() - CHECKSUM_LEN);
-        (checksum(body) == sum).then(|| Self { text: text.to_owned(), lead_len: lead.len() })
+        (checksum(body) == sum).then(|| Self { text: text.to_owned(), kind })
+    }
+
+    pub fn kind(&self) -> KeyKind {
+        self.kind
     }
 
     /// The whole key, to be shown once.
@@ -71,7 +77,7 @@ impl Key {
 
     /// The public part, by which the row is found.
     pub fn prefix(&self) -> &str {
-        &self.text[..self.lead_len + PUBLIC_LEN]
+        &self.text[..self.kind.lead().len() + PUBLIC_LEN]
     }
 
     pub fn last_four(&self) -> &str {
@@ -114,7 +120,9 @@ mod tests {
 
     #[test]
     fn a_fresh_key_has_the_documented_form_and_parses() {
-        for (kind, lead) in [(KeyKind::Live, "lh_live_"), (KeyKind::Dev, "lh_dev_")] {
+        for (kind, lead) in
+            [(KeyKind::Live, "lh_live_"), (KeyKind::Dev, "lh_dev_"), (KeyKind::Run, "lh_run_")]
+        {
             let key = Key::generate(kind);
             assert!(key.reveal().starts_with(lead));
             assert_eq!(key.reveal().len(), lead.len() + 32);

@@ -12,6 +12,7 @@ use url::form_urlencoded;
 
 use super::decode;
 use crate::{
+    auth::ACCESS_TOKEN,
     error::{ApiError, Code},
     state::AppState,
 };
@@ -36,7 +37,7 @@ pub(crate) fn parse_id<T: FromStr>(text: &str) -> Option<T> {
     if text.len() == ID_LEN { text.parse().ok() } else { None }
 }
 
-/// The query string. Unknown and repeated parameters are refused.
+/// The query string. Unknown and repeated parameters are refused. A token in it is the guard's.
 #[derive(Debug)]
 pub(crate) struct Params<T>(pub(crate) T);
 
@@ -49,6 +50,8 @@ impl<T: DeserializeOwned> FromRequestParts<AppState> for Params<T> {
 }
 
 fn from_query<T: DeserializeOwned>(query: &str) -> Result<T, ApiError> {
+    let is_token = |pair: &&str| pair.split('=').next() == Some(ACCESS_TOKEN);
+    let query = query.split('&').filter(|pair| !is_token(pair)).collect::<Vec<_>>().join("&");
     let pairs = form_urlencoded::parse(query.as_bytes());
     decode(serde_urlencoded::Deserializer::new(pairs))
         .map_err(|misfit| ApiError::parameter(misfit.path.join("."), misfit.detail))
@@ -73,6 +76,7 @@ mod tests {
         let query: Query = from_query("limit=7&chatId=a%20b").unwrap();
         assert_eq!((query.limit, query.chat_id.as_deref()), (Some(7), Some("a b")));
         assert!(from_query::<Query>("").unwrap().limit.is_none());
+        assert_eq!(from_query::<Query>("access_token=x&limit=7").unwrap().limit, Some(7));
     }
 
     #[test]

@@ -21,11 +21,12 @@ pub(crate) fn described_v1() -> OpenApiRouter<AppState> {
     OpenApiRouter::new()
         // /v1/runs
         .routes(routes!(runs::create::create_run, runs::list::list_runs))
-        // /v1/runs/{runId}, …/steps, …/events, …/stop
+        // /v1/runs/{runId}, …/steps, …/events, …/stop, …/token
         .routes(routes!(runs::get::get_run))
         .routes(routes!(runs::steps::list_steps))
         .routes(routes!(runs::events::stream_events))
         .routes(routes!(runs::stop::stop_run))
+        .routes(routes!(runs::token::create_run_token))
         // /v1/runs/stop
         .routes(routes!(runs::stop_by_key::stop_run_by_key))
         // /v1/chats

@@ -271,6 +271,7 @@ mod tests {
                 key_id: None,
                 name: String::new(),
                 role: KeyRole::Admin,
+                scope: None,
             },
             headers: &headers,
             route,

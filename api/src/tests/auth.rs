@@ -43,6 +43,7 @@ async fn every_bad_key_gets_the_same_401() {
                 digest: &key.digest(),
                 last_four: key.last_four(),
                 expires_at,
+                scope: None,
             };
             let id = store.create_key(new).await.unwrap().id;
             (id, key.reveal().to_owned())

@@ -7,6 +7,7 @@ mod isolation;
 mod runs;
 mod serving;
 mod system;
+mod tokens;
 
 use std::sync::Arc;
 
@@ -126,6 +127,7 @@ impl Api {
             digest: &key.digest(),
             last_four: key.last_four(),
             expires_at: None,
+            scope: None,
         };
         self.store.create_key(new).await.unwrap();
         key.reveal().to_owned()

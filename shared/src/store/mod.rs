@@ -76,6 +76,16 @@ pub struct ApiKey {
     pub revoked_at: Option<Millis>,
     /// By the database's clock, when the row was read.
     pub is_expired: bool,
+    /// Absent: a key of the whole workspace.
+    pub scope: Option<RunScope>,
+}
+
+/// What a key for one run is about.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct RunScope {
+    pub run_id: RunId,
+    /// The key that asked for it, without which it is worth nothing. Absent: a caller without a key.
+    pub issued_by: Option<KeyId>,
 }
 
 pub struct NewKey<'a> {
@@ -86,6 +96,7 @@ pub struct NewKey<'a> {
     pub digest: &'a [u8],
     pub last_four: &'a str,
     pub expires_at: Option<Millis>,
+    pub scope: Option<RunScope>,
 }
 
 /// Tenants and their keys, and the store as a whole.
@@ -114,8 +125,10 @@ pub trait Workspaces: Send + Sync {
     async fn ensure_workspace(&self, name: &str) -> Result<WorkspaceId>;
     async fn workspace(&self, name: &str) -> Result<Option<WorkspaceId>>;
     async fn create_key(&self, key: NewKey<'_>) -> Result<ApiKey>;
-    /// The key with that public part, revoked and expired ones included: the caller compares and decides.
+    /// The key with that public part, revoked and expired ones included: the caller compares and decides. One whose
+    /// issuer is revoked or expired is as good as unknown.
     async fn find_key(&self, prefix: &str) -> Result<Option<ApiKey>>;
+    /// The keys of the workspace itself, not those for single runs.
     async fn list_keys(&self, workspace: WorkspaceId) -> Result<Vec<ApiKey>>;
     /// Revokes; again is fine. `NotFound` for a key of another workspace.
     async fn revoke_key(&self, workspace: WorkspaceId, key: KeyId) -> Result<()>;

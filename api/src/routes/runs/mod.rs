@@ -8,3 +8,4 @@ mod sse;
 pub(crate) mod steps;
 pub(crate) mod stop;
 pub(crate) mod stop_by_key;
+pub(crate) mod token;

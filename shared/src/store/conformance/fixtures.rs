@@ -7,7 +7,7 @@ use crate::{
     domain::{
         chat::Chat,
         event::{Event, EventData, Segment},
-        ids::{ChatId, WorkerId, WorkspaceId},
+        ids::{ChatId, Millis, WorkerId, WorkspaceId},
         message::Part,
         run::{Claim, Ending, Limits, Run, Trigger, Usage},
         step::{FinishReason, OutputPart, Step},
@@ -40,13 +40,10 @@ impl Database {
     /// An operator's key with that public part.
     pub(super) async fn key(&self, workspace: WorkspaceId, prefix: &str) -> ApiKey {
         let key = NewKey {
-            workspace_id: workspace,
-            name: "a key",
             role: KeyRole::Operator,
-            prefix,
             digest: &[7; 32],
             last_four: "abcd",
-            expires_at: None,
+            ..new_key(workspace, prefix, None)
         };
         self.store.create_key(key).await.unwrap()
     }
@@ -132,6 +129,20 @@ impl Database {
 
 /// The queue of every run here.
 pub(super) const QUEUE: &str = "default";
+
+/// A viewer's key.
+pub(super) fn new_key(workspace: WorkspaceId, prefix: &str, expires_at: Option<Millis>) -> NewKey<'_> {
+    NewKey {
+        workspace_id: workspace,
+        name: "a key",
+        role: KeyRole::Viewer,
+        prefix,
+        digest: &[1; 32],
+        last_four: "wxyz",
+        expires_at,
+        scope: None,
+    }
+}
 
 /// A submission with nothing special about it, to be queued if the chat is busy.
 pub(super) fn new_run(workspace: WorkspaceId, chat: Option<ChatId>) -> NewRun {

@@ -5,18 +5,18 @@ use std::{collections::BTreeSet, sync::Arc};
 use tokio::sync::Barrier;
 
 use super::{
-    fixtures::{finishing, new_run},
+    fixtures::{finishing, new_key, new_run},
     harness::Database,
     upheld,
 };
 use crate::{
     domain::{
-        ids::{ChatId, WorkspaceId},
+        ids::{ChatId, RunId, WorkspaceId},
         message::Part,
         run::Ending,
         transition::RunStatus,
     },
-    store::{AdmitError, Admitted, IfBusy, NewRun, admission::IdempotencyKey},
+    store::{AdmitError, Admitted, IfBusy, NewKey, NewRun, RunScope, admission::IdempotencyKey},
 };
 
 upheld! {
@@ -187,7 +187,13 @@ async fn only_expired_keys_and_workers_long_gone_are_pruned(db: Database) {
     .await;
     db.expire(holder).await;
     db.expire(idle).await;
-    assert_eq!(db.store.prune().await.unwrap(), 2, "the key, and the worker that holds nothing");
+    for (prefix, run_id) in [("of_a_run", Some(RunId::generate())), ("own", None)] {
+        let scope = run_id.map(|run_id| RunScope { run_id, issued_by: None });
+        db.store.create_key(NewKey { scope, ..new_key(acme, prefix, Some(1)) }).await.unwrap();
+    }
+    let pruned = db.store.prune().await.unwrap();
+    assert_eq!(pruned, 3, "the idempotency key, the worker that holds nothing, the run's token");
+    assert!(db.store.find_key("own").await.unwrap().is_some(), "people look for the keys that they made");
     assert_eq!(
         db.look("select key from idempotency", |rows| rows
             .idempotency

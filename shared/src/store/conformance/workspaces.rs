@@ -1,9 +1,9 @@
 //! Tenants, keys, migrations, the clock.
 
-use super::{conformance, harness::Database};
+use super::{conformance, fixtures::new_key, harness::Database};
 use crate::{
-    domain::ids::{KeyId, WorkspaceId},
-    store::{KeyRole, NewKey, StoreError},
+    domain::ids::{KeyId, RunId, WorkspaceId},
+    store::{KeyRole, NewKey, RunScope, StoreError},
 };
 
 conformance! {
@@ -14,6 +14,7 @@ conformance! {
     a_key_expires_by_the_databases_clock,
     a_revoked_key_stays_revoked_since_the_first_time,
     a_key_of_a_workspace_that_is_missing_is_refused,
+    a_key_for_one_run_is_not_listed_and_dies_with_its_issuer,
     the_clock_is_the_databases_and_moves_on,
     a_closed_store_is_unavailable;
     sql:
@@ -91,6 +92,30 @@ async fn a_key_of_a_workspace_that_is_missing_is_refused(db: Database) {
     assert!(matches!(refused, Err(StoreError::Conflict(_))), "{refused:?}");
 }
 
+async fn a_key_for_one_run_is_not_listed_and_dies_with_its_issuer(db: Database) {
+    let acme = db.workspace("acme").await;
+    let issuer = db.key(acme, "issuer").await;
+    let (run_id, expires_at) = (RunId::generate(), db.store.now().await.unwrap() + 60_000);
+    for (prefix, issued_by) in [("of_a_key", Some(issuer.id)), ("of_nobody", None)] {
+        let scope = Some(RunScope { run_id, issued_by });
+        let made = db.store.create_key(NewKey { scope, ..new_key(acme, prefix, Some(expires_at)) }).await;
+        assert_eq!(made.unwrap().scope, scope);
+        assert_eq!(db.store.find_key(prefix).await.unwrap().unwrap().scope, scope);
+    }
+    let listed: Vec<_> = db.store.list_keys(acme).await.unwrap().into_iter().map(|key| key.id).collect();
+    assert_eq!(listed, [issuer.id]);
+
+    db.store.revoke_key(acme, issuer.id).await.unwrap();
+    assert!(db.store.find_key("of_a_key").await.unwrap().is_none());
+    assert!(db.store.find_key("of_nobody").await.unwrap().is_some());
+    db.edit("update api_keys set revoked_at = null, expires_at = 1 where prefix = 'issuer'", |rows| {
+        let issuer = rows.keys.values_mut().find(|key| key.prefix == "issuer").unwrap();
+        (issuer.revoked_at, issuer.expires_at) = (None, Some(1));
+    })
+    .await;
+    assert!(db.store.find_key("of_a_key").await.unwrap().is_none());
+}
+
 async fn migrating_again_changes_nothing(db: Database) {
     let acme = db.workspace("acme").await;
     let again = (0..4).map(|_| {
@@ -117,16 +142,4 @@ async fn a_closed_store_is_unavailable(db: Database) {
     db.store.close().await;
     let error = db.store.now().await.unwrap_err();
     assert!(error.is_transient(), "{error:?}");
-}
-
-fn new_key(workspace: WorkspaceId, prefix: &str, expires_at: Option<i64>) -> NewKey<'_> {
-    NewKey {
-        workspace_id: workspace,
-        name: "a key",
-        role: KeyRole::Viewer,
-        prefix,
-        digest: &[1; 32],
-        last_four: "wxyz",
-        expires_at,
-    }
 }

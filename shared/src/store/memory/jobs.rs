@@ -101,12 +101,13 @@ impl Jobs for MemoryStore {
 
     async fn prune(&self) -> Result<u64> {
         self.transact(|state| {
-            let before = state.idempotency.len() + state.workers.len();
+            let before = state.idempotency.len() + state.keys.len() + state.workers.len();
             let now = state.now;
             state.idempotency.retain(|_, key| key.expires_at > now);
+            state.keys.retain(|_, key| key.scope.is_none() || key.expires_at.is_none_or(|at| at > now));
             let holds = |worker| state.jobs.values().any(|job| job.worker_id == Some(worker));
             state.workers.retain(|id, lease| lease.expires_at > now - DAY_MS || holds(*id));
-            Ok((before - state.idempotency.len() - state.workers.len()) as u64)
+            Ok((before - state.idempotency.len() - state.keys.len() - state.workers.len()) as u64)
         })
     }
 }

@@ -72,6 +72,7 @@ impl Workspaces for MemoryStore {
                 expires_at: key.expires_at,
                 revoked_at: None,
                 is_expired: false,
+                scope: key.scope,
             };
             state.keys.insert(row.id, row.clone());
             Ok(state.key_as_read(&row))
@@ -81,13 +82,13 @@ impl Workspaces for MemoryStore {
     async fn find_key(&self, prefix: &str) -> Result<Option<ApiKey>> {
         self.transact(|state| {
             let key = state.keys.values().find(|key| key.prefix == prefix);
-            Ok(key.map(|key| state.key_as_read(key)))
+            Ok(key.map(|key| state.key_as_read(key)).filter(|key| state.issuer_is_in_force(key)))
         })
     }
 
     async fn list_keys(&self, workspace: WorkspaceId) -> Result<Vec<ApiKey>> {
         self.transact(|state| {
-            let keys = state.keys.values().filter(|key| key.workspace_id == workspace);
+            let keys = state.keys.values().filter(|key| key.workspace_id == workspace && key.scope.is_none());
             Ok(keys.map(|key| state.key_as_read(key)).collect())
         })
     }
@@ -106,6 +107,11 @@ impl Workspaces for MemoryStore {
 impl State {
     fn workspace(&self, name: &str) -> Option<WorkspaceId> {
         self.workspaces.iter().find(|(_, known)| *known == name).map(|(id, _)| *id)
+    }
+
+    fn issuer_is_in_force(&self, key: &ApiKey) -> bool {
+        let issuer = key.scope.and_then(|scope| scope.issued_by).and_then(|id| self.keys.get(&id));
+        issuer.is_none_or(|key| key.revoked_at.is_none() && !self.key_as_read(key).is_expired)
     }
 
     fn key_as_read(&self, key: &ApiKey) -> ApiKey {

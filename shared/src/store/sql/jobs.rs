@@ -144,6 +144,7 @@ const DEAD_OWNERS: &str = concat!(
 
 const PRUNE: &[&str] = &[
     concat!("delete from idempotency where expires_at <= ", now!()),
+    concat!("delete from api_keys where run_id is not null and expires_at <= ", now!()),
     concat!(
         "delete from workers where expires_at <= ",
         now!(),

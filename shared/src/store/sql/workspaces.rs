@@ -18,7 +18,7 @@ use crate::{
         retry::Backoff,
     },
     jitter::jitter,
-    store::{ApiKey, NewKey, Result, StoreError, Workspaces},
+    store::{ApiKey, NewKey, Result, RunScope, StoreError, Workspaces},
 };
 
 /// A database that is just starting, or in the middle of a fail-over, gets this many tries.
@@ -31,7 +31,7 @@ macro_rules! key_columns {
     () => {
         concat!(
             "workspace_id, id, name, role, prefix, digest, last_four, created_at, expires_at, revoked_at, \
-             (expires_at is not null and expires_at <= ",
+             run_id, issued_by, (expires_at is not null and expires_at <= ",
             now!(),
             ") as is_expired"
         )
@@ -112,8 +112,8 @@ impl Workspaces for SqlStore {
 
     async fn create_key(&self, key: NewKey<'_>) -> Result<ApiKey> {
         const SQL: &str = concat!(
-            "insert into api_keys (workspace_id, id, name, role, prefix, digest, last_four, expires_at) \
-             values ($1, $2, $3, $4, $5, $6, $7, $8) returning ",
+            "insert into api_keys (workspace_id, id, name, role, prefix, digest, last_four, expires_at, \
+             run_id, issued_by) values ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10) returning ",
             key_columns!()
         );
         let row = sqlx::query::<Db>(SQL)
@@ -125,20 +125,33 @@ impl Workspaces for SqlStore {
             .bind(key.digest)
             .bind(key.last_four)
             .bind(key.expires_at)
+            .bind(key.scope.map(|scope| scope.run_id.0))
+            .bind(key.scope.and_then(|scope| scope.issued_by).map(|id| id.0))
             .fetch_one(self.writer())
             .await?;
         api_key(&row)
     }
 
     async fn find_key(&self, prefix: &str) -> Result<Option<ApiKey>> {
-        const SQL: &str = concat!("select ", key_columns!(), " from api_keys where prefix = $1");
+        const SQL: &str = concat!(
+            "select ",
+            key_columns!(),
+            " from api_keys where prefix = $1 and not exists (select 1 from api_keys i \
+             where i.workspace_id = api_keys.workspace_id and i.id = api_keys.issued_by \
+             and (i.revoked_at is not null or i.expires_at <= ",
+            now!(),
+            "))"
+        );
         let row = sqlx::query::<Db>(SQL).bind(prefix).fetch_optional(self.reader()).await?;
         row.as_ref().map(api_key).transpose()
     }
 
     async fn list_keys(&self, workspace: WorkspaceId) -> Result<Vec<ApiKey>> {
-        const SQL: &str =
-            concat!("select ", key_columns!(), " from api_keys where workspace_id = $1 order by id");
+        const SQL: &str = concat!(
+            "select ",
+            key_columns!(),
+            " from api_keys where workspace_id = $1 and run_id is null order by id"
+        );
         let rows = sqlx::query::<Db>(SQL).bind(workspace.0).fetch_all(self.reader()).await?;
         rows.iter().map(api_key).collect()
     }
@@ -172,6 +185,7 @@ fn migration_error(error: MigrateError) -> StoreError {
 }
 
 fn api_key(row: &DbRow) -> Result<ApiKey> {
+    let issued_by = get::<Option<Uuid>>(row, "issued_by")?.map(Into::into);
     Ok(ApiKey {
         id: get::<Uuid>(row, "id")?.into(),
         workspace_id: get::<Uuid>(row, "workspace_id")?.into(),
@@ -184,5 +198,7 @@ fn api_key(row: &DbRow) -> Result<ApiKey> {
         expires_at: get(row, "expires_at")?,
         revoked_at: get(row, "revoked_at")?,
         is_expired: get(row, "is_expired")?,
+        scope: get::<Option<Uuid>>(row, "run_id")?
+            .map(|run_id| RunScope { run_id: run_id.into(), issued_by }),
     })
 }
