@@ -24,6 +24,7 @@ use url::form_urlencoded;
 use crate::{
     error::{ApiError, Code},
     extract::parse_id,
+    routes::ui,
     state::AppState,
 };
 
@@ -114,7 +115,8 @@ pub(crate) async fn admit(State(state): State<AppState>, mut request: Request, n
 
 fn is_submission(request: &Request) -> bool {
     let path = request.extensions().get::<MatchedPath>().map(MatchedPath::as_str);
-    request.method() == Method::POST && matches!(path, Some("/v1/runs" | "/v1/chats/{chatId}/messages"))
+    request.method() == Method::POST
+        && matches!(path, Some("/v1/runs" | "/v1/chats/{chatId}/messages" | ui::API))
 }
 
 /// Whether this reads that run. Another run is answered like one that does not exist.

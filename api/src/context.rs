@@ -22,9 +22,9 @@ use uuid::Uuid;
 use crate::{
     error::{ApiError, Code},
     extract::BODY_TIMEOUT,
-    routes::runs::{
-        events::{reset, wants_event_stream},
-        stop::MAX_WAIT,
+    routes::{
+        runs::{events::wants_event_stream, stop::MAX_WAIT},
+        sse::reset,
     },
 };
 

@@ -8,11 +8,12 @@ use axum::{
     http::{HeaderValue, header},
     response::{IntoResponse, Response},
 };
-use longhaul_shared::{admission::SubmitError, domain::ids::RunId, store::StoreError};
+use longhaul_shared::{admission::SubmitError, domain::ids::RunId, store::StoreError, tail::TailError};
 use serde::Serialize;
 use utoipa::ToSchema;
 
 pub(crate) use crate::code::Code;
+use crate::routes::ui;
 
 /// Seconds after which a call that met an unavailable database may be repeated.
 const RETRY_AFTER_SECONDS: u64 = 2;
@@ -132,6 +133,16 @@ impl From<StoreError> for ApiError {
     }
 }
 
+impl From<TailError> for ApiError {
+    fn from(error: TailError) -> Self {
+        Self {
+            retry_after: Some(RETRY_AFTER_SECONDS),
+            cause: Some(error.to_string()),
+            ..Code::Unavailable.into()
+        }
+    }
+}
+
 impl From<SubmitError> for ApiError {
     fn from(error: SubmitError) -> Self {
         match error {
@@ -200,6 +211,25 @@ pub(crate) struct Problem<'a> {
 impl ApiError {
     /// The finished answer to the call with that id and path.
     pub(crate) fn render(&self, request_id: &str, path: &str) -> Response {
+        let mut response =
+            if path.starts_with(ui::API) { self.as_text() } else { self.as_problem(request_id, path) };
+        let headers = response.headers_mut();
+        if let Some(seconds) = self.retry_after {
+            headers.insert(header::RETRY_AFTER, HeaderValue::from(seconds));
+        }
+        if self.code == Code::Unauthenticated {
+            headers.insert(header::WWW_AUTHENTICATE, HeaderValue::from_static("Bearer realm=\"longhaul\""));
+        }
+        response
+    }
+
+    /// For pages, which show it as it is.
+    fn as_text(&self) -> Response {
+        (self.code.status(), self.detail.clone().unwrap_or_else(|| self.code.title().to_owned()))
+            .into_response()
+    }
+
+    fn as_problem(&self, request_id: &str, path: &str) -> Response {
         let code = self.code;
         let problem = Problem {
             kind: format!("urn:longhaul:problem:{}", code.as_str().to_ascii_lowercase().replace('_', "-")),
@@ -215,14 +245,8 @@ impl ApiError {
         };
         let body = serde_json::to_vec(&problem).expect("a problem has string keys only");
         let mut response = (code.status(), body).into_response();
-        let headers = response.headers_mut();
-        headers.insert(header::CONTENT_TYPE, HeaderValue::from_static("application/problem+json"));
-        if let Some(seconds) = self.retry_after {
-            headers.insert(header::RETRY_AFTER, HeaderValue::from(seconds));
-        }
-        if code == Code::Unauthenticated {
-            headers.insert(header::WWW_AUTHENTICATE, HeaderValue::from_static("Bearer realm=\"longhaul\""));
-        }
+        let kind = HeaderValue::from_static("application/problem+json");
+        response.headers_mut().insert(header::CONTENT_TYPE, kind);
         response
     }
 }

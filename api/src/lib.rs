@@ -38,12 +38,13 @@ use tower_http::cors::{AllowHeaders, AllowMethods, AllowOrigin, CorsLayer, Expos
 
 use crate::{
     error::{ApiError, Code},
-    routes::{open, v1},
+    routes::{foreign, open, v1},
 };
 
 /// All calls: what tests mount and `serve` serves.
 pub fn router(state: AppState) -> Router {
     let (routes, _) = v1(&state).merge(open()).split_for_parts();
+    let routes = routes.merge(foreign(&state));
     let cors = cors(&state.settings.cors_origins);
     routes
         .fallback(|| async { ApiError::from(Code::NotFound) })

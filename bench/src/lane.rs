@@ -53,6 +53,7 @@ impl Lane {
         let new = NewRun {
             workspace_id: self.workspace_id,
             chat_id: None,
+            client_chat_id: None,
             client_message_id: None,
             agent: "floor".to_owned(),
             input: vec![Part::Text { text: "go".to_owned() }],

@@ -30,7 +30,7 @@ use crate::{
 const MAX_TAGS: usize = 32;
 const MAX_TAG_CHARS: usize = 128;
 const MAX_METADATA_BYTES: usize = 16 * 1024;
-const MAX_MESSAGE_ID_CHARS: usize = 200;
+const MAX_NAME_CHARS: usize = 200;
 /// A start further away than this is a mistake in the unit rather than a plan.
 const MAX_DELAY_MS: i64 = 366 * 24 * 3_600_000;
 /// The queue that a run goes to.
@@ -46,6 +46,12 @@ impl Agents {
             (name.clone(), agent.run_limits(&config.limits))
         };
         Self(config.agents.iter().map(|(name, agent)| limits(name, agent)).collect())
+    }
+
+    /// The one that answers where none is named, if there is but one.
+    pub fn only(&self) -> Option<String> {
+        let mut names = self.0.keys();
+        names.next().filter(|_| names.next().is_none()).cloned()
     }
 
     pub fn names(&self) -> impl Iterator<Item = &str> {
@@ -74,8 +80,10 @@ pub struct LimitOverrides {
 #[derive(Clone, Debug)]
 pub struct Submission {
     pub workspace_id: WorkspaceId,
-    /// Absent: a chat is made for it.
+    /// Absent: a chat is made for it, unless the client names one that there is.
     pub chat_id: Option<ChatId>,
+    /// The client's own name for the chat. Not together with `chat_id`.
+    pub client_chat_id: Option<String>,
     pub client_message_id: Option<String>,
     /// Absent: the chat's own agent.
     pub agent: Option<String>,
@@ -258,14 +266,19 @@ async fn check(store: &dyn Store, agents: &Agents, submission: Submission) -> Re
     {
         return Err(invalid("/delay", "must be between 0 and 366 days"));
     }
-    if let Some(id) = &submission.client_message_id
-        && (id.is_empty() || id.chars().count() > MAX_MESSAGE_ID_CHARS || id.contains('\0'))
+    for (pointer, id) in [("/messageId", &submission.client_message_id), ("/id", &submission.client_chat_id)]
     {
-        return Err(invalid("/messageId", format!("must have 1 to {MAX_MESSAGE_ID_CHARS} characters")));
+        if id
+            .as_ref()
+            .is_some_and(|id| id.is_empty() || id.chars().count() > MAX_NAME_CHARS || id.contains('\0'))
+        {
+            return Err(invalid(pointer, format!("must have 1 to {MAX_NAME_CHARS} characters")));
+        }
     }
     Ok(NewRun {
         workspace_id: submission.workspace_id,
         chat_id: submission.chat_id,
+        client_chat_id: submission.client_chat_id,
         client_message_id: submission.client_message_id,
         input: check_input(submission.input)?,
         if_busy: submission.if_busy,

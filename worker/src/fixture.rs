@@ -50,6 +50,7 @@ pub(crate) fn new_run(workspace_id: WorkspaceId, agent: &str) -> NewRun {
     NewRun {
         workspace_id,
         chat_id: None,
+        client_chat_id: None,
         client_message_id: None,
         agent: agent.to_owned(),
         input: vec![Part::Text { text: "hello".to_owned() }],

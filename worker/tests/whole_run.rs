@@ -95,6 +95,7 @@ impl World {
         let submission = Submission {
             workspace_id: self.workspace,
             chat_id: None,
+            client_chat_id: None,
             client_message_id: None,
             agent: Some(agent.into()),
             input: Input::Text(text.into()),

@@ -35,8 +35,20 @@ impl<T: DeserializeOwned> FromRequest<AppState> for JsonBody<T> {
         if !is_json(request.headers()) {
             return Err(Code::UnsupportedMediaType.into());
         }
-        let limit = state.settings.body_limit;
-        Self::from_bytes(&read_within(BODY_TIMEOUT, request.into_body(), limit).await?)
+        Self::from_bytes(&read_within(BODY_TIMEOUT, request.into_body(), state.settings.body_limit).await?)
+    }
+}
+
+/// A JSON body of any shape, whatever its type is said to be: some clients send it as `text/plain`.
+#[derive(Debug)]
+pub(crate) struct AnyJson(pub(crate) Value);
+
+impl FromRequest<AppState> for AnyJson {
+    type Rejection = ApiError;
+
+    async fn from_request(request: Request, state: &AppState) -> Result<Self, ApiError> {
+        let body = read_within(BODY_TIMEOUT, request.into_body(), state.settings.body_limit).await?;
+        json_text::parse(&body).map(Self)
     }
 }
 

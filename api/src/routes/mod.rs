@@ -3,10 +3,12 @@
 pub(crate) mod chats;
 mod input;
 pub(crate) mod runs;
+pub(crate) mod sse;
 mod submission;
 pub(crate) mod system;
+pub(crate) mod ui;
 
-use axum::middleware;
+use axum::{Router, middleware};
 use utoipa_axum::{router::OpenApiRouter, routes};
 
 use crate::{auth, state::AppState};
@@ -14,6 +16,12 @@ use crate::{auth, state::AppState};
 /// The calls that need a key.
 pub(crate) fn v1(state: &AppState) -> OpenApiRouter<AppState> {
     described_v1().route_layer(middleware::from_fn_with_state(state.clone(), auth::admit))
+}
+
+/// The calls of clients that nobody here wrote, behind the same guard. Their contracts are described elsewhere.
+pub(crate) fn foreign(state: &AppState) -> Router<AppState> {
+    // /api/chat
+    ui::routes().route_layer(middleware::from_fn_with_state(state.clone(), auth::admit))
 }
 
 /// The same without their guard, to be described.

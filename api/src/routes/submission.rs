@@ -127,6 +127,7 @@ pub(crate) async fn accept(
     let submission = Submission {
         workspace_id: origin.caller.workspace_id,
         chat_id: origin.chat_id,
+        client_chat_id: None,
         client_message_id: body.message_id,
         agent: body.agent,
         input: input::read(body.input)?,
@@ -196,7 +197,7 @@ fn duration(pointer: &str, text: &str) -> Result<i64, ApiError> {
     parse_duration(text).map_err(|detail| ApiError::body(pointer, detail))
 }
 
-fn text_of(headers: &HeaderMap, name: &str) -> Option<String> {
+pub(super) fn text_of(headers: &HeaderMap, name: &str) -> Option<String> {
     headers.get(name).and_then(|value| value.to_str().ok()).map(ToOwned::to_owned)
 }
 

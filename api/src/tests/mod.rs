@@ -8,6 +8,7 @@ mod runs;
 mod serving;
 mod system;
 mod tokens;
+mod ui;
 
 use std::sync::Arc;
 
@@ -15,6 +16,7 @@ use axum::{
     Router,
     body::Body,
     http::{HeaderMap, Method, Request, StatusCode, header},
+    response::Response,
 };
 use bytes::Bytes;
 use longhaul_shared::{
@@ -133,8 +135,13 @@ impl Api {
         key.reveal().to_owned()
     }
 
+    /// The answer, whose body may go on for long.
+    pub(super) async fn respond(&self, request: Request<Body>) -> Response {
+        self.router.clone().oneshot(request).await.unwrap()
+    }
+
     pub(super) async fn send(&self, request: Request<Body>) -> Answer {
-        let response = self.router.clone().oneshot(request).await.unwrap();
+        let response = self.respond(request).await;
         let (parts, body) = response.into_parts();
         let body = axum::body::to_bytes(body, usize::MAX).await.unwrap();
         Answer { status: parts.status, headers: parts.headers, body }
@@ -189,6 +196,10 @@ impl Api {
 
     /// The one run that waits for a worker, taken by one.
     pub(super) async fn claim(&self) -> Claim {
+        self.try_claim().await.expect("a run waits")
+    }
+
+    pub(super) async fn try_claim(&self) -> Option<Claim> {
         let id = WorkerId::generate();
         let worker = NewWorker {
             id,
@@ -201,7 +212,7 @@ impl Api {
         };
         self.store.register_worker(&worker).await.unwrap();
         let mut claims = self.store.claim(id, &["default".to_owned()], 1).await.unwrap();
-        claims.remove(0).0
+        claims.pop().map(|(claim, _)| claim)
     }
 
     /// The holder says this much.

@@ -7,4 +7,5 @@ pub(crate) mod native;
 pub(crate) mod run;
 pub(crate) mod step;
 pub(crate) mod time;
+pub(crate) mod ui;
 pub(crate) mod words;

@@ -8,6 +8,8 @@ use super::ids::{ChatId, Millis, RunId, WorkspaceId};
 pub struct Chat {
     pub id: ChatId,
     pub workspace_id: WorkspaceId,
+    /// The client's own name for it, unique in its workspace.
+    pub client_id: Option<String>,
     pub title: Option<String>,
     /// The agent that answers when a submission names none.
     pub agent: Option<String>,

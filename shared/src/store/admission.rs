@@ -56,8 +56,10 @@ pub struct IdempotencyKey {
 #[derive(Clone, Debug)]
 pub struct NewRun {
     pub workspace_id: WorkspaceId,
-    /// Absent: a chat is made in the same transaction.
+    /// Absent: a chat is made in the same transaction, unless the client names one that there is.
     pub chat_id: Option<ChatId>,
+    /// The client's own name for the chat. Not together with `chat_id`.
+    pub client_chat_id: Option<String>,
     /// The client's name for the message; a repeat inside the chat gets the first one's run.
     pub client_message_id: Option<String>,
     pub agent: String,

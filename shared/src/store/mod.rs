@@ -157,6 +157,8 @@ pub struct ChatPatch {
 pub trait Chats: Send + Sync {
     async fn create_chat(&self, workspace: WorkspaceId, chat: NewChat) -> Result<Chat>;
     async fn chat(&self, workspace: WorkspaceId, chat: ChatId) -> Result<Chat>;
+    /// The chat that a client calls so.
+    async fn chat_of_client(&self, workspace: WorkspaceId, client_id: &str) -> Result<Chat>;
     /// Newest first, by id.
     async fn list_chats(&self, workspace: WorkspaceId, page: Page<ChatId>) -> Result<Listed<Chat, ChatId>>;
     async fn update_chat(&self, workspace: WorkspaceId, chat: ChatId, patch: ChatPatch) -> Result<Chat>;

@@ -124,6 +124,7 @@ impl Api {
             let submission = Submission {
                 workspace_id,
                 chat_id: message.chat,
+                client_chat_id: None,
                 client_message_id: message.message_id.map(|id| format!("message {id}")),
                 agent: Some(AGENT.to_owned()),
                 input: Input::Text(format!("message {origin}")),

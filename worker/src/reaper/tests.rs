@@ -36,6 +36,7 @@ impl World {
         let new = NewRun {
             workspace_id: self.workspace,
             chat_id: None,
+            client_chat_id: None,
             client_message_id: None,
             agent: "helper".to_owned(),
             input: vec![],

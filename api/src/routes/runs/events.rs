@@ -8,6 +8,7 @@ use axum::{
     http::{HeaderMap, StatusCode, header},
     response::{IntoResponse, Response},
 };
+use bytes::Bytes;
 use longhaul_shared::{
     domain::{
         event::Segment,
@@ -15,20 +16,20 @@ use longhaul_shared::{
         run::Run,
     },
     store::LogCursor,
+    tail::Slice,
 };
 use serde::Deserialize;
 use utoipa::{IntoParams, ToSchema};
 
-use super::sse;
-pub(crate) use super::sse::reset;
 use crate::{
     auth::Viewer,
     error::ApiError,
     extract::{Params, PathId},
     openapi::Failures,
     page,
+    routes::sse::{self, View},
     state::AppState,
-    views::native::{EventView, write_envelope},
+    views::native::{EventView, OPENING, write_envelope},
 };
 
 const DEFAULT_LIMIT: u32 = 200;
@@ -97,7 +98,25 @@ pub(crate) async fn stream_events(
         // This alone keeps an EventSource from coming back for ever.
         return Ok(StatusCode::NO_CONTENT.into_response());
     }
-    Ok(sse::respond(&state, &run, after))
+    // A client that has seen more than there is waits for what comes behind that.
+    Ok(sse::respond(&state, &run, after.min(run.last_seq), Native { state: state.clone(), after }))
+}
+
+/// The native view behind `after`.
+struct Native {
+    state: AppState,
+    after: Seq,
+}
+
+impl View for Native {
+    const OPENING: &'static str = OPENING;
+    const CLOSING: &'static str = "";
+
+    fn render(&mut self, slice: &Slice) -> Bytes {
+        // Whoever waits beyond the end is told of it, too.
+        let seen = if slice.is_end() { self.after.min(slice.last() - 1) } else { self.after };
+        self.state.frames.render(&slice.segment, slice.after.max(seen))
+    }
 }
 
 pub(crate) fn wants_event_stream(headers: &HeaderMap) -> bool {

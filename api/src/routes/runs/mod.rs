@@ -4,7 +4,6 @@ pub(crate) mod create;
 pub(crate) mod events;
 pub(crate) mod get;
 pub(crate) mod list;
-mod sse;
 pub(crate) mod steps;
 pub(crate) mod stop;
 pub(crate) mod stop_by_key;

@@ -149,6 +149,7 @@ pub(super) fn new_run(workspace: WorkspaceId, chat: Option<ChatId>) -> NewRun {
     NewRun {
         workspace_id: workspace,
         chat_id: chat,
+        client_chat_id: None,
         client_message_id: None,
         agent: "helper".to_owned(),
         input: vec![Part::Text { text: "hello".to_owned() }],

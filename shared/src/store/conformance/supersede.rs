@@ -113,6 +113,7 @@ async fn an_interruption_goes_on_without_its_sender(db: Database) {
     let submission = Submission {
         workspace_id: acme,
         chat_id: Some(claim.run.chat_id),
+        client_chat_id: None,
         client_message_id: None,
         agent: agents.names().next().map(str::to_owned),
         input: Input::Text("Rather this.".to_owned()),

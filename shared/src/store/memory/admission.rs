@@ -30,7 +30,7 @@ impl crate::store::Admission for MemoryStore {
 }
 
 impl State {
-    fn admit(&mut self, new: NewRun) -> Admission {
+    fn admit(&mut self, mut new: NewRun) -> Admission {
         let key = new
             .idempotency
             .as_ref()
@@ -44,6 +44,9 @@ impl State {
                 Some(_) if known.fingerprint != key.fingerprint => return Err(AdmitError::KeyReused),
                 Some(answer) => return self.replayed(new.workspace_id, answer),
             }
+        }
+        if let Some(name) = &new.client_chat_id {
+            new.chat_id = new.chat_id.or(self.chat_named(new.workspace_id, name));
         }
         if let Some(chat_id) = new.chat_id {
             self.live_chat(new.workspace_id, chat_id).map_err(|_| AdmitError::ChatNotFound)?;
@@ -119,7 +122,11 @@ impl State {
                 created_by: new.created_by.clone(),
                 ..NewChat::default()
             };
-            self.insert_chat(new.workspace_id, chat)?.id
+            let id = self.insert_chat(new.workspace_id, chat)?.id;
+            if let Some(row) = self.chats.get_mut(&id) {
+                row.chat.client_id.clone_from(&new.client_chat_id);
+            }
+            id
         };
         let now = self.now;
         let ChatRow { chat, last_turn, .. } = self.chats.get_mut(&chat_id).ok_or(StoreError::NotFound)?;

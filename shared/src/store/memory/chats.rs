@@ -26,6 +26,13 @@ impl Chats for MemoryStore {
         self.transact(|state| state.live_chat(workspace, chat).map(|row| state.chat_as_read(row)))
     }
 
+    async fn chat_of_client(&self, workspace: WorkspaceId, client_id: &str) -> Result<Chat> {
+        self.transact(|state| {
+            let id = state.chat_named(workspace, client_id).ok_or(StoreError::NotFound)?;
+            state.live_chat(workspace, id).map(|row| state.chat_as_read(row))
+        })
+    }
+
     async fn list_chats(&self, workspace: WorkspaceId, page: Page<ChatId>) -> Result<Listed<Chat, ChatId>> {
         self.transact(|state| {
             let chats = state.chats.values().rev().filter(|row| {
@@ -100,6 +107,7 @@ impl State {
         let chat = Chat {
             id: ChatId::generate(),
             workspace_id: workspace,
+            client_id: None,
             title: new.title,
             agent: new.agent,
             context_ref: new.context_ref,
@@ -111,6 +119,13 @@ impl State {
         };
         self.chats.insert(chat.id, ChatRow { chat: chat.clone(), last_turn: 0, is_deleted: false });
         Ok(chat)
+    }
+
+    /// Deleted ones too: a name is given once.
+    pub(super) fn chat_named(&self, workspace: WorkspaceId, client_id: &str) -> Option<ChatId> {
+        let named =
+            |chat: &Chat| chat.workspace_id == workspace && chat.client_id.as_deref() == Some(client_id);
+        self.chats.values().find(|row| named(&row.chat)).map(|row| row.chat.id)
     }
 
     fn chat_as_read(&self, row: &ChatRow) -> Chat {

@@ -67,7 +67,8 @@ impl SqlStore {
             }
         }
         let (chat_id, turn, now) = take_turn(&mut tx, new).await?;
-        if let (Some(_), Some(client_id)) = (new.chat_id, &new.client_message_id)
+        if let Some(client_id) = &new.client_message_id
+            && turn > 1
             && let Some(admitted) = repeated_message(&mut tx, new, chat_id, client_id).await?
         {
             return Ok(admitted);
@@ -209,30 +210,38 @@ fn encode(event: &EventData) -> String {
     serde_json::to_string(&[event.of_run()]).expect("an event is plain JSON")
 }
 
-/// Locks the chat, or makes it, and takes its next turn. Also reads the clock.
+/// Locks the chat, or makes it, and takes its next turn. Also reads the clock. Of two who bring the same name for a new
+/// chat, one makes it and the other waits and goes on with it.
 async fn take_turn(
     tx: &mut Transaction<'static, Db>,
     new: &NewRun,
 ) -> std::result::Result<(ChatId, i64, Millis), AdmitError> {
-    let (query, chat_id) = if let Some(chat_id) = new.chat_id {
+    let query = if let Some(chat_id) = new.chat_id {
         let query = sqlx::query(concat!(
             "update chats set last_turn = last_turn + 1, updated_at = ",
             now!(),
-            " where workspace_id = $1 and id = $2 and deleted_at is null returning last_turn, updated_at"
+            " where workspace_id = $1 and id = $2 and deleted_at is null returning id, last_turn, updated_at"
         ));
-        (query.bind(new.workspace_id.0).bind(chat_id.0), chat_id)
+        query.bind(new.workspace_id.0).bind(chat_id.0)
     } else {
-        let chat_id = ChatId::generate();
-        let query = sqlx::query(
-            "insert into chats (workspace_id, id, agent, created_by, last_turn) values ($1, $2, $3, $4, 1) \
-             returning last_turn, updated_at",
-        );
-        let query = query.bind(new.workspace_id.0).bind(chat_id.0).bind(&new.agent).bind(&new.created_by);
-        (query, chat_id)
+        let query = sqlx::query(concat!(
+            "insert into chats (workspace_id, id, client_id, agent, created_by, last_turn) \
+             values ($1, $2, $3, $4, $5, 1) \
+             on conflict (workspace_id, client_id) where client_id is not null \
+             do update set last_turn = chats.last_turn + 1, updated_at = ",
+            now!(),
+            " where chats.deleted_at is null returning id, last_turn, updated_at"
+        ));
+        query
+            .bind(new.workspace_id.0)
+            .bind(ChatId::generate().0)
+            .bind(&new.client_chat_id)
+            .bind(&new.agent)
+            .bind(&new.created_by)
     };
     let row = query.fetch_optional(&mut **tx).await.map_err(StoreError::from)?;
     let row = row.ok_or(AdmitError::ChatNotFound)?;
-    Ok((chat_id, get(&row, "last_turn")?, get(&row, "updated_at")?))
+    Ok((get::<Uuid>(&row, "id")?.into(), get(&row, "last_turn")?, get(&row, "updated_at")?))
 }
 
 pub(crate) async fn read_run(

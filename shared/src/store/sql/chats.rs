@@ -51,6 +51,15 @@ impl Chats for SqlStore {
         rows::chat(&sqlx::query::<Db>(SQL).bind(workspace.0).bind(chat.0).fetch_one(self.reader()).await?)
     }
 
+    async fn chat_of_client(&self, workspace: WorkspaceId, client_id: &str) -> Result<Chat> {
+        const SQL: &str = concat!(
+            "select ",
+            chat_columns!(),
+            " from chats where workspace_id = $1 and client_id = $2 and deleted_at is null"
+        );
+        rows::chat(&sqlx::query::<Db>(SQL).bind(workspace.0).bind(client_id).fetch_one(self.reader()).await?)
+    }
+
     async fn list_chats(&self, workspace: WorkspaceId, page: Page<ChatId>) -> Result<Listed<Chat, ChatId>> {
         const SQL: &str = concat!(
             "select ",

@@ -74,7 +74,7 @@ fn corrupt(row: &DbRow, table: &'static str, column: &'static str, detail: &dyn 
 /// The columns that [`chat`] reads, of `chats`: also what a change of it returns.
 macro_rules! chat_columns {
     () => {
-        "workspace_id, id, title, agent, context_ref, metadata, created_by, created_at, updated_at, \
+        "workspace_id, id, client_id, title, agent, context_ref, metadata, created_by, created_at, updated_at, \
          (select r.id from runs r where r.chat_id = chats.id and r.workspace_id = chats.workspace_id \
           and r.status in ('pending', 'running', 'waiting')) as active_run_id"
     };
@@ -85,6 +85,7 @@ pub(crate) fn chat(row: &DbRow) -> Result<Chat> {
     Ok(Chat {
         id: get::<Uuid>(row, "id")?.into(),
         workspace_id: get::<Uuid>(row, "workspace_id")?.into(),
+        client_id: get(row, "client_id")?,
         title: get(row, "title")?,
         agent: get(row, "agent")?,
         context_ref: get(row, "context_ref")?,

@@ -19,20 +19,26 @@ use longhaul_shared::{
 };
 use tokio::time::Instant;
 
-use crate::{
-    state::AppState,
-    views::native::{HEARTBEAT, OPENING},
-};
+use crate::{state::AppState, views::native::HEARTBEAT};
 
-/// The run's events behind `after`.
-pub(super) fn respond(state: &AppState, run: &Run, after: Seq) -> Response {
-    // A client that has seen more than there is waits for what comes behind that.
-    let from = after.min(run.last_seq);
+/// How a tail writes a log for its client.
+pub(crate) trait View: Send + 'static {
+    /// Goes out before the first event.
+    const OPENING: &'static str;
+    /// Goes out behind the last.
+    const CLOSING: &'static str;
+
+    /// What the next events add, which may be nothing.
+    fn render(&mut self, slice: &Slice) -> Bytes;
+}
+
+/// The run's events behind `from`, which is not beyond its log.
+pub(crate) fn respond(state: &AppState, run: &Run, from: Seq, view: impl View) -> Response {
     let cursor = LogCursor { workspace_id: run.workspace_id, run_id: run.id, after: from };
     let body = if run.status.is_terminal() {
-        Body::from_stream(frames(state.clone(), state.tails.replay(cursor), after))
+        Body::from_stream(frames(state.clone(), state.tails.replay(cursor), view))
     } else {
-        Body::from_stream(frames(state.clone(), state.tails.follow(cursor), after))
+        Body::from_stream(frames(state.clone(), state.tails.follow(cursor), view))
     };
     stream(body)
 }
@@ -53,14 +59,16 @@ fn stream(body: Body) -> Response {
     (headers, body).into_response()
 }
 
-fn frames(
+fn frames<V: View>(
     state: AppState,
     tail: impl Stream<Item = Result<Slice, TailError>> + Send + 'static,
-    after: Seq,
+    mut view: V,
 ) -> impl Stream<Item = io::Result<Bytes>> + Send + 'static {
     let heartbeat = state.settings.heartbeat;
     async_stream::stream! {
-        yield Ok(Bytes::from_static(OPENING.as_bytes()));
+        if !V::OPENING.is_empty() {
+            yield Ok(Bytes::from_static(V::OPENING.as_bytes()));
+        }
         let draining = state.draining.clone();
         let mut draining = pin!(draining.cancelled_owned());
         let mut silence = pin!(tokio::time::sleep(heartbeat));
@@ -74,9 +82,7 @@ fn frames(
                 }
                 next = tail.next() => match next {
                     Some(Ok(slice)) => {
-                        // Whoever waits beyond the end is told of it, too.
-                        let seen = if slice.is_end() { after.min(slice.last() - 1) } else { after };
-                        let bytes = state.frames.render(&slice.segment, slice.after.max(seen));
+                        let bytes = view.render(&slice);
                         if !bytes.is_empty() {
                             yield Ok(bytes);
                         }
@@ -87,7 +93,12 @@ fn frames(
                         yield Err(broken_off("the log cannot be read"));
                         return;
                     }
-                    None => return,
+                    None => {
+                        if !V::CLOSING.is_empty() {
+                            yield Ok(Bytes::from_static(V::CLOSING.as_bytes()));
+                        }
+                        return;
+                    }
                 },
                 () = &mut silence => {
                     yield Ok(Bytes::from_static(HEARTBEAT.as_bytes()));

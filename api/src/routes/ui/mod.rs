@@ -1,0 +1,110 @@
+//! What the AI SDK's transports call: `DefaultChatTransport` of `useChat`, and `WorkflowChatTransport`.
+//!
+//! A chat goes by the name that the page gives it. Failures are plain text, since a page shows them as they are.
+
+mod load;
+mod resume;
+mod stop;
+mod submit;
+
+use axum::{
+    Router,
+    http::{HeaderName, HeaderValue},
+    response::Response,
+    routing::{get, post},
+};
+use bytes::Bytes;
+use longhaul_shared::{
+    domain::{
+        chat::Chat,
+        ids::{RunId, WorkspaceId},
+        run::Run,
+    },
+    store::StoreError,
+    tail::Slice,
+};
+
+use super::sse::{self, View};
+use crate::{
+    error::ApiError,
+    extract::parse_id,
+    state::AppState,
+    views::ui::{Chunk, DONE, Encoder},
+};
+
+/// Where these calls are found: the `api` option of the transports.
+pub(crate) const API: &str = "/api/chat";
+
+pub(crate) fn routes() -> Router<AppState> {
+    Router::new()
+        .route(API, post(submit::submit))
+        .route("/api/chat/{id}", get(load::load))
+        .route("/api/chat/{id}/stream", get(resume::resume))
+        .route("/api/chat/{id}/stop", post(stop::stop))
+}
+
+/// The chunks of one run from number `start` on.
+struct Chunks {
+    encoder: Encoder,
+    /// How many chunks are still to be left out.
+    to_skip: usize,
+    new: Vec<Chunk>,
+}
+
+impl Chunks {
+    fn new(run: &Run, start: usize) -> Self {
+        Self { encoder: Encoder::new(run.id, run.assistant_message_id), to_skip: start, new: vec![] }
+    }
+}
+
+impl View for Chunks {
+    const OPENING: &'static str = "";
+    const CLOSING: &'static str = DONE;
+
+    fn render(&mut self, slice: &Slice) -> Bytes {
+        for (_, event) in slice.events() {
+            self.encoder.push(event, &mut self.new);
+        }
+        let mut text = String::new();
+        for chunk in self.new.drain(..) {
+            if self.to_skip > 0 {
+                self.to_skip -= 1;
+            } else {
+                chunk.write_frame(&mut text);
+            }
+        }
+        Bytes::from(text)
+    }
+}
+
+/// The whole run, or what follows its first chunks.
+fn stream(state: &AppState, run: &Run, start: usize) -> Response {
+    let mut response = sse::respond(state, run, 0, Chunks::new(run, start));
+    let headers = response.headers_mut();
+    headers.insert(HeaderName::from_static("x-vercel-ai-ui-message-stream"), HeaderValue::from_static("v1"));
+    let id = HeaderValue::from_str(&run.id.to_string()).expect("an id is ASCII");
+    headers.insert(HeaderName::from_static("x-workflow-run-id"), id);
+    response
+}
+
+/// What an id in a path names.
+enum Named {
+    Chat(Chat),
+    Run(Box<Run>),
+    Nothing,
+}
+
+/// The chat that a page calls so, or the run that has this id.
+async fn named(state: &AppState, workspace: WorkspaceId, id: &str) -> Result<Named, ApiError> {
+    match state.store.chat_of_client(workspace, id).await {
+        Ok(chat) => return Ok(Named::Chat(chat)),
+        Err(StoreError::NotFound) => {}
+        Err(error) => return Err(error.into()),
+    }
+    let Some(run_id) = parse_id::<RunId>(id) else { return Ok(Named::Nothing) };
+    match state.store.run(workspace, run_id).await {
+        Ok(run) => Ok(Named::Run(Box::new(run))),
+        Err(StoreError::NotFound) => Ok(Named::Nothing),
+        Err(error) => Err(error.into()),
+    }
+}

@@ -1,0 +1,238 @@
+//! What the AI SDK's transports are answered: submit, resume, stop, load.
+
+use axum::{
+    body::Body,
+    http::{Method, Request},
+};
+use futures::StreamExt;
+use longhaul_shared::store::KeyRole;
+use serde_json::{Value, json};
+
+use super::{Answer, Api, hello};
+
+fn body(chat: &str, message: &str, text: &str) -> Value {
+    json!({"id": chat, "messages": [{"id": message, "role": "user", "parts": [{"type": "text", "text": text}]}],
+        "trigger": "submit-message"})
+}
+
+/// The chunks of a stream, without what is said at its end.
+fn chunks(text: &str) -> Vec<Value> {
+    let mut lines: Vec<_> = text
+        .split("\n\n")
+        .filter_map(|block| block.lines().find_map(|line| line.strip_prefix("data: ")))
+        .collect();
+    assert_eq!(lines.pop(), Some("[DONE]"), "{text}");
+    lines.into_iter().map(|line| serde_json::from_str(line).unwrap()).collect()
+}
+
+fn kinds(chunks: &[Value]) -> Vec<&str> {
+    chunks.iter().map(|chunk| chunk["type"].as_str().unwrap()).collect()
+}
+
+const HELLO: [&str; 8] =
+    ["start", "start-step", "text-start", "text-delta", "text-delta", "text-end", "finish-step", "finish"];
+
+/// Submits and answers "Hello" while the page watches.
+async fn talk(api: &Api, body: &Value) -> Answer {
+    let (answer, ()) = tokio::join!(api.post("/api/chat", body.clone()), async {
+        let mut claim = loop {
+            if let Some(claim) = api.try_claim().await {
+                break claim;
+            }
+        };
+        api.say(&mut claim, &hello()).await;
+        api.finish(&mut claim, 3, "Hello").await;
+    });
+    answer
+}
+
+#[tokio::test]
+async fn a_page_submits_and_sees_the_answer_and_a_reload_shows_the_same() {
+    let api = Api::start().await;
+    let answer = talk(&api, &body("my chat", "m1", "hi")).await;
+    assert_eq!(answer.status, 200);
+    assert_eq!(answer.header("content-type"), "text/event-stream");
+    assert_eq!(answer.header("x-vercel-ai-ui-message-stream"), "v1");
+    assert_eq!(answer.header("cache-control"), "no-cache, no-transform");
+    let seen = chunks(answer.text());
+    assert_eq!(kinds(&seen), HELLO);
+    assert_eq!(seen[0]["messageMetadata"]["runId"], answer.header("x-workflow-run-id"));
+
+    let loaded = api.get("/api/chat/my%20chat").await.ok(200);
+    assert_eq!((&loaded["id"], &loaded["activeRunId"]), (&json!("my chat"), &Value::Null));
+    let messages = loaded["messages"].as_array().unwrap();
+    assert_eq!(messages.len(), 2);
+    assert_eq!((&messages[0]["id"], &messages[0]["parts"][0]["text"]), (&json!("m1"), &json!("hi")));
+    assert_eq!(messages[1]["id"], seen[0]["messageId"]);
+    let parts = json!([{"type": "step-start"}, {"type": "text", "text": "Hello", "state": "done"}]);
+    assert_eq!(messages[1]["parts"], parts);
+
+    let second = talk(&api, &body("my chat", "m2", "and?")).await;
+    assert_eq!(kinds(&chunks(second.text())), HELLO);
+    assert_eq!(api.get("/api/chat/my%20chat").await.ok(200)["messages"].as_array().unwrap().len(), 4);
+}
+
+#[tokio::test]
+async fn a_repeated_submit_joins_its_run_and_another_one_is_refused_in_words() {
+    let api = Api::start().await;
+    let first = open(&api, &body("c", "m1", "hi")).await;
+    let again = open(&api, &body("c", "m1", "hi")).await;
+    assert_eq!(first.headers["x-workflow-run-id"], again.headers["x-workflow-run-id"]);
+    let busy = api.post("/api/chat", body("c", "m2", "and?")).await;
+    assert_eq!((busy.status.as_u16(), busy.text()), (409, "A run is already active in this chat"));
+    assert_eq!(api.get("/v1/runs").await.ok(200)["data"].as_array().unwrap().len(), 1);
+}
+
+#[tokio::test]
+async fn racing_submits_of_one_message_in_a_new_chat_make_one_run() {
+    let api = Api::start().await;
+    for round in 0..50 {
+        let chat = format!("c{round}");
+        let racers = (0..4).map(|_| open_owned(&api, body(&chat, "m", "hi")));
+        let runs: Vec<_> = futures::future::join_all(racers).await;
+        assert!(runs.iter().all(|run| *run == runs[0]), "{runs:?}");
+    }
+    assert_eq!(api.get("/v1/runs?limit=200").await.ok(200)["data"].as_array().unwrap().len(), 50);
+}
+
+async fn open_owned(api: &Api, body: Value) -> String {
+    let opened = open(api, &body).await;
+    opened.headers["x-workflow-run-id"].to_str().unwrap().to_owned()
+}
+
+/// The head of an answer whose stream goes on.
+struct Open {
+    headers: axum::http::HeaderMap,
+    _body: Body,
+}
+
+async fn open(api: &Api, body: &Value) -> Open {
+    let request = Request::post("/api/chat").header("authorization", format!("Bearer {}", api.key));
+    let response = api.respond(request.body(Body::from(body.to_string())).unwrap()).await;
+    let (parts, body) = response.into_parts();
+    assert_eq!(parts.status, 200, "{parts:?}");
+    Open { headers: parts.headers, _body: body }
+}
+
+#[tokio::test]
+async fn a_body_may_say_that_it_is_text_and_name_no_chat() {
+    let api = Api::start().await;
+    let body = json!({"messages": [{"id": "m", "role": "user", "parts": [{"type": "text", "text": "hi"}]}]});
+    let answer = talk_as(&api, "text/plain", &body).await;
+    assert_eq!(kinds(&chunks(answer.text())), HELLO);
+    for (bad, status, words) in [
+        ("{", 400, "EOF"),
+        (r#"{"messages":[]}"#, 400, "/messages: must not be empty"),
+        (r#"{"messages":[{"role":"user","content":"  "}]}"#, 400, "must not be empty"),
+        (
+            r#"{"agent":"nobody","messages":[{"role":"user","content":"x"}]}"#,
+            404,
+            "there is no agent `nobody`",
+        ),
+    ] {
+        let refused = api.call_with(Method::POST, "/api/chat", &[("content-type", "text/plain")], bad).await;
+        assert_eq!(refused.status, status, "{refused:?}");
+        assert!(refused.text().contains(words), "{refused:?}");
+        assert!(refused.header("content-type").starts_with("text/plain"));
+    }
+}
+
+async fn talk_as(api: &Api, kind: &str, body: &Value) -> Answer {
+    let text = body.to_string();
+    let (answer, ()) =
+        tokio::join!(api.call_with(Method::POST, "/api/chat", &[("content-type", kind)], &text), async {
+            let mut claim = loop {
+                if let Some(claim) = api.try_claim().await {
+                    break claim;
+                }
+            };
+            api.say(&mut claim, &hello()).await;
+            api.finish(&mut claim, 3, "Hello").await;
+        });
+    answer
+}
+
+#[tokio::test]
+async fn what_is_idle_over_or_unknown_has_nothing_to_resume() {
+    let api = Api::start().await;
+    talk(&api, &body("c", "m1", "hi")).await;
+    let nothing = uuid::Uuid::now_v7().to_string();
+    for id in ["c", "never%20seen", &nothing, "%F0%9F%98%80%2F.."] {
+        assert_eq!(api.get(&format!("/api/chat/{id}/stream")).await.status, 204, "{id}");
+    }
+    let fresh = api.get("/api/chat/fresh").await.ok(200);
+    assert_eq!(fresh, json!({"id": "fresh", "messages": [], "activeRunId": null}));
+}
+
+#[tokio::test]
+async fn a_resume_is_the_whole_run_from_its_start_and_the_load_leaves_it_out() {
+    let api = Api::start().await;
+    let opened = open(&api, &body("c", "m1", "hi")).await;
+    let run = opened.headers["x-workflow-run-id"].to_str().unwrap().to_owned();
+    let mut claim = api.claim().await;
+    api.say(&mut claim, &hello()).await;
+    let loaded = api.get("/api/chat/c").await.ok(200);
+    assert_eq!((&loaded["activeRunId"], loaded["messages"].as_array().unwrap().len()), (&json!(run), 1));
+    let (resumed, ()) = tokio::join!(api.get("/api/chat/c/stream"), async {
+        api.finish(&mut claim, 3, "Hello").await;
+    });
+    assert_eq!(kinds(&chunks(resumed.text())), HELLO);
+}
+
+#[tokio::test]
+async fn a_run_is_read_from_any_chunk_on_also_after_its_end() {
+    let api = Api::start().await;
+    let whole = talk(&api, &body("c", "m1", "hi")).await;
+    let run = whole.header("x-workflow-run-id").to_owned();
+    let all = chunks(whole.text());
+    for start in 0..=all.len() + 1 {
+        let answer = api.get(&format!("/api/chat/{run}/stream?startIndex={start}")).await;
+        assert_eq!(chunks(answer.text()), all[start.min(all.len())..]);
+        assert!(!answer.headers.contains_key("x-workflow-stream-tail-index"));
+    }
+    for (back, from) in [(1, 7), (3, 5), (8, 0), (9, 0)] {
+        let answer = api.get(&format!("/api/chat/{run}/stream?startIndex=-{back}")).await;
+        assert_eq!(chunks(answer.text()), all[from..]);
+        assert_eq!(answer.header("x-workflow-stream-tail-index"), "7");
+    }
+    assert_eq!(api.get(&format!("/api/chat/{run}/stream")).await.body, whole.body, "the same bytes");
+}
+
+#[tokio::test]
+async fn the_stop_button_ends_the_run_and_its_stream_finishes() {
+    let api = Api::start().await;
+    let request = Request::post("/api/chat").header("authorization", format!("Bearer {}", api.key));
+    let response = api.respond(request.body(Body::from(body("c", "m1", "hi").to_string())).unwrap()).await;
+    for _ in 0..2 {
+        assert_eq!(api.post("/api/chat/c/stop", json!({})).await.ok(200), json!({"success": true}));
+    }
+    let mut text = String::new();
+    let mut stream = response.into_body().into_data_stream();
+    while let Some(bytes) = stream.next().await {
+        text.push_str(std::str::from_utf8(&bytes.unwrap()).unwrap());
+    }
+    assert_eq!(kinds(&chunks(&text)), ["start", "abort", "finish"]);
+    assert_eq!(api.post("/api/chat/unknown/stop", json!({})).await.status, 404);
+}
+
+#[tokio::test]
+async fn another_workspace_sees_nothing_of_a_chat_and_may_use_its_name() {
+    let api = Api::start().await;
+    let whole = talk(&api, &body("c", "m1", "hi")).await;
+    let run = whole.header("x-workflow-run-id");
+    let stranger = api.key("other", KeyRole::Admin).await;
+    for path in ["/api/chat/c/stream".to_owned(), format!("/api/chat/{run}/stream?startIndex=0")] {
+        assert_eq!(api.call(&stranger, Method::GET, &path, None).await.status, 204, "{path}");
+    }
+    let seen = api.call(&stranger, Method::GET, "/api/chat/c", None).await.ok(200);
+    assert_eq!(seen["messages"], json!([]));
+    for id in ["c", run] {
+        let path = format!("/api/chat/{id}/stop");
+        assert_eq!(api.call(&stranger, Method::POST, &path, None).await.status, 404);
+    }
+    let request = Request::post("/api/chat").header("authorization", format!("Bearer {stranger}"));
+    let own = api.respond(request.body(Body::from(body("c", "m1", "mine").to_string())).unwrap()).await;
+    assert_eq!(own.status(), 200);
+    let viewer = api.key("default", KeyRole::Viewer).await;
+    assert_eq!(api.call(&viewer, Method::POST, "/api/chat", Some(body("v", "m", "hi"))).await.status, 403);
+}

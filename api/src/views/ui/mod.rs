@@ -1,0 +1,210 @@
+//! The AI SDK's UI message stream, version 1: a run's log as chunks, and as the message that a page makes of them.
+//!
+//! Chunks are numbered from 0 in their run. [`Encoder`] is a pure function of the log, so that every replay has the same
+//! chunks under the same numbers, and [`UiMessage`] a pure function of the chunks, so that what is stored is what was seen.
+//! Only forms are used that versions 5 to 7 of the SDK accept.
+
+mod chunk;
+mod message;
+
+use std::collections::BTreeMap;
+
+use longhaul_shared::domain::{
+    arguments,
+    event::{Event, EventData},
+    ids::{MessageId, RunId},
+    step::FinishReason,
+    tool::CallState,
+    transition::{Reason, RunStatus},
+};
+use serde_json::Value;
+
+pub(crate) use chunk::{Chunk, ChunkFinish, Metadata};
+pub(crate) use message::UiMessage;
+
+/// What a stream says behind its last chunk.
+pub(crate) const DONE: &str = "data: [DONE]\n\n";
+
+/// What goes on being written.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Kind {
+    Text,
+    Reasoning,
+}
+
+/// Turns the events of one log, from the first one on, into chunks.
+#[derive(Debug)]
+pub(crate) struct Encoder {
+    run_id: RunId,
+    message_id: MessageId,
+    is_started: bool,
+    /// The part that is being written, and its id.
+    part: Option<(Kind, String)>,
+    /// How many parts have been begun.
+    parts: u32,
+    /// A `start-step` without its `finish-step`.
+    is_step_open: bool,
+    /// The step under way is saved: it is finished with the last of its calls.
+    is_step_saved: bool,
+    /// The calls that have no outcome yet, by step and number.
+    open_calls: BTreeMap<(u32, u32), String>,
+    last_reason: Option<FinishReason>,
+}
+
+impl Encoder {
+    /// The answer of that run, in the message that it is written into.
+    pub(crate) fn new(run_id: RunId, message_id: MessageId) -> Self {
+        Self {
+            run_id,
+            message_id,
+            is_started: false,
+            part: None,
+            parts: 0,
+            is_step_open: false,
+            is_step_saved: false,
+            open_calls: BTreeMap::new(),
+            last_reason: None,
+        }
+    }
+
+    /// What the next event of the log adds.
+    pub(crate) fn push(&mut self, event: &Event, out: &mut Vec<Chunk>) {
+        if !self.is_started {
+            self.is_started = true;
+            let message_metadata = Metadata::of_run(self.run_id);
+            out.push(Chunk::Start { message_id: self.message_id.to_string(), message_metadata });
+        }
+        let step = event.step.unwrap_or(0);
+        match event.data() {
+            Some(EventData::StepStarted { .. }) => {
+                self.finish_step(out);
+                out.push(Chunk::StartStep);
+                (self.is_step_open, self.is_step_saved) = (true, false);
+            }
+            Some(EventData::StepRestarted { .. }) => self.finish_step(out),
+            Some(EventData::TextDelta { text }) => self.write(Kind::Text, text, out),
+            Some(EventData::ReasoningDelta { text }) => self.write(Kind::Reasoning, text, out),
+            Some(EventData::ToolPlanned { call, call_id, name, arguments, .. }) => {
+                self.end_part(out);
+                self.open_calls.insert((step, call), call_id.clone());
+                let (input, error) = match arguments::parse(&arguments) {
+                    Ok(input) => (input, None),
+                    Err(error) => (Value::String(arguments), Some(error)),
+                };
+                out.push(Chunk::tool_input(call_id, name, input, error));
+            }
+            Some(EventData::StepFinished { finish_reason, .. }) => {
+                self.end_part(out);
+                self.last_reason = Some(finish_reason);
+                self.is_step_saved = true;
+                self.finish_step_if_settled(out);
+            }
+            Some(EventData::ToolFinished { call, call_id, state, output, error }) => {
+                if self.open_calls.remove(&(step, call)).is_some() {
+                    out.push(outcome(call_id, state, output, error));
+                }
+                self.finish_step_if_settled(out);
+            }
+            Some(EventData::RunFinished { status, reason, error, usage, .. }) => {
+                self.finish_step(out);
+                let message_metadata = Metadata::of_end(status, reason, usage);
+                let finish_reason = match (status, reason) {
+                    (RunStatus::Aborted, _) => {
+                        out.push(Chunk::Abort);
+                        ChunkFinish::Other
+                    }
+                    (RunStatus::Failed, reason) if !is_limit(reason) => {
+                        let error_text = error.map_or_else(|| reason.to_string(), |error| error.message);
+                        out.push(Chunk::Error { error_text });
+                        ChunkFinish::Error
+                    }
+                    (RunStatus::Failed, _) => ChunkFinish::Length,
+                    _ => match self.last_reason {
+                        Some(FinishReason::Length) => ChunkFinish::Length,
+                        Some(FinishReason::ContentFilter) => ChunkFinish::ContentFilter,
+                        _ => ChunkFinish::Stop,
+                    },
+                };
+                out.push(Chunk::Finish { finish_reason, message_metadata });
+            }
+            Some(
+                EventData::RunQueued { .. }
+                | EventData::RunClaimed { .. }
+                | EventData::RunReleased { .. }
+                | EventData::RunStopping { .. }
+                | EventData::ToolStarted { .. },
+            )
+            | None => {}
+        }
+    }
+
+    fn write(&mut self, kind: Kind, delta: String, out: &mut Vec<Chunk>) {
+        if self.part.as_ref().is_none_or(|(open, _)| *open != kind) {
+            self.end_part(out);
+            self.parts += 1;
+            let id = format!("{}{}", if kind == Kind::Text { "t" } else { "r" }, self.parts);
+            out.push(match kind {
+                Kind::Text => Chunk::TextStart { id: id.clone() },
+                Kind::Reasoning => Chunk::ReasoningStart { id: id.clone() },
+            });
+            self.part = Some((kind, id));
+        }
+        if let Some((_, id)) = &self.part {
+            let id = id.clone();
+            out.push(match kind {
+                Kind::Text => Chunk::TextDelta { id, delta },
+                Kind::Reasoning => Chunk::ReasoningDelta { id, delta },
+            });
+        }
+    }
+
+    fn end_part(&mut self, out: &mut Vec<Chunk>) {
+        if let Some((kind, id)) = self.part.take() {
+            out.push(match kind {
+                Kind::Text => Chunk::TextEnd { id },
+                Kind::Reasoning => Chunk::ReasoningEnd { id },
+            });
+        }
+    }
+
+    fn finish_step(&mut self, out: &mut Vec<Chunk>) {
+        self.end_part(out);
+        if std::mem::take(&mut self.is_step_open) {
+            out.push(Chunk::FinishStep);
+        }
+    }
+
+    fn finish_step_if_settled(&mut self, out: &mut Vec<Chunk>) {
+        if self.is_step_saved && self.open_calls.is_empty() {
+            self.finish_step(out);
+        }
+    }
+}
+
+/// Whether such an end is an answer that was cut off rather than a failure.
+fn is_limit(reason: Reason) -> bool {
+    matches!(
+        reason,
+        Reason::StepLimit | Reason::OutputLimit | Reason::CallLimit | Reason::Budget | Reason::Deadline
+    )
+}
+
+fn outcome(tool_call_id: String, state: CallState, output: Option<String>, error: Option<String>) -> Chunk {
+    if state == CallState::Succeeded {
+        return Chunk::tool_output(tool_call_id, Value::String(output.unwrap_or_default()));
+    }
+    let error_text = error.unwrap_or_else(|| without_reason(state).to_owned());
+    Chunk::tool_error(tool_call_id, error_text)
+}
+
+fn without_reason(state: CallState) -> &'static str {
+    match state {
+        CallState::Unknown => "It was sent and no answer was seen. It may or may not have taken effect.",
+        CallState::Cancelled => "It was cancelled.",
+        CallState::Denied => "It was denied. It was not executed.",
+        _ => "The tool gave no reason.",
+    }
+}
+
+#[cfg(test)]
+mod tests;
