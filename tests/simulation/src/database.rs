@@ -216,6 +216,9 @@ impl Chats for Connection {
     async fn chat(&self, workspace: WorkspaceId, chat: ChatId) -> Result<Chat> {
         remote!(self, chat(workspace, chat))
     }
+    async fn chat_of_client(&self, workspace: WorkspaceId, client_id: &str) -> Result<Chat> {
+        local!(chat_of_client(workspace, client_id))
+    }
     async fn list_chats(&self, workspace: WorkspaceId, page: Page<ChatId>) -> Result<Listed<Chat, ChatId>> {
         remote!(self, list_chats(workspace, page))
     }

@@ -89,7 +89,7 @@ fn stream(state: &AppState, run: &Run, start: usize) -> Response {
 
 /// What an id in a path names.
 enum Named {
-    Chat(Chat),
+    Chat(Box<Chat>),
     Run(Box<Run>),
     Nothing,
 }
@@ -97,7 +97,7 @@ enum Named {
 /// The chat that a page calls so, or the run that has this id.
 async fn named(state: &AppState, workspace: WorkspaceId, id: &str) -> Result<Named, ApiError> {
     match state.store.chat_of_client(workspace, id).await {
-        Ok(chat) => return Ok(Named::Chat(chat)),
+        Ok(chat) => return Ok(Named::Chat(Box::new(chat))),
         Err(StoreError::NotFound) => {}
         Err(error) => return Err(error.into()),
     }

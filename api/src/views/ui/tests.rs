@@ -61,7 +61,8 @@ fn chunks(events: &[Event]) -> Vec<Chunk> {
 fn middle(events: &[Event]) -> Vec<Value> {
     let all = [&[queued()], events, &[ended(RunStatus::Succeeded, Reason::Done)]].concat();
     let mut values: Vec<_> = chunks(&all).iter().map(|chunk| serde_json::to_value(chunk).unwrap()).collect();
-    assert_eq!((&values[0]["type"], &values.pop().unwrap()["type"]), (&json!("start"), &json!("finish")));
+    let last = values.pop().unwrap();
+    assert_eq!((&values[0]["type"], &last["type"]), (&json!("start"), &json!("finish")));
     values.remove(0);
     values
 }
@@ -85,7 +86,9 @@ fn a_plain_answer_has_exactly_these_bytes() {
         ended(RunStatus::Succeeded, Reason::Done),
     ];
     let mut frames = String::new();
-    chunks(&events).iter().for_each(|chunk| chunk.write_frame(&mut frames));
+    for chunk in chunks(&events) {
+        chunk.write_frame(&mut frames);
+    }
     let usage = r#"{"inputTokens":0,"outputTokens":0,"reasoningTokens":0,"cachedInputTokens":0}"#;
     let expected = [
         r#"{"type":"start","messageId":"00000000-0000-0000-0000-000000000002","messageMetadata":{"runId":"00000000-0000-0000-0000-000000000001"}}"#,

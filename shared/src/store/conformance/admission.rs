@@ -1,6 +1,6 @@
 //! Admission: one transaction, one slot, a queue behind it, and runs that are due later.
 
-use std::sync::Arc;
+use std::{collections::BTreeSet, sync::Arc};
 
 use tokio::sync::Barrier;
 
@@ -25,6 +25,8 @@ upheld! {
     a_submission_is_a_run_with_two_messages_a_job_and_its_first_event,
     a_submission_without_a_chat_makes_one,
     a_chat_that_is_unknown_foreign_or_deleted_takes_nothing,
+    a_chat_that_clients_name_is_made_by_the_first_of_those_who_race_for_it,
+    a_name_of_a_chat_means_nothing_elsewhere_and_is_given_once,
     the_loser_is_told_the_active_run_and_nothing_is_stored,
     fifty_submissions_race_for_one_slot_and_one_wins,
     queued_runs_are_told_their_place_and_begin_in_order,
@@ -99,6 +101,48 @@ async fn the_loser_is_told_the_active_run_and_nothing_is_stored(db: Database) {
         assert_eq!(active_run_id, Some(active.id));
         assert_eq!(db.everything().await, before);
     }
+}
+
+async fn a_chat_that_clients_name_is_made_by_the_first_of_those_who_race_for_it(db: Database) {
+    const RACERS: usize = 8;
+    let rounds = if db.is_postgres() { 100 } else { 10 };
+    let acme = db.workspace("acme").await;
+    for round in 0..rounds {
+        let barrier = Arc::new(Barrier::new(RACERS));
+        let racers = (0..RACERS).map(|n| {
+            let store = if n % 2 == 0 { db.store.clone() } else { db.second.clone() };
+            let barrier = barrier.clone();
+            // Each message twice.
+            let (chat, message) = (Some(format!("chat {round}")), Some(format!("message {}", n / 2)));
+            let new = NewRun { client_chat_id: chat, client_message_id: message, ..new_run(acme, None) };
+            tokio::spawn(async move {
+                barrier.wait().await;
+                store.admit(NewRun { if_busy: IfBusy::Enqueue, ..new }).await.unwrap()
+            })
+        });
+        let admitted = futures::future::join_all(racers).await.into_iter().map(Result::unwrap);
+        let (made, joined): (Vec<_>, Vec<_>) = admitted.partition(|admitted| !admitted.replayed);
+        let turns: BTreeSet<_> = made.iter().map(|admitted| admitted.run.turn).collect();
+        assert_eq!((turns.len(), joined.len()), (RACERS / 2, RACERS / 2), "round {round}: {turns:?}");
+        let chat = db.store.chat_of_client(acme, &format!("chat {round}")).await.unwrap().id;
+        assert!(made.iter().chain(&joined).all(|admitted| admitted.run.chat_id == chat), "round {round}");
+    }
+}
+
+async fn a_name_of_a_chat_means_nothing_elsewhere_and_is_given_once(db: Database) {
+    let (acme, other) = (db.workspace("acme").await, db.workspace("other").await);
+    let named = |workspace| NewRun { client_chat_id: Some("c".to_owned()), ..new_run(workspace, None) };
+    let own = db.store.admit(named(acme)).await.unwrap().run;
+    let unknown = db.store.chat_of_client(other, "c").await;
+    assert!(matches!(unknown, Err(StoreError::NotFound)), "{unknown:?}");
+    let foreign = db.store.admit(named(other)).await.unwrap().run;
+    assert_ne!(own.chat_id, foreign.chat_id);
+    assert_eq!(db.store.chat(acme, own.chat_id).await.unwrap().client_id.as_deref(), Some("c"));
+
+    db.store.delete_chat(acme, own.chat_id).await.unwrap();
+    let deleted = db.store.admit(named(acme)).await;
+    assert!(matches!(deleted, Err(AdmitError::ChatNotFound)), "{deleted:?}");
+    assert!(matches!(db.store.chat_of_client(acme, "c").await, Err(StoreError::NotFound)));
 }
 
 async fn fifty_submissions_race_for_one_slot_and_one_wins(db: Database) {
