@@ -1,4 +1,4 @@
-//! Finds PostgreSQL and Redis on this machine, or installs them where that is possible without asking.
+//! Finds PostgreSQL, Redis and Node on this machine, or installs them where that is possible without asking.
 
 use std::fs::{self, OpenOptions};
 use std::io::{ErrorKind, Write};
@@ -11,6 +11,7 @@ use anyhow::{Context, Result, bail};
 use crate::child::{Interrupt, run};
 
 const OLDEST_POSTGRES: u32 = 15;
+const OLDEST_NODE: u32 = 18;
 const DEBIAN_POSTGRES: &str = "/usr/lib/postgresql";
 const SERVICE_POLICY: &str = "/usr/sbin/policy-rc.d";
 
@@ -26,6 +27,29 @@ pub(crate) fn redis(interrupt: &Interrupt) -> Result<PathBuf> {
     found_or_installed("redis-server", || in_path("redis-server"), interrupt).context(
         "redis-server is not in PATH. Install Redis 7 or newer (on Debian: apt-get install redis-server)",
     )
+}
+
+/// Node and its package manager.
+pub(crate) fn node(interrupt: &Interrupt) -> Result<(PathBuf, PathBuf)> {
+    let both = || Some((in_path("node").filter(|node| is_new_enough(node))?, in_path("npm")?));
+    found_or_installed("npm", both, interrupt).context(
+        "Node 18 or newer with npm is not in PATH, for the tests with clients of others (on Debian: apt-get install npm)",
+    )
+}
+
+/// A browser without a window.
+pub(crate) fn chromium(interrupt: &Interrupt) -> Result<PathBuf> {
+    let any = || ["chromium", "chromium-browser", "google-chrome"].into_iter().find_map(in_path);
+    found_or_installed("chromium", any, interrupt).context(
+        "Chromium is not in PATH, for the tests of a page in a browser (on Debian: apt-get install chromium)",
+    )
+}
+
+fn is_new_enough(node: &Path) -> bool {
+    let version = Command::new(node).arg("--version").output().ok();
+    let version = version.and_then(|output| String::from_utf8(output.stdout).ok());
+    let major = version.and_then(|text| text.trim_start_matches('v').split('.').next()?.parse::<u32>().ok());
+    major.is_some_and(|major| major >= OLDEST_NODE)
 }
 
 /// The first file of that name in PATH. It is not resolved further: Debian's `redis-server` is a link whose name matters.
@@ -67,11 +91,7 @@ fn major_version(line: &str) -> Option<u32> {
     after.split(|c: char| !c.is_ascii_digit()).next()?.parse().ok()
 }
 
-fn found_or_installed(
-    package: &str,
-    find: impl Fn() -> Option<PathBuf>,
-    interrupt: &Interrupt,
-) -> Result<PathBuf> {
+fn found_or_installed<T>(package: &str, find: impl Fn() -> Option<T>, interrupt: &Interrupt) -> Result<T> {
     if let Some(found) = find() {
         return Ok(found);
     }

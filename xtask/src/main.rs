@@ -9,6 +9,7 @@
 
 mod check;
 mod child;
+mod clients;
 mod find;
 mod generate;
 mod migration;

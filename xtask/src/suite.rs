@@ -6,7 +6,7 @@ use anyhow::{Context, Result};
 
 use crate::child::{Interrupt, cargo, run};
 use crate::servers::Servers;
-use crate::{check, find, generate};
+use crate::{check, clients, find, generate};
 
 /// Everything; with a filter only the tests that it names, without the checks that come before a complete run.
 pub(crate) fn full(filter: &[String], interrupt: &Interrupt) -> Result<()> {
@@ -15,6 +15,7 @@ pub(crate) fn full(filter: &[String], interrupt: &Interrupt) -> Result<()> {
         generate::run(true, interrupt)?;
     }
     let mut tests = tests(filter, interrupt)?;
+    tests.envs(clients::node(interrupt)?);
     let servers = Servers::start(interrupt)?;
     run(tests.envs(servers.env()), interrupt)?;
     if filter.is_empty() {

@@ -1,0 +1,145 @@
+// The transports of the AI SDK in good weather.
+
+import assert from 'node:assert/strict';
+import test from 'node:test';
+import { apis, call, gate, headers, script } from './world.mjs';
+import { chatApi, chunks, equalsStored, load, marks, page, read, stop, submit, text, user, workflowPage } from './pages.mjs';
+
+const withTool = [
+  { marked: 3, reasoning: ['Let ', 'me ', 'look.'], calls: [['look', { op: 'weather' }]] },
+  { marked: 20 },
+];
+
+test('a whole answer with reasoning, a tool of the server and two steps equals what is stored', async () => {
+  await script('helper', withTool);
+  const { message } = await read(await submit(page(), 'whole', user('m1', 'What is the weather?')));
+  const kinds = message.parts.map((part) => part.type);
+  assert.deepEqual(kinds, ['step-start', 'reasoning', 'text', 'dynamic-tool', 'step-start', 'text']);
+  assert.equal(message.parts[1].text, 'Let me look.');
+  assert.deepEqual(
+    [message.parts[3].state, message.parts[3].toolName, message.parts[3].input, message.parts[3].providerExecuted],
+    ['output-available', 'look', { op: 'weather' }, true],
+  );
+  assert.equal(text(message), marks(1, 1, 3) + marks(1, 2, 20));
+  assert.equal(message.metadata.status, 'succeeded');
+  for (const api of [0, 1]) await equalsStored('whole', message, api);
+  const { messages } = await load('whole');
+  assert.deepEqual(messages[0], { id: 'm1', role: 'user', parts: [{ type: 'text', text: 'What is the weather?', state: 'done' }] });
+});
+
+test('the headers of a stream are what clients and proxies need', async () => {
+  await script('helper', [{ marked: 2 }]);
+  const response = await fetch(chatApi(), {
+    method: 'POST', headers,
+    body: JSON.stringify({ id: 'headers', agent: 'helper', messages: [user('m', 'hi')] }),
+  });
+  assert.equal(response.headers.get('content-type'), 'text/event-stream');
+  assert.equal(response.headers.get('cache-control'), 'no-cache, no-transform');
+  assert.equal(response.headers.get('x-accel-buffering'), 'no');
+  assert.equal(response.headers.get('x-vercel-ai-ui-message-stream'), 'v1');
+  assert.equal(response.headers.get('content-encoding'), null);
+  assert.match(response.headers.get('x-workflow-run-id'), /^[0-9a-f-]{36}$/);
+  assert.ok((await response.text()).endsWith('data: [DONE]\n\n'));
+});
+
+test('what is idle has nothing to resume', async () => {
+  for (const chat of ['whole', 'never seen', 'päge / one?']) {
+    assert.equal(await page().reconnectToStream({ chatId: chat }), null);
+  }
+});
+
+test('a conversation goes on, and the model is given what was said', async () => {
+  await script('helper', [{ marked: 2 }]);
+  const transport = page();
+  await read(await submit(transport, 'long', user('m1', 'one')));
+  const { message } = await read(await submit(transport, 'long', user('m2', 'two')));
+  await equalsStored('long', message);
+  assert.equal((await load('long')).messages.length, 4);
+});
+
+test('the same message joins its run, another one is told that the chat is busy', async () => {
+  await script('helper', [{ marked: 9 }]);
+  const closed = await gate('helper', 4);
+  const first = await submit(page(0), 'busy', user('m1', 'go'));
+  await closed.reached();
+  const second = await submit(page(1), 'busy', user('m1', 'go'));
+  await assert.rejects(submit(page(1), 'busy', user('m2', 'and?')), /A run is already active in this chat/);
+  await closed.open();
+  const [one, two] = await Promise.all([chunks(first), chunks(second)]);
+  assert.deepEqual(one, two);
+  assert.equal((await call('GET', '/v1/runs?status=failed')).body.data.length, 0);
+});
+
+test('two tails and a late joiner see the same, the first one leaving or not', async () => {
+  await script('helper', [{ marked: 12 }]);
+  const closed = await gate('helper', 6);
+  const first = await submit(page(0), 'tails', user('m1', 'go'));
+  await closed.reached();
+  const left = await read(first, 3);
+  assert.equal(left.count, 3);
+  const [late, later] = [await page(0).reconnectToStream({ chatId: 'tails' }), await page(1).reconnectToStream({ chatId: 'tails' })];
+  assert.equal((await load('tails')).messages.length, 1, 'a resume brings the rest');
+  await closed.open();
+  const [one, two] = await Promise.all([read(late), read(later)]);
+  assert.deepEqual(one.message, two.message);
+  assert.equal(text(one.message), marks(1, 1, 12));
+  await equalsStored('tails', one.message, 1);
+});
+
+test('the stop button of another tab ends the run for all of them, and the chat goes on', async () => {
+  await script('helper', [{ marked: 30, delayMs: 5 }]);
+  const closed = await gate('helper', 5);
+  const watching = await submit(page(0), 'stopped', user('m1', 'go'));
+  await closed.reached();
+  assert.deepEqual(await stop('stopped', 1), { status: 200, body: { success: true } });
+  const seen = await chunks(watching);
+  assert.deepEqual(seen.slice(-2).map((chunk) => [chunk.type, chunk.finishReason]), [['abort', undefined], ['finish', 'other']]);
+  assert.equal((await stop('stopped')).status, 200, 'once more');
+  await closed.open();
+  const { message } = await read(await submit(page(), 'stopped', user('m2', 'again')));
+  assert.equal(message.metadata.status, 'succeeded');
+  await equalsStored('stopped', message);
+});
+
+test('an answer that was cut off by the model says so, and a failure is an error and then the end', async () => {
+  await script('helper', [{ marked: 3, finishReason: 'length' }]);
+  const cut = await chunks(await submit(page(), 'length', user('m1', 'go')));
+  assert.equal(cut.at(-1).finishReason, 'length');
+  const failing = page(0, { body: { agent: 'nobody' } });
+  await assert.rejects(submit(failing, 'nobody', user('m1', 'go')), /there is no agent `nobody`/);
+});
+
+test('the workflow transport names no chat, and reads a run from any chunk on after its end', async () => {
+  await script('helper', withTool);
+  let run;
+  const transport = workflowPage(0, { onChatSendMessage: (response) => { run = response.headers.get('x-workflow-run-id'); } });
+  const whole = await chunks(await transport.sendMessages({
+    chatId: 'unused', messages: [user('m1', 'go')], trigger: 'submit-message', body: { agent: 'helper' },
+  }));
+  assert.equal(whole.at(-1).type, 'finish');
+  for (let start = 0; start < whole.length; start++) {
+    const rest = await chunks(await workflowPage(start % 2, { initialStartIndex: start }).reconnectToStream({ chatId: run }));
+    assert.deepEqual(rest, whole.slice(start), `from chunk ${start}`);
+  }
+  const back = await chunks(await workflowPage(1, { initialStartIndex: -2 }).reconnectToStream({ chatId: run }));
+  assert.deepEqual(back, whole.slice(-2));
+});
+
+test('two dozen chats at once keep apart', async () => {
+  await script('helper', [{ marked: 25, delayMs: 2 }]);
+  await Promise.all(Array.from({ length: 24 }, async (_, n) => {
+    const { message } = await read(await submit(page(n % 2), `one of many ${n}`, user(`m${n}`, `go ${n}`)));
+    assert.equal(text(message), marks(1, 1, 25));
+    await equalsStored(`one of many ${n}`, message, (n + 1) % 2);
+  }));
+});
+
+test('replays are the same bytes at both API processes', async () => {
+  const { body } = await call('GET', '/v1/runs?limit=20');
+  for (const { runId } of body.data) {
+    const [one, two] = await Promise.all(apis.map(async (api) =>
+      (await fetch(`${api}/api/chat/${runId}/stream?startIndex=0`, { headers })).text()));
+    assert.equal(one, two);
+    assert.ok(one.length > 100);
+  }
+});

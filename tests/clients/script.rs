@@ -1,0 +1,143 @@
+//! A script of a client, and the world that it plays in.
+
+use std::path::PathBuf;
+use std::process::Stdio;
+use std::time::Duration;
+
+use longhaul_tests::{At, Gate, Script, Setup, Turn, World};
+use serde::Deserialize;
+use serde_json::{Value, json};
+use tokio::io::{AsyncBufReadExt, AsyncWriteExt, BufReader};
+use tokio::process::Command;
+use tokio::time::timeout;
+
+/// Where the scripts lie beside the packages that they import.
+const FOLDER: &str = "LONGHAUL_TEST_CLIENTS_NODE";
+/// The program that runs them.
+const PROGRAM: &str = "LONGHAUL_TEST_NODE";
+const PATIENCE: Duration = Duration::from_mins(4);
+
+/// What a script wants to happen.
+#[derive(Debug, Deserialize)]
+#[serde(tag = "do", rename_all = "snake_case", deny_unknown_fields)]
+enum Wish {
+    /// What a model says from now on.
+    Script {
+        model: String,
+        turns: Vec<TurnWish>,
+    },
+    /// Stops the model's answers before this token. Answered by the number of the gate.
+    Gate {
+        model: String,
+        token: usize,
+    },
+    /// Waits until so many answers stand at the gate.
+    Reached {
+        gate: usize,
+        by: usize,
+    },
+    Open {
+        gate: usize,
+    },
+    /// Kills all workers and starts another one.
+    ReplaceWorkers,
+    /// Kills an API process and starts it again at the same address.
+    RestartApi {
+        api: usize,
+    },
+}
+
+#[derive(Debug, Deserialize)]
+#[serde(rename_all = "camelCase", deny_unknown_fields)]
+struct TurnWish {
+    /// Tokens `a{attempt}.s{turn}.{i} `.
+    marked: usize,
+    #[serde(default)]
+    reasoning: Vec<String>,
+    /// Names and arguments.
+    #[serde(default)]
+    calls: Vec<(String, Value)>,
+    #[serde(default)]
+    delay_ms: u64,
+    finish_reason: Option<String>,
+}
+
+impl From<TurnWish> for Turn {
+    fn from(wish: TurnWish) -> Self {
+        let mut turn =
+            Self::marked(wish.marked).reasoning(wish.reasoning).delay(Duration::from_millis(wish.delay_ms));
+        for (name, arguments) in &wish.calls {
+            turn = turn.and_call(name, arguments);
+        }
+        match wish.finish_reason {
+            Some(reason) => turn.finish_reason(&reason),
+            None => turn,
+        }
+    }
+}
+
+/// Runs a script of Node to its end, which must be a good one.
+pub(crate) async fn node(file: &str, setup: Setup) {
+    let needed = |name| std::env::var_os(name).unwrap_or_else(|| panic!("`cargo xtask test` sets {name}"));
+    let mut world = World::start(setup).await;
+    let urls: Vec<String> = world.apis.iter().map(longhaul_tests::world::Server::url).collect();
+    let mut process = Command::new(needed(PROGRAM))
+        .arg(PathBuf::from(needed(FOLDER)).join(file))
+        .env("LONGHAUL_APIS", urls.join(" "))
+        .env("LONGHAUL_KEY", world.key.clone().unwrap_or_default())
+        .stdin(Stdio::piped())
+        .stdout(Stdio::piped())
+        .kill_on_drop(true)
+        .spawn()
+        .expect("Node can be started");
+    let mut answers = process.stdin.take().unwrap();
+    let mut lines = BufReader::new(process.stdout.take().unwrap()).lines();
+    let mut gates = Vec::new();
+    let play = async {
+        while let Some(line) = lines.next_line().await.unwrap() {
+            let Some(wish) = line.strip_prefix('@') else {
+                eprintln!("{line}");
+                continue;
+            };
+            let wish = serde_json::from_str(wish).unwrap_or_else(|error| panic!("{error}: {wish}"));
+            let answer = fulfil(&mut world, &mut gates, wish).await;
+            answers.write_all(format!("{answer}\n").as_bytes()).await.unwrap();
+        }
+        process.wait().await.unwrap()
+    };
+    let ended = timeout(PATIENCE, play).await.unwrap_or_else(|_| panic!("{file} does not come to its end"));
+    assert!(ended.success(), "{file}: {ended}");
+    world.finish().await;
+}
+
+async fn fulfil(world: &mut World, gates: &mut Vec<Gate>, wish: Wish) -> Value {
+    match wish {
+        Wish::Script { model, turns } => {
+            world.provider.script(&model, Script::new(turns.into_iter().map(Turn::from)));
+            Value::Null
+        }
+        Wish::Gate { model, token } => {
+            gates.push(world.provider.gate(&model, At::Token(token)));
+            json!(gates.len() - 1)
+        }
+        Wish::Reached { gate, by } => {
+            gates[gate].reached_by(by).await;
+            Value::Null
+        }
+        Wish::Open { gate } => {
+            gates[gate].open();
+            Value::Null
+        }
+        Wish::ReplaceWorkers => {
+            for worker in &mut world.workers {
+                worker.kill();
+            }
+            world.start_worker().await;
+            Value::Null
+        }
+        Wish::RestartApi { api } => {
+            world.apis[api].restart().await;
+            Value::Null
+        }
+    }
+}
