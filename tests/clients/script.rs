@@ -4,7 +4,7 @@ use std::path::PathBuf;
 use std::process::Stdio;
 use std::time::Duration;
 
-use longhaul_tests::{At, Gate, Script, Setup, Turn, World};
+use longhaul_tests::{At, Fault, Gate, Script, Setup, Turn, World};
 use serde::Deserialize;
 use serde_json::{Value, json};
 use tokio::io::{AsyncBufReadExt, AsyncWriteExt, BufReader};
@@ -60,6 +60,8 @@ struct TurnWish {
     #[serde(default)]
     delay_ms: u64,
     finish_reason: Option<String>,
+    /// The provider refuses with this status instead.
+    status: Option<u16>,
 }
 
 impl From<TurnWish> for Turn {
@@ -69,8 +71,11 @@ impl From<TurnWish> for Turn {
         for (name, arguments) in &wish.calls {
             turn = turn.and_call(name, arguments);
         }
-        match wish.finish_reason {
-            Some(reason) => turn.finish_reason(&reason),
+        if let Some(reason) = wish.finish_reason {
+            turn = turn.finish_reason(&reason);
+        }
+        match wish.status {
+            Some(status) => turn.always(Fault::status(status)),
             None => turn,
         }
     }
@@ -87,9 +92,11 @@ pub(crate) async fn node(file: &str, setup: Setup) {
         .env("LONGHAUL_KEY", world.key.clone().unwrap_or_default())
         .stdin(Stdio::piped())
         .stdout(Stdio::piped())
-        .kill_on_drop(true)
+        // A group of its own, of which nothing is left behind: it may start a browser.
+        .process_group(0)
         .spawn()
         .expect("Node can be started");
+    let _group = Group(process.id().unwrap());
     let mut answers = process.stdin.take().unwrap();
     let mut lines = BufReader::new(process.stdout.take().unwrap()).lines();
     let mut gates = Vec::new();
@@ -108,6 +115,17 @@ pub(crate) async fn node(file: &str, setup: Setup) {
     let ended = timeout(PATIENCE, play).await.unwrap_or_else(|_| panic!("{file} does not come to its end"));
     assert!(ended.success(), "{file}: {ended}");
     world.finish().await;
+}
+
+/// The processes of a script.
+struct Group(u32);
+
+impl Drop for Group {
+    #[expect(unsafe_code, reason = "the standard library knows no groups")]
+    fn drop(&mut self) {
+        // SAFETY: a signal to a group of our own; at worst there is none any more.
+        unsafe { libc::kill(-self.0.cast_signed(), libc::SIGKILL) };
+    }
 }
 
 async fn fulfil(world: &mut World, gates: &mut Vec<Gate>, wish: Wish) -> Value {

@@ -15,7 +15,9 @@ pub(crate) fn full(filter: &[String], interrupt: &Interrupt) -> Result<()> {
         generate::run(true, interrupt)?;
     }
     let mut tests = tests(filter, interrupt)?;
-    tests.envs(clients::node(interrupt)?);
+    if filter.is_empty() || filter.iter().any(|arg| arg.contains("client")) {
+        tests.envs(clients::node(interrupt)?);
+    }
     let servers = Servers::start(interrupt)?;
     run(tests.envs(servers.env()), interrupt)?;
     if filter.is_empty() {

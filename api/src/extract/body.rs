@@ -7,6 +7,7 @@ use axum::{
     extract::{FromRequest, Request},
     http::{HeaderMap, header},
 };
+use bytes::Bytes;
 use serde::de::DeserializeOwned;
 use serde_json::Value;
 use sha2::{Digest, Sha256};
@@ -39,16 +40,19 @@ impl<T: DeserializeOwned> FromRequest<AppState> for JsonBody<T> {
     }
 }
 
-/// A JSON body of any shape, whatever its type is said to be: some clients send it as `text/plain`.
+/// The bytes of a body of which little is read: pages send all of their history along, and some say that it is text.
 #[derive(Debug)]
-pub(crate) struct AnyJson(pub(crate) Value);
+pub(crate) struct LargeBody(pub(crate) Bytes);
 
-impl FromRequest<AppState> for AnyJson {
+/// What such a body may have at least, however little others may.
+const LARGE: usize = 16 * 1024 * 1024;
+
+impl FromRequest<AppState> for LargeBody {
     type Rejection = ApiError;
 
     async fn from_request(request: Request, state: &AppState) -> Result<Self, ApiError> {
-        let body = read_within(BODY_TIMEOUT, request.into_body(), state.settings.body_limit).await?;
-        json_text::parse(&body).map(Self)
+        let limit = state.settings.body_limit.max(LARGE);
+        read_within(BODY_TIMEOUT, request.into_body(), limit).await.map(Self)
     }
 }
 
@@ -70,11 +74,11 @@ fn is_json(headers: &HeaderMap) -> bool {
     essence == "application/json" || (essence.starts_with("application/") && essence.ends_with("+json"))
 }
 
-async fn read_within(time: Duration, body: Body, limit: usize) -> Result<axum::body::Bytes, ApiError> {
+async fn read_within(time: Duration, body: Body, limit: usize) -> Result<Bytes, ApiError> {
     tokio::time::timeout(time, read(body, limit)).await.map_err(|_| ApiError::from(Code::BodyTimeout))?
 }
 
-async fn read(body: Body, limit: usize) -> Result<axum::body::Bytes, ApiError> {
+async fn read(body: Body, limit: usize) -> Result<Bytes, ApiError> {
     axum::body::to_bytes(body, limit).await.map_err(|error| {
         let is_limit = std::iter::successors(Some(&error as &dyn std::error::Error), |error| error.source())
             .any(|error| error.to_string().contains("length limit exceeded"));

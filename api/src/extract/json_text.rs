@@ -11,7 +11,7 @@ use serde_json::Value;
 use crate::error::{ApiError, Code};
 
 /// Parses and sanitises.
-pub(super) fn parse(bytes: &[u8]) -> Result<Value, ApiError> {
+pub(crate) fn parse(bytes: &[u8]) -> Result<Value, ApiError> {
     let mended = mend_surrogates(bytes);
     let value: Value = serde_json::from_slice(&mended).map_err(|error| {
         let detail = error.to_string();

@@ -4,7 +4,8 @@ mod body;
 mod json_text;
 mod params;
 
-pub(crate) use body::{AnyJson, BODY_TIMEOUT, JsonBody};
+pub(crate) use body::{BODY_TIMEOUT, JsonBody, LargeBody};
+pub(crate) use json_text::parse as parse_json;
 pub(crate) use params::{Params, PathId, parse_id};
 
 use serde::de::DeserializeOwned;

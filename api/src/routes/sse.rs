@@ -85,8 +85,8 @@ fn frames<V: View>(
                         let bytes = view.render(&slice);
                         if !bytes.is_empty() {
                             yield Ok(bytes);
+                            silence.as_mut().reset(Instant::now() + heartbeat);
                         }
-                        silence.as_mut().reset(Instant::now() + heartbeat);
                     }
                     Some(Err(error)) => {
                         tracing::warn!(error = %error, "a tail was reset");

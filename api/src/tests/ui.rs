@@ -1,11 +1,13 @@
 //! What the AI SDK's transports are answered: submit, resume, stop, load.
 
+use std::time::Duration;
+
 use axum::{
     body::Body,
     http::{Method, Request},
 };
 use futures::StreamExt;
-use longhaul_shared::store::KeyRole;
+use longhaul_shared::{domain::event::EventData, store::KeyRole};
 use serde_json::{Value, json};
 
 use super::{Answer, Api, hello};
@@ -40,11 +42,7 @@ async fn talk(api: &Api, body: &Value) -> Answer {
 async fn talk_as(api: &Api, kind: &str, body: &Value) -> Answer {
     let (headers, text) = ([("content-type", kind)], body.to_string());
     let (answer, ()) = tokio::join!(api.call_with(Method::POST, "/api/chat", &headers, &text), async {
-        let mut claim = loop {
-            if let Some(claim) = api.try_claim().await {
-                break claim;
-            }
-        };
+        let mut claim = api.claim_soon().await;
         api.say(&mut claim, &hello()).await;
         api.finish(&mut claim, 3, "Hello").await;
     });
@@ -151,7 +149,7 @@ async fn what_is_idle_over_or_unknown_has_nothing_to_resume() {
         assert_eq!(api.get(&format!("/api/chat/{id}/stream")).await.status, 204, "{id}");
     }
     let fresh = api.get("/api/chat/fresh").await.ok(200);
-    assert_eq!(fresh, json!({"id": "fresh", "messages": [], "activeRunId": null}));
+    assert_eq!(fresh, json!({"id": "fresh", "messages": [], "activeRunId": null, "before": null}));
 }
 
 #[tokio::test]
@@ -163,10 +161,94 @@ async fn a_resume_is_the_whole_run_from_its_start_and_the_load_leaves_it_out() {
     api.say(&mut claim, &hello()).await;
     let loaded = api.get("/api/chat/c").await.ok(200);
     assert_eq!((&loaded["activeRunId"], loaded["messages"].as_array().unwrap().len()), (&json!(run), 1));
-    let (resumed, ()) = tokio::join!(api.get("/api/chat/c/stream"), async {
-        api.finish(&mut claim, 3, "Hello").await;
-    });
-    assert_eq!(kinds(&chunks(resumed.text())), HELLO);
+    let request = Request::get("/api/chat/c/stream").header("authorization", format!("Bearer {}", api.key));
+    let resumed = api.respond(request.body(Body::empty()).unwrap()).await;
+    api.finish(&mut claim, 3, "Hello").await;
+    let bytes = axum::body::to_bytes(resumed.into_body(), usize::MAX).await.unwrap();
+    assert_eq!(kinds(&chunks(std::str::from_utf8(&bytes).unwrap())), HELLO);
+}
+
+#[tokio::test]
+async fn a_tail_to_which_nothing_is_sent_beats_though_its_run_goes_on() {
+    let api = Api::with(|config| config.stream.heartbeat = Duration::from_millis(20)).await;
+    let opened = open(&api, &body("c", "m1", "hi")).await;
+    let run = opened.headers["x-workflow-run-id"].to_str().unwrap();
+    let mut claim = api.claim().await;
+    let path = format!("/api/chat/{run}/stream?startIndex=9999");
+    let request = Request::get(path).header("authorization", format!("Bearer {}", api.key));
+    let response = api.respond(request.body(Body::empty()).unwrap()).await;
+    let mut stream = response.into_body().into_data_stream();
+    let talking = async {
+        loop {
+            api.say(&mut claim, &[EventData::TextDelta { text: "x".into() }]).await;
+            tokio::time::sleep(Duration::from_millis(5)).await;
+        }
+    };
+    tokio::select! {
+        beat = tokio::time::timeout(Duration::from_secs(10), stream.next()) => {
+            assert_eq!(&beat.expect("a heartbeat").unwrap().unwrap()[..], b": hb\n");
+        }
+        () = talking => {}
+    }
+}
+
+#[tokio::test]
+async fn a_page_may_name_its_chat_by_the_last_answer_and_any_chat_by_its_id() {
+    let api = Api::start().await;
+    let nameless = |messages: Value| json!({"messages": messages});
+    let hi = json!({"id": "m1", "role": "user", "content": "hi"});
+    let first = talk(&api, &nameless(json!([hi]))).await;
+    let seen = chunks(first.text());
+    let told = json!({"id": seen[0]["messageId"], "role": "assistant", "parts": []});
+    let second = talk(&api, &nameless(json!([hi, told, {"role": "user", "content": "and?"}]))).await;
+    let run = second.header("x-workflow-run-id");
+    let loaded = api.get(&format!("/api/chat/{run}")).await.ok(200);
+    assert_eq!(loaded["messages"].as_array().unwrap().len(), 4, "one conversation");
+    let chat = api.get(&format!("/v1/runs/{run}")).await.ok(200)["chatId"].as_str().unwrap().to_owned();
+    assert_eq!(api.get(&format!("/api/chat/{chat}")).await.ok(200)["messages"], loaded["messages"]);
+
+    let stranger = api.key("other", KeyRole::Admin).await;
+    let theft = nameless(json!([told, {"role": "user", "content": "and?"}]));
+    let request = Request::post("/api/chat").header("authorization", format!("Bearer {stranger}"));
+    let own = api.respond(request.body(Body::from(theft.to_string())).unwrap()).await;
+    assert_eq!(own.status(), 200, "in a chat of its own");
+    assert_eq!(api.get(&format!("/api/chat/{chat}")).await.ok(200)["messages"], loaded["messages"]);
+}
+
+#[tokio::test]
+async fn a_long_chat_is_loaded_in_pieces() {
+    let api = Api::start().await;
+    for turn in 1..=5 {
+        talk(&api, &body("c", &format!("m{turn}"), "hi")).await;
+    }
+    let ids = |loaded: &Value| {
+        let messages = loaded["messages"].as_array().unwrap().iter();
+        messages
+            .filter(|m| m["role"] == "user")
+            .map(|m| m["id"].as_str().unwrap().to_owned())
+            .collect::<Vec<_>>()
+    };
+    let newest = api.get("/api/chat/c?turns=2").await.ok(200);
+    assert_eq!((ids(&newest), &newest["before"]), (vec!["m4".to_owned(), "m5".to_owned()], &json!(4)));
+    let older = api.get("/api/chat/c?turns=2&before=4").await.ok(200);
+    assert_eq!((ids(&older), &older["before"]), (vec!["m2".to_owned(), "m3".to_owned()], &json!(2)));
+    let oldest = api.get("/api/chat/c?turns=2&before=2").await.ok(200);
+    assert_eq!((ids(&oldest), &oldest["before"]), (vec!["m1".to_owned()], &Value::Null));
+    assert_eq!(ids(&api.get("/api/chat/c").await.ok(200)).len(), 5);
+    assert_eq!(api.get("/api/chat/c?turns=101").await.status, 400);
+}
+
+#[tokio::test]
+async fn a_deleted_chat_takes_nothing_and_says_why() {
+    let api = Api::start().await;
+    let answer = talk(&api, &body("c", "m1", "hi")).await;
+    let run = api.get(&format!("/v1/runs/{}", answer.header("x-workflow-run-id"))).await.ok(200);
+    let admin = api.key("default", KeyRole::Admin).await;
+    let chat = format!("/v1/chats/{}", run["chatId"].as_str().unwrap());
+    assert!(api.call(&admin, Method::DELETE, &chat, None).await.status.is_success());
+    let refused = api.post("/api/chat", body("c", "m2", "and?")).await;
+    assert_eq!((refused.status.as_u16(), refused.text()), (404, "this chat was deleted"));
+    assert_eq!(api.get("/api/chat/c/stream").await.status, 204);
 }
 
 #[tokio::test]

@@ -43,7 +43,7 @@ test('the headers of a stream are what clients and proxies need', async () => {
 });
 
 test('what is idle has nothing to resume', async () => {
-  for (const chat of ['whole', 'never seen', 'päge / one?']) {
+  for (const chat of ['whole', 'never seen', 'päge / one?', 'nul\u0000', 'x'.repeat(3000)]) {
     assert.equal(await page().reconnectToStream({ chatId: chat }), null);
   }
 });
@@ -101,12 +101,22 @@ test('the stop button of another tab ends the run for all of them, and the chat 
   await equalsStored('stopped', message);
 });
 
-test('an answer that was cut off by the model says so, and a failure is an error and then the end', async () => {
+test('an answer that was cut off by the model says so, and what cannot be begun is refused in words', async () => {
   await script('helper', [{ marked: 3, finishReason: 'length' }]);
   const cut = await chunks(await submit(page(), 'length', user('m1', 'go')));
   assert.equal(cut.at(-1).finishReason, 'length');
   const failing = page(0, { body: { agent: 'nobody' } });
   await assert.rejects(submit(failing, 'nobody', user('m1', 'go')), /there is no agent `nobody`/);
+});
+
+test('a run that fails is an error and then the end, and a reload shows what was seen', async () => {
+  await script('helper', [{ marked: 4, status: 400 }]);
+  const seen = await chunks(await submit(page(), 'failed', user('m1', 'go')));
+  assert.deepEqual(seen.slice(-2).map(({ type, finishReason }) => [type, finishReason]), [['error', undefined], ['finish', 'error']]);
+  assert.match(seen.at(-2).errorText, /400/);
+  const { messages } = await load('failed');
+  assert.equal(messages.at(-1).metadata.status, 'failed');
+  assert.equal(messages.at(-1).id, seen[0].messageId);
 });
 
 test('the workflow transport names no chat, and reads a run from any chunk on after its end', async () => {

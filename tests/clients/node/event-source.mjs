@@ -2,6 +2,7 @@
 
 import assert from 'node:assert/strict';
 import test from 'node:test';
+import { setTimeout as sleep } from 'node:timers/promises';
 import { EventSource } from 'eventsource';
 import { apis, call, gate, restartApi, script } from './world.mjs';
 
@@ -51,6 +52,7 @@ test('a server that is restarted is found again, and nothing is missed or repeat
   const { eventsUrl, closed } = await begin([{ marked: 30 }], 10);
   const { source, seen, ended, connections } = watch(apis[0] + eventsUrl);
   await closed.reached();
+  while (seen.length === 0) await sleep(20);
   await restartApi(0);
   await closed.open();
   await ended;

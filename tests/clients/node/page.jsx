@@ -15,13 +15,21 @@ function Part({ part }) {
   return null;
 }
 
-function Chat({ stored }) {
+function Chat({ stored, activeRun }) {
   const [input, setInput] = useState('');
   const { messages, sendMessage, status, error } = useChat({
     id: chat,
     messages: stored,
     resume: true,
-    transport: new DefaultChatTransport({ api, body: { agent: 'helper' } }),
+    transport: new DefaultChatTransport({
+      api,
+      // The server has the history.
+      prepareSendMessagesRequest: ({ id, messages, trigger }) => ({
+        body: { id, trigger, message: messages.at(-1), agent: 'helper' },
+      }),
+      // By the run that the stored messages are without, even if it has ended meanwhile.
+      prepareReconnectToStreamRequest: ({ id }) => ({ api: `${api}/${encodeURIComponent(activeRun ?? id)}/stream` }),
+    }),
   });
   const submit = (event) => {
     event.preventDefault();
@@ -49,11 +57,11 @@ function Chat({ stored }) {
 }
 
 function Page() {
-  const [stored, setStored] = useState();
+  const [loaded, setLoaded] = useState();
   useEffect(() => {
-    fetch(`${api}/${encodeURIComponent(chat)}`).then((r) => r.json()).then(({ messages }) => setStored(messages));
+    fetch(`${api}/${encodeURIComponent(chat)}`).then((r) => r.json()).then(setLoaded);
   }, []);
-  return stored ? <Chat stored={stored} /> : null;
+  return loaded ? <Chat stored={loaded.messages} activeRun={loaded.activeRunId} /> : null;
 }
 
 createRoot(document.getElementById('root')).render(<Page />);

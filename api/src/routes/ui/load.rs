@@ -1,4 +1,4 @@
-//! `GET /api/chat/{id}`: what a page shows when it opens: the messages, as a page that watched has them.
+//! `GET /api/chat/{id}`: what a page shows when it opens: the newest messages, as a page that watched has them.
 //!
 //! The answer that is under way is left out: a page that resumes gets all of it, and would have it twice.
 
@@ -9,23 +9,36 @@ use axum::{
 use futures::StreamExt;
 use longhaul_shared::{
     domain::{
-        ids::{ChatId, RunId, WorkspaceId},
+        chat::Chat,
+        ids::RunId,
         message::{Message, Part, Role},
         transition::MessageStatus,
     },
     store::{LogCursor, Page},
 };
-use serde::Serialize;
+use serde::{Deserialize, Serialize};
 
 use super::{Named, named};
 use crate::{
     auth::Viewer,
     error::ApiError,
+    extract::Params,
     state::AppState,
     views::ui::{Encoder, UiMessage},
 };
 
+/// Questions with their answers. An answer is put together from its whole log, so that nobody is given all of a long chat.
+const DEFAULT_TURNS: u32 = 50;
+const MAX_TURNS: u32 = 100;
 const PAGE: u32 = 200;
+
+#[derive(Debug, Deserialize)]
+#[serde(rename_all = "camelCase", deny_unknown_fields)]
+pub(super) struct Load {
+    turns: Option<u32>,
+    /// Those before this turn.
+    before: Option<i64>,
+}
 
 #[derive(Serialize)]
 #[serde(rename_all = "camelCase")]
@@ -33,19 +46,33 @@ pub(super) struct LoadedChat {
     id: String,
     messages: Vec<UiMessage>,
     active_run_id: Option<RunId>,
+    /// What to ask for as `before`, if there are older messages.
+    before: Option<i64>,
 }
 
 pub(super) async fn load(
     State(state): State<AppState>,
     Viewer(caller): Viewer,
     Path(id): Path<String>,
+    Params(query): Params<Load>,
 ) -> Result<Json<LoadedChat>, ApiError> {
-    let Named::Chat(chat) = named(&state, caller.workspace_id, &id).await? else {
+    let turns = query.turns.unwrap_or(DEFAULT_TURNS);
+    if !(1..=MAX_TURNS).contains(&turns) {
+        return Err(ApiError::parameter("turns", format!("must be between 1 and {MAX_TURNS}")));
+    }
+    let chat = match named(&state, caller.workspace_id, id.clone()).await? {
+        Named::Chat(chat) => *chat,
+        Named::Run(run) => state.store.chat(caller.workspace_id, run.chat_id).await?,
         // A page makes the name of its chat before it has said anything.
-        return Ok(Json(LoadedChat { id, messages: vec![], active_run_id: None }));
+        Named::Nothing => {
+            return Ok(Json(LoadedChat { id, messages: vec![], active_run_id: None, before: None }));
+        }
     };
+    let newest = state.store.latest_run(caller.workspace_id, chat.id).await?.map_or(0, |run| run.turn);
+    let end = query.before.unwrap_or(i64::MAX);
+    let first = (end.min(newest + 1) - i64::from(turns)).max(1);
     let mut messages = vec![];
-    for message in stored(&state, caller.workspace_id, chat.id).await? {
+    for message in stored(&state, &chat, first, end).await? {
         match (message.role, message.run_id) {
             (Role::User, _) => messages.push(said(message)),
             (Role::Assistant, Some(run_id)) if message.status != Some(MessageStatus::Streaming) => {
@@ -54,20 +81,21 @@ pub(super) async fn load(
             (Role::Assistant, _) => {}
         }
     }
-    Ok(Json(LoadedChat { id, messages, active_run_id: chat.active_run_id }))
+    let before = Some(first).filter(|first| *first > 1);
+    Ok(Json(LoadedChat { id, messages, active_run_id: chat.active_run_id, before }))
 }
 
-async fn stored(state: &AppState, workspace: WorkspaceId, chat: ChatId) -> Result<Vec<Message>, ApiError> {
+/// From turn `first` on, before turn `end`.
+async fn stored(state: &AppState, chat: &Chat, first: i64, end: i64) -> Result<Vec<Message>, ApiError> {
     let mut messages = vec![];
-    let mut after = None;
-    loop {
-        let listed = state.store.messages(workspace, chat, Page { limit: PAGE, after }).await?;
-        messages.extend(listed.items);
-        after = listed.next;
-        if after.is_none() {
-            return Ok(messages);
-        }
+    let mut after = Some((first, -1));
+    while after.is_some() {
+        let page = Page { limit: PAGE, after };
+        let listed = state.store.messages(chat.workspace_id, chat.id, page).await?;
+        messages.extend(listed.items.into_iter().filter(|message| message.turn < end));
+        after = listed.next.filter(|(turn, _)| *turn < end);
     }
+    Ok(messages)
 }
 
 fn said(message: Message) -> UiMessage {

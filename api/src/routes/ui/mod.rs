@@ -17,8 +17,9 @@ use bytes::Bytes;
 use longhaul_shared::{
     domain::{
         chat::Chat,
-        ids::{RunId, WorkspaceId},
+        ids::{ChatId, RunId, WorkspaceId},
         run::Run,
+        text,
     },
     store::StoreError,
     tail::Slice,
@@ -94,17 +95,27 @@ enum Named {
     Nothing,
 }
 
-/// The chat that a page calls so, or the run that has this id.
-async fn named(state: &AppState, workspace: WorkspaceId, id: &str) -> Result<Named, ApiError> {
-    match state.store.chat_of_client(workspace, id).await {
-        Ok(chat) => return Ok(Named::Chat(Box::new(chat))),
-        Err(StoreError::NotFound) => {}
-        Err(error) => return Err(error.into()),
+/// The run or the chat that has this id, or the chat that a page calls so.
+async fn named(state: &AppState, workspace: WorkspaceId, id: String) -> Result<Named, ApiError> {
+    // As names are cleaned before they are stored.
+    let id = text::clean_owned(id);
+    if let Some(run_id) = parse_id::<RunId>(&id)
+        && let Some(run) = found(state.store.run(workspace, run_id).await)?
+    {
+        return Ok(Named::Run(Box::new(run)));
     }
-    let Some(run_id) = parse_id::<RunId>(id) else { return Ok(Named::Nothing) };
-    match state.store.run(workspace, run_id).await {
-        Ok(run) => Ok(Named::Run(Box::new(run))),
-        Err(StoreError::NotFound) => Ok(Named::Nothing),
+    if let Some(chat) = found(state.store.chat_of_client(workspace, &id).await)? {
+        return Ok(Named::Chat(Box::new(chat)));
+    }
+    let Some(chat_id) = parse_id::<ChatId>(&id) else { return Ok(Named::Nothing) };
+    let chat = found(state.store.chat(workspace, chat_id).await)?;
+    Ok(chat.map_or(Named::Nothing, |chat| Named::Chat(Box::new(chat))))
+}
+
+fn found<T>(result: Result<T, StoreError>) -> Result<Option<T>, ApiError> {
+    match result {
+        Ok(found) => Ok(Some(found)),
+        Err(StoreError::NotFound) => Ok(None),
         Err(error) => Err(error.into()),
     }
 }

@@ -25,7 +25,7 @@ pub(super) async fn resume(
     Path(id): Path<String>,
     Params(query): Params<Resume>,
 ) -> Result<Response, ApiError> {
-    let run = match named(&state, caller.workspace_id, &id).await? {
+    let run = match named(&state, caller.workspace_id, id).await? {
         Named::Run(run) => Some(*run),
         Named::Chat(chat) => match chat.active_run_id {
             Some(run_id) => Some(state.store.run(caller.workspace_id, run_id).await?),
@@ -54,11 +54,13 @@ pub(super) async fn resume(
 async fn count(state: &AppState, run: &Run) -> Result<usize, ApiError> {
     let cursor = LogCursor { workspace_id: run.workspace_id, run_id: run.id, after: 0 };
     let mut log = Box::pin(state.tails.replay(cursor));
-    let mut chunks = Chunks::new(run, 0);
+    let (mut chunks, mut count) = (Chunks::new(run, 0), 0);
     while let Some(slice) = log.next().await {
         for (_, event) in slice?.events() {
             chunks.encoder.push(event, &mut chunks.new);
         }
+        count += chunks.new.len();
+        chunks.new.clear();
     }
-    Ok(chunks.new.len())
+    Ok(count)
 }

@@ -19,7 +19,7 @@ pub(super) async fn stop(
     Operator(caller): Operator,
     Path(id): Path<String>,
 ) -> Result<Json<Value>, ApiError> {
-    let run_id = match named(&state, caller.workspace_id, &id).await? {
+    let run_id = match named(&state, caller.workspace_id, id).await? {
         Named::Run(run) => Some(run.id).filter(|_| !run.status.is_terminal()),
         Named::Chat(chat) => chat.active_run_id,
         Named::Nothing => return Err(Code::NotFound.into()),

@@ -1,29 +1,53 @@
 //! `POST /api/chat`: the newest message of a page becomes a run, and is answered by its stream.
 //!
-//! Of the history that the page sends along nothing is believed: the conversation is what is stored.
+//! Of the history that the page sends along nothing is believed: the conversation is what is stored. A transport that
+//! names no chat is known by the last answer that it has.
 
 use axum::{extract::State, http::HeaderMap, response::Response};
+use bytes::Bytes;
 use longhaul_shared::{
-    admission::{Input, LimitOverrides, Submission, submit_to_the_end},
-    domain::{message::Part, run::Trigger},
+    admission::{Input, LimitOverrides, Submission, SubmitError, submit_to_the_end},
+    domain::{
+        ids::{ChatId, MessageId},
+        message::Part,
+        run::Trigger,
+    },
     store::{IfBusy, StoreError},
 };
-use serde_json::{Map, Value};
+use serde::Deserialize;
+use serde_json::{Map, Value, value::RawValue};
 
-use super::stream;
+use super::{found, stream};
 use crate::{
     auth::{Caller, Operator},
-    error::ApiError,
-    extract::AnyJson,
+    error::{ApiError, Code},
+    extract::{LargeBody, parse_id, parse_json},
     routes::submission::text_of,
     state::AppState,
 };
 
-/// What is read of a body. Everything else in it is the page's own.
+/// The body as it comes. Everything else in it is the page's own, and so may be all but the newest message.
+#[derive(Deserialize)]
+struct Sent<'a> {
+    #[serde(borrow)]
+    id: Option<&'a RawValue>,
+    #[serde(borrow)]
+    agent: Option<&'a RawValue>,
+    #[serde(borrow)]
+    trigger: Option<&'a RawValue>,
+    #[serde(borrow)]
+    message: Option<&'a RawValue>,
+    #[serde(borrow)]
+    messages: Option<Vec<&'a RawValue>>,
+}
+
+/// What is read of it.
 #[derive(Debug, PartialEq)]
 struct Body {
     /// The page's name for the chat.
     chat: Option<String>,
+    /// The newest answer that the page has.
+    last_answer: Option<MessageId>,
     message_id: Option<String>,
     input: Vec<Part>,
     agent: Option<String>,
@@ -33,13 +57,14 @@ pub(super) async fn submit(
     State(state): State<AppState>,
     Operator(caller): Operator,
     headers: HeaderMap,
-    AnyJson(body): AnyJson,
+    LargeBody(body): LargeBody,
 ) -> Result<Response, ApiError> {
-    let body = read(body)?;
-    let agent = agent_for(&state, &caller, &body).await?;
+    let body = read(&body)?;
+    let chat_id = chat_of_the_last_answer(&state, &caller, &body).await?;
+    let agent = agent_for(&state, &caller, &body, chat_id).await?;
     let submission = Submission {
         workspace_id: caller.workspace_id,
-        chat_id: None,
+        chat_id,
         client_chat_id: body.chat,
         client_message_id: body.message_id,
         agent,
@@ -55,55 +80,97 @@ pub(super) async fn submit(
         traceparent: text_of(&headers, "traceparent"),
         idempotency: None,
     };
-    let admitted = submit_to_the_end(&state.store, &state.bus, &state.agents, submission).await?;
+    let submitted = submit_to_the_end(&state.store, &state.bus, &state.agents, submission).await;
+    let admitted = submitted.map_err(|error| match error {
+        SubmitError::ChatNotFound => ApiError::new(Code::NotFound, "this chat was deleted"),
+        error => error.into(),
+    })?;
     Ok(stream(&state, &admitted.run, 0))
 }
 
+/// The chat that a page without a name for it goes on with.
+async fn chat_of_the_last_answer(
+    state: &AppState,
+    caller: &Caller,
+    body: &Body,
+) -> Result<Option<ChatId>, ApiError> {
+    let Some(message) = body.last_answer.filter(|_| body.chat.is_none()) else { return Ok(None) };
+    Ok(found(state.store.message(caller.workspace_id, message).await)?.map(|message| message.chat_id))
+}
+
 /// The agent that the page asks for, or the one that the chat has, or the only one that there is.
-async fn agent_for(state: &AppState, caller: &Caller, body: &Body) -> Result<Option<String>, ApiError> {
+async fn agent_for(
+    state: &AppState,
+    caller: &Caller,
+    body: &Body,
+    chat_id: Option<ChatId>,
+) -> Result<Option<String>, ApiError> {
     if body.agent.is_some() {
         return Ok(body.agent.clone());
     }
-    let own = match &body.chat {
-        None => None,
-        Some(name) => match state.store.chat_of_client(caller.workspace_id, name).await {
-            Ok(chat) => chat.agent,
-            Err(StoreError::NotFound) => None,
-            Err(error) => return Err(error.into()),
-        },
+    let chat = match (chat_id, &body.chat) {
+        (Some(id), _) => state.store.chat(caller.workspace_id, id).await,
+        (None, Some(name)) => state.store.chat_of_client(caller.workspace_id, name).await,
+        (None, None) => Err(StoreError::NotFound),
     };
-    Ok(own.or_else(|| state.agents.only()))
+    Ok(found(chat)?.and_then(|chat| chat.agent).or_else(|| state.agents.only()))
 }
 
-fn read(body: Value) -> Result<Body, ApiError> {
-    let Value::Object(mut fields) = body else { return Err(ApiError::body("", "must be an object")) };
-    let chat = optional_text(&fields, "id")?;
-    let agent = optional_text(&fields, "agent")?;
-    let (pointer, message) = newest(&mut fields)?;
-    let message_id = optional_text(&message, "id")?;
+fn read(body: &Bytes) -> Result<Body, ApiError> {
+    let malformed = |error: serde_json::Error| ApiError::new(Code::MalformedJson, error.to_string());
+    let sent: Sent<'_> = serde_json::from_slice(body).map_err(malformed)?;
+    if optional_text("/trigger", sent.trigger)?.as_deref() == Some("regenerate-message") {
+        return Err(ApiError::body("/trigger", "another answer to the same message cannot be asked for yet"));
+    }
+    let (pointer, newest) = newest(&sent)?;
+    let Value::Object(message) = parse_json(newest.get().as_bytes())? else {
+        return Err(ApiError::body(pointer, "must be an object"));
+    };
     if message.get("role").and_then(Value::as_str) != Some("user") {
         return Err(ApiError::body(pointer + "/role", "the newest message must be a user's"));
     }
-    // A page that asks for another answer to the same message asks for another run.
-    let is_again = fields.get("trigger").and_then(Value::as_str) == Some("regenerate-message");
-    let message_id = message_id.filter(|_| !is_again);
-    Ok(Body { chat, message_id, input: texts(&pointer, message)?, agent })
+    let message_id = match message.get("id") {
+        None | Some(Value::Null) => None,
+        Some(Value::String(id)) => Some(id.clone()),
+        Some(_) => return Err(ApiError::body(pointer + "/id", "must be text")),
+    };
+    Ok(Body {
+        chat: optional_text("/id", sent.id)?,
+        last_answer: last_answer(&sent),
+        message_id,
+        input: texts(&pointer, message)?,
+        agent: optional_text("/agent", sent.agent)?,
+    })
 }
 
 /// The message that is new, and where it stands.
-fn newest(fields: &mut Map<String, Value>) -> Result<(String, Map<String, Value>), ApiError> {
-    let (pointer, message) = match (fields.remove("message"), fields.remove("messages")) {
-        (Some(message), _) => ("/message".to_owned(), message),
-        (None, Some(Value::Array(mut messages))) => {
-            let last = messages.pop().ok_or_else(|| ApiError::body("/messages", "must not be empty"))?;
-            (format!("/messages/{}", messages.len()), last)
+fn newest<'a>(sent: &Sent<'a>) -> Result<(String, &'a RawValue), ApiError> {
+    match (sent.message, &sent.messages) {
+        (Some(message), _) => Ok(("/message".to_owned(), message)),
+        (None, Some(messages)) => {
+            let last = messages.last().ok_or_else(|| ApiError::body("/messages", "must not be empty"))?;
+            Ok((format!("/messages/{}", messages.len() - 1), last))
         }
-        (None, Some(_)) => return Err(ApiError::body("/messages", "must be a list")),
-        (None, None) => return Err(ApiError::body("/messages", "is required")),
-    };
-    match message {
-        Value::Object(message) => Ok((pointer, message)),
-        _ => Err(ApiError::body(pointer, "must be an object")),
+        (None, None) => Err(ApiError::body("/messages", "is required")),
+    }
+}
+
+fn last_answer(sent: &Sent<'_>) -> Option<MessageId> {
+    #[derive(Deserialize)]
+    struct Told {
+        id: String,
+        role: String,
+    }
+    let told = |message: &&RawValue| serde_json::from_str::<Told>(message.get()).ok();
+    let mut told = sent.messages.iter().flatten().rev().filter_map(told);
+    told.find(|message| message.role == "assistant").and_then(|message| parse_id(&message.id))
+}
+
+fn optional_text(pointer: &str, field: Option<&RawValue>) -> Result<Option<String>, ApiError> {
+    match field.map(|field| parse_json(field.get().as_bytes())).transpose()? {
+        None | Some(Value::Null) => Ok(None),
+        Some(Value::String(text)) => Ok(Some(text)),
+        Some(_) => Err(ApiError::body(pointer, "must be text")),
     }
 }
 
@@ -128,14 +195,6 @@ fn text(pointer: String, part: &Value) -> Result<Part, ApiError> {
     }
 }
 
-fn optional_text(fields: &Map<String, Value>, name: &str) -> Result<Option<String>, ApiError> {
-    match fields.get(name) {
-        None | Some(Value::Null) => Ok(None),
-        Some(Value::String(text)) => Ok(Some(text.clone())),
-        Some(_) => Err(ApiError::body(format!("/{name}"), "must be text")),
-    }
-}
-
 #[cfg(test)]
 mod tests {
     use serde_json::json;
@@ -144,6 +203,10 @@ mod tests {
 
     fn user(id: &str, text: &str) -> Value {
         json!({"id": id, "role": "user", "parts": [{"type": "text", "text": text}], "metadata": {"a": 1}})
+    }
+
+    fn read(body: &Value) -> Result<Body, ApiError> {
+        super::read(&Bytes::from(body.to_string()))
     }
 
     #[test]
@@ -155,37 +218,55 @@ mod tests {
             json!({"id": "c", "messages": [{"id": "m", "role": "user", "content": "hi"}], "messageId": null}),
         ];
         for body in bodies {
-            let read = read(body).unwrap();
+            let read = read(&body).unwrap();
             assert_eq!((read.chat.as_deref(), read.message_id.as_deref()), (Some("c"), Some("m")));
             assert_eq!(read.input, [Part::Text { text: "hi".into() }]);
         }
-        let bare = read(json!({"messages": [{"role": "user", "content": "hi"}], "agent": "a"})).unwrap();
+        let bare = read(&json!({"messages": [{"role": "user", "content": "hi"}], "agent": "a"})).unwrap();
         assert_eq!((bare.chat, bare.message_id, bare.agent.as_deref()), (None, None, Some("a")));
     }
 
     #[test]
-    fn an_answer_asked_for_again_is_another_run() {
-        let body = json!({"messages": [user("m", "hi")], "trigger": "regenerate-message", "messageId": "a"});
-        assert_eq!(read(body).unwrap().message_id, None);
+    fn a_page_without_a_name_for_its_chat_is_known_by_its_last_answer() {
+        let answer = MessageId::generate();
+        let told = json!({"id": answer, "role": "assistant", "parts": [{"type": "text", "text": "x"}]});
+        let older = json!({"id": MessageId::generate(), "role": "assistant", "parts": []});
+        let body = json!({"messages": [user("a", "1"), older, user("b", "2"), told, user("c", "3")]});
+        assert_eq!(read(&body).unwrap().last_answer, Some(answer));
+        let made_up = json!({"messages": [{"id": "x", "role": "assistant"}, user("c", "3")]});
+        assert_eq!(read(&made_up).unwrap().last_answer, None);
+    }
+
+    #[test]
+    fn what_is_not_read_may_be_as_deep_as_it_likes() {
+        let deep = format!("{}{}", "[".repeat(5_000), "]".repeat(5_000));
+        let body = format!(
+            r#"{{"own":{deep},"messages":[{{"role":"assistant","parts":{deep}}},{}]}}"#,
+            user("m", "hi")
+        );
+        assert_eq!(super::read(&Bytes::from(body)).unwrap().message_id.as_deref(), Some("m"));
     }
 
     #[test]
     fn what_cannot_be_submitted_is_refused_by_its_place() {
         let image = json!({"role": "user", "parts": [{"type": "file", "url": "data:"}]});
         for (body, pointer) in [
-            (json!([]), ""),
             (json!({}), "/messages"),
             (json!({"messages": []}), "/messages"),
-            (json!({"messages": {}}), "/messages"),
             (json!({"messages": ["hi"]}), "/messages/0"),
             (json!({"messages": [user("m", "hi"), {"role": "assistant", "parts": []}]}), "/messages/1/role"),
             (json!({"messages": [{"role": "user"}]}), "/messages/0/parts"),
             (json!({"messages": [image]}), "/messages/0/parts/0/type"),
             (json!({"message": {"role": "user", "parts": [{"type": "text"}]}}), "/message/parts/0/text"),
             (json!({"id": 7, "messages": [user("m", "hi")]}), "/id"),
+            (json!({"messages": [{"id": 7, "role": "user", "content": "x"}]}), "/messages/0/id"),
+            (json!({"messages": [user("m", "hi")], "trigger": "regenerate-message"}), "/trigger"),
         ] {
-            let error = read(body).unwrap_err();
+            let error = read(&body).unwrap_err();
             assert_eq!(error.flaws[0].pointer.as_deref(), Some(pointer));
+        }
+        for body in ["", "[]", "7", r#"{"messages":{}}"#] {
+            assert_eq!(super::read(&Bytes::from(body)).unwrap_err().code, Code::MalformedJson, "{body}");
         }
     }
 }

@@ -12,22 +12,48 @@ use serde_json::Value;
 #[derive(Clone, Debug, PartialEq, Serialize)]
 #[serde(tag = "type", rename_all = "kebab-case", rename_all_fields = "camelCase")]
 pub(crate) enum Chunk {
-    Start { message_id: String, message_metadata: Metadata },
+    Start {
+        message_id: String,
+        message_metadata: Metadata,
+    },
     StartStep,
     FinishStep,
-    TextStart { id: String },
-    TextDelta { id: String, delta: String },
-    TextEnd { id: String },
-    ReasoningStart { id: String },
-    ReasoningDelta { id: String, delta: String },
-    ReasoningEnd { id: String },
+    TextStart {
+        id: String,
+    },
+    TextDelta {
+        id: String,
+        delta: String,
+    },
+    TextEnd {
+        id: String,
+    },
+    ReasoningStart {
+        id: String,
+    },
+    ReasoningDelta {
+        id: String,
+        delta: String,
+    },
+    ReasoningEnd {
+        id: String,
+    },
     ToolInputAvailable(ToolInput),
     ToolInputError(ToolInput),
     ToolOutputAvailable(ToolOutcome),
     ToolOutputError(ToolOutcome),
-    Error { error_text: String },
+    MessageMetadata {
+        message_metadata: Metadata,
+    },
+    Error {
+        error_text: String,
+    },
     Abort,
-    Finish { finish_reason: ChunkFinish, message_metadata: Metadata },
+    Finish {
+        finish_reason: ChunkFinish,
+        #[serde(skip_serializing_if = "Option::is_none")]
+        message_metadata: Option<Metadata>,
+    },
 }
 
 /// A call. The tools are the server's: pages know neither their names nor how to run them.

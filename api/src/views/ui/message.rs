@@ -16,6 +16,9 @@ pub(crate) struct UiMessage {
     #[serde(skip_serializing_if = "Option::is_none")]
     pub(crate) metadata: Option<Metadata>,
     pub(crate) parts: Vec<UiPart>,
+    /// A page takes nothing more into it.
+    #[serde(skip)]
+    is_closed: bool,
 }
 
 #[derive(Clone, Debug, PartialEq, Serialize)]
@@ -52,23 +55,28 @@ impl UiMessage {
     /// What a user said.
     pub(crate) fn of_user(id: String, texts: impl IntoIterator<Item = String>) -> Self {
         let parts = texts.into_iter().map(|text| UiPart::Text { text, state: Writing::Done }).collect();
-        Self { id, role: "user", metadata: None, parts }
+        Self { id, role: "user", metadata: None, parts, is_closed: true }
     }
 
     /// An answer of which nothing has come yet.
     pub(crate) fn answer(id: String) -> Self {
-        Self { id, role: "assistant", metadata: None, parts: vec![] }
+        Self { id, role: "assistant", metadata: None, parts: vec![], is_closed: false }
     }
 
     pub(crate) fn apply(&mut self, chunk: &Chunk) {
+        if self.is_closed {
+            return;
+        }
         match chunk {
             Chunk::Start { message_id, message_metadata } => {
                 self.id.clone_from(message_id);
                 self.metadata = Some(message_metadata.clone());
             }
-            Chunk::Finish { message_metadata, .. } => {
+            Chunk::MessageMetadata { message_metadata }
+            | Chunk::Finish { message_metadata: Some(message_metadata), .. } => {
                 self.metadata.get_or_insert_default().merge(message_metadata);
             }
+            Chunk::Error { .. } => self.is_closed = true,
             Chunk::StartStep => self.parts.push(UiPart::StepStart),
             Chunk::TextStart { .. } => {
                 self.parts.push(UiPart::Text { text: String::new(), state: Writing::Streaming });
@@ -95,7 +103,7 @@ impl UiMessage {
             Chunk::ToolInputError(input) => self.parts.push(tool_part(input, "output-error")),
             Chunk::ToolOutputAvailable(outcome) => self.settle(outcome, "output-available"),
             Chunk::ToolOutputError(outcome) => self.settle(outcome, "output-error"),
-            Chunk::FinishStep | Chunk::Error { .. } | Chunk::Abort => {}
+            Chunk::FinishStep | Chunk::Abort | Chunk::Finish { message_metadata: None, .. } => {}
         }
     }
 

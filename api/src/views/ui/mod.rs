@@ -1,8 +1,9 @@
 //! The AI SDK's UI message stream, version 1: a run's log as chunks, and as the message that a page makes of them.
 //!
-//! Chunks are numbered from 0 in their run. [`Encoder`] is a pure function of the log, so that every replay has the same
-//! chunks under the same numbers, and [`UiMessage`] a pure function of the chunks, so that what is stored is what was seen.
-//! Only forms are used that versions 5 to 7 of the SDK accept.
+//! Chunks are numbered from 0 in their run. [`Encoder`] is a pure function of the log, so that every replay has the
+//! same chunks under the same numbers, and [`UiMessage`] a pure function of the chunks, so that what is stored is what
+//! was seen. Only forms are used that versions 5 to 7 of the SDK accept. A change of what is made of an event changes
+//! the replays of all runs: it needs a renderer of its own, chosen by the version that the run has (`runs.renderer`).
 
 mod chunk;
 mod message;
@@ -10,14 +11,13 @@ mod message;
 use std::collections::BTreeMap;
 
 use longhaul_shared::domain::{
-    arguments,
     event::{Event, EventData},
     ids::{MessageId, RunId},
     step::FinishReason,
     tool::CallState,
     transition::{Reason, RunStatus},
 };
-use serde_json::Value;
+use serde_json::{Map, Value};
 
 pub(crate) use chunk::{Chunk, ChunkFinish, Metadata};
 pub(crate) use message::UiMessage;
@@ -87,11 +87,7 @@ impl Encoder {
             Some(EventData::ToolPlanned { call, call_id, name, arguments, .. }) => {
                 self.end_part(out);
                 self.open_calls.insert((step, call), call_id.clone());
-                let (input, error) = match arguments::parse(&arguments) {
-                    Ok(input) => (input, None),
-                    Err(error) => (Value::String(arguments), Some(error)),
-                };
-                out.push(Chunk::tool_input(call_id, name, input, error));
+                out.push(tool_input(call_id, name, arguments));
             }
             Some(EventData::StepFinished { finish_reason, .. }) => {
                 self.end_part(out);
@@ -107,7 +103,8 @@ impl Encoder {
             }
             Some(EventData::RunFinished { status, reason, error, usage, .. }) => {
                 self.finish_step(out);
-                let message_metadata = Metadata::of_end(status, reason, usage);
+                let metadata = Metadata::of_end(status, reason, usage);
+                let mut message_metadata = Some(metadata.clone());
                 let finish_reason = match (status, reason) {
                     (RunStatus::Aborted, _) => {
                         out.push(Chunk::Abort);
@@ -115,6 +112,9 @@ impl Encoder {
                     }
                     (RunStatus::Failed, reason) if !is_limit(reason) => {
                         let error_text = error.map_or_else(|| reason.to_string(), |error| error.message);
+                        // Pages read nothing behind the error.
+                        message_metadata = None;
+                        out.push(Chunk::MessageMetadata { message_metadata: metadata });
                         out.push(Chunk::Error { error_text });
                         ChunkFinish::Error
                     }
@@ -195,6 +195,21 @@ fn outcome(tool_call_id: String, state: CallState, output: Option<String>, error
     }
     let error_text = error.unwrap_or_else(|| without_reason(state).to_owned());
     Chunk::tool_error(tool_call_id, error_text)
+}
+
+/// Arguments that are no object are shown as the text that they are. Decided here, by the letter: what a later version
+/// makes of arguments must not change what is shown of an old run.
+fn tool_input(call_id: String, name: String, arguments: String) -> Chunk {
+    match serde_json::from_str::<Map<String, Value>>(&arguments) {
+        Ok(input) => Chunk::tool_input(call_id, name, Value::Object(input), None),
+        Err(_) if arguments.trim().is_empty() => {
+            Chunk::tool_input(call_id, name, Value::Object(Map::new()), None)
+        }
+        Err(_) => {
+            let why = "The arguments are not a JSON object.".to_owned();
+            Chunk::tool_input(call_id, name, Value::String(arguments), Some(why))
+        }
+    }
 }
 
 fn without_reason(state: CallState) -> &'static str {

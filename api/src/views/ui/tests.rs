@@ -250,3 +250,42 @@ fn the_stored_message_is_what_a_page_makes_of_the_chunks() {
     assert_eq!((&stored["role"], &stored["metadata"]["status"]), (&json!("assistant"), &json!("aborted")));
     assert_eq!(stored["metadata"]["runId"], ids().0.to_string());
 }
+
+#[test]
+fn a_failure_is_told_in_words_behind_its_metadata_and_the_page_reads_no_further() {
+    let log = [queued(), started(1, 1), text(1, "x"), ended(RunStatus::Failed, Reason::Provider)];
+    let seen: Vec<_> =
+        chunks(&log).iter().rev().take(3).map(|chunk| serde_json::to_value(chunk).unwrap()).collect();
+    assert_eq!(seen[0], json!({"type": "finish", "finishReason": "error"}));
+    assert_eq!(seen[1], json!({"type": "error", "errorText": "it broke"}));
+    assert_eq!(seen[2]["messageMetadata"]["status"], "failed");
+    let stored = message(&log);
+    assert_eq!(stored["metadata"]["reason"], "provider");
+}
+
+/// What was rendered once is rendered for ever.
+#[test]
+fn every_form_has_exactly_these_bytes() {
+    let forms = [
+        planned(1, r#"{"n":9007199254740993,"f":1.50}"#),
+        planned(2, ""),
+        planned(3, "[1]"),
+        settled(1, CallState::Succeeded, Some("12"), None),
+        settled(2, CallState::Cancelled, None, None),
+        settled(3, CallState::Failed, None, Some("no")),
+    ];
+    let mut frames = String::new();
+    for chunk in chunks(&forms).iter().skip(1) {
+        chunk.write_frame(&mut frames);
+    }
+    let tail = r#""dynamic":true,"providerExecuted":true}"#;
+    let expected = [
+        r#"{"type":"tool-input-available","toolCallId":"c1","toolName":"clock","input":{"f":1.5,"n":9007199254740993},"#,
+        r#"{"type":"tool-input-available","toolCallId":"c2","toolName":"clock","input":{},"#,
+        r#"{"type":"tool-input-error","toolCallId":"c3","toolName":"clock","input":"[1]","errorText":"The arguments are not a JSON object.","#,
+        r#"{"type":"tool-output-available","toolCallId":"c1","output":"12","#,
+        r#"{"type":"tool-output-error","toolCallId":"c2","errorText":"It was cancelled.","#,
+        r#"{"type":"tool-output-error","toolCallId":"c3","errorText":"no","#,
+    ];
+    assert_eq!(frames, expected.map(|chunk| format!("data: {chunk}{tail}\n\n")).concat());
+}
