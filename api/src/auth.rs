@@ -4,8 +4,8 @@
 //! key nobody gets in, except from this machine where the server was started for that. A handler states the role that
 //! it needs by the extractor that it takes: [`Viewer`], [`Operator`] or [`Admin`].
 //!
-//! A page in a browser is given a token for its run instead of a key. It reads that run and nothing else, and is the only
-//! one that may stand in the address, since an EventSource sends no headers.
+//! A page in a browser is given a token for its run instead of a key. It reads that run and nothing else, and is the
+//! only one that may stand in the address, since an EventSource sends no headers.
 
 use axum::{
     extract::{FromRequestParts, MatchedPath, Request, State},
@@ -175,8 +175,8 @@ fn bearer(value: &HeaderValue) -> Option<Key> {
 }
 
 /// Whether a call without a key addresses this machine by a loopback name and, if a page sent it, that page is from
-/// there too or is `allowed` to call. Else any web page could reach the server through the browser of whoever runs it, by a form or by a name
-/// of its own that resolves to 127.0.0.1.
+/// there too or is `allowed` to call. Else any web page could reach the server through the browser of whoever runs it,
+/// by a form or by a name of its own that resolves to 127.0.0.1.
 fn comes_from_here(headers: &HeaderMap, uri: &Uri, allowed: &[String]) -> bool {
     let text = |name| headers.get(name).map(|value| value.to_str().unwrap_or("?"));
     let host = text(header::HOST).or_else(|| uri.authority().map(axum::http::uri::Authority::as_str));

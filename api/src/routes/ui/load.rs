@@ -27,7 +27,8 @@ use crate::{
     views::ui::{Encoder, UiMessage},
 };
 
-/// Questions with their answers. An answer is put together from its whole log, so that nobody is given all of a long chat.
+/// Questions with their answers. An answer is put together from its whole log, so that nobody is given all of a long
+/// chat at once.
 const DEFAULT_TURNS: u32 = 50;
 const MAX_TURNS: u32 = 100;
 const PAGE: u32 = 200;
