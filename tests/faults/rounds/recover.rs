@@ -7,11 +7,15 @@ use clap::{Args, ValueEnum};
 use longhaul_tests::{Bus, End, Script, Setup, Turn, World};
 use serde::Serialize;
 use serde_json::json;
+use tokio::time::sleep;
 
 use super::{bring_back, owner, written};
 use crate::Verdict;
 use crate::clock::{Clock, now_ms};
 use crate::percentiles::{Percentiles, Sampled};
+
+/// Within this time workers have heard each other. The death of one that nobody has heard is found by its lease.
+const ACQUAINTED: Duration = Duration::from_millis(1_500);
 
 #[derive(Args, Debug)]
 pub(crate) struct Options {
@@ -135,6 +139,7 @@ async fn kill_and_stop(world: &mut World, seen: &mut Seen) -> Result<()> {
     let finished = world.rows.number(&format!("select finished_at from runs where id = {id}")).await;
     seen.run_finished.push((finished - asked) as f64);
     bring_back(world, owner).await;
+    sleep(ACQUAINTED).await;
     Ok(())
 }
 
@@ -152,6 +157,7 @@ async fn drain(world: &mut World, seen: &mut Seen) -> Result<()> {
     seen.hand_over_from_signal.push((claimed - asked) as f64);
     world.workers[owner].ended().await;
     bring_back(world, owner).await;
+    sleep(ACQUAINTED).await;
     client.stop(&run, 10).await;
     Ok(())
 }

@@ -29,6 +29,8 @@ use crate::reaper;
 /// Between two looks, before the jitter.
 const PERIOD: Duration = Duration::from_millis(750);
 const JITTER: Duration = Duration::from_millis(500);
+/// The same before there is a lease of our own: the first look is not to be late.
+const BEFORE_A_LEASE: Duration = Duration::from_millis(50);
 const NEIGHBOURS: usize = 2;
 /// Others that are looked at in one round because they were never heard.
 const INTRODUCTIONS: usize = 8;
@@ -48,15 +50,17 @@ impl Watch {
     pub async fn run(self) {
         let heard = Mutex::new(HashSet::new());
         loop {
+            let mut pause = PERIOD + JITTER.mul_f64(jitter());
             match self.round(&heard).await {
                 Ok(true) => continue,
+                Ok(false) if self.holdings.worker_id().is_none() => pause = BEFORE_A_LEASE,
                 Ok(false) => {}
                 Err(error) => tracing::warn!(%error, "cannot look after the other workers"),
             }
             tokio::select! {
                 biased;
                 () = self.done.cancelled() => return,
-                () = sleep(PERIOD + JITTER.mul_f64(jitter())) => {}
+                () = sleep(pause) => {}
             }
         }
     }
