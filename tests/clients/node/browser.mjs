@@ -49,6 +49,7 @@ before(async () => {
   origin = `http://127.0.0.1:${server.address().port}`;
   browser = await puppeteer.launch({
     executablePath: process.env.LONGHAUL_TEST_CHROMIUM,
+    pipe: true, // It ends when we do, however that is.
     args: ['--no-sandbox', '--disable-gpu', '--disable-dev-shm-usage'],
   });
 });
@@ -58,6 +59,9 @@ after(async () => {
   server?.closeAllConnections();
   server?.close();
 });
+
+// A tab in the background paints nothing, so that frames are no measure of time.
+const PATIENCE = { timeout: 20_000, polling: 50 };
 
 async function open(chat) {
   const tab = await browser.newPage();
@@ -69,19 +73,23 @@ async function open(chat) {
   return {
     faults,
     say: async (text) => {
+      await tab.bringToFront();
       await tab.type('input', text);
       await tab.keyboard.press('Enter');
     },
     answer: () => tab.$$eval('section.assistant:last-of-type .text', (parts) => parts.map((part) => part.textContent)),
-    shows: (text) => tab.waitForFunction((text) => document.body.textContent.includes(text), { timeout: 20_000 }, text),
+    shows: (text) => tab.waitForFunction((text) => document.body.textContent.includes(text), PATIENCE, text),
     is: (status) => tab.waitForFunction(
-      (status) => document.querySelector('output')?.textContent === status, { timeout: 20_000 }, status),
+      (status) => document.querySelector('output')?.textContent === status, PATIENCE, status),
     sections: () => tab.$$eval('section', (sections) => sections.length),
     reload: async () => {
       await tab.reload();
       await tab.waitForSelector('input');
     },
-    stop: () => tab.click('#stop'),
+    stop: async () => {
+      await tab.bringToFront();
+      await tab.click('#stop');
+    },
     picture: async (name) => {
       const folder = process.env.LONGHAUL_TEST_SCREENSHOTS;
       if (!folder) return;

@@ -127,12 +127,22 @@ test('the workflow transport names no chat, and reads a run from any chunk on af
     chatId: 'unused', messages: [user('m1', 'go')], trigger: 'submit-message', body: { agent: 'helper' },
   }));
   assert.equal(whole.at(-1).type, 'finish');
+  const from = async (start) => {
+    const response = await fetch(`${chatApi(Math.abs(start) % 2)}/${run}/stream?startIndex=${start}`, { headers });
+    return (await response.text()).split('\n\n');
+  };
+  const all = await from(0);
+  assert.equal(all.length, whole.length + 2, 'and [DONE], and nothing');
   for (let start = 0; start < whole.length; start++) {
-    const rest = await chunks(await workflowPage(start % 2, { initialStartIndex: start }).reconnectToStream({ chatId: run }));
-    assert.deepEqual(rest, whole.slice(start), `from chunk ${start}`);
+    assert.deepEqual(await from(start), all.slice(start), `from chunk ${start}`);
+    assert.deepEqual(await from(start - whole.length), all.slice(start), `${whole.length - start} from the end`);
   }
-  const back = await chunks(await workflowPage(1, { initialStartIndex: -2 }).reconnectToStream({ chatId: run }));
-  assert.deepEqual(back, whole.slice(-2));
+  // The transport itself begins a part that it comes into the middle of.
+  const atPart = whole.findIndex((chunk) => chunk.type === 'tool-input-available');
+  for (const initialStartIndex of [atPart, atPart - whole.length]) {
+    const rest = await chunks(await workflowPage(1, { initialStartIndex }).reconnectToStream({ chatId: run }));
+    assert.deepEqual(rest, whole.slice(atPart));
+  }
 });
 
 test('two dozen chats at once keep apart', async () => {

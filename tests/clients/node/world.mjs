@@ -6,10 +6,12 @@ export const apis = process.env.LONGHAUL_APIS.split(' ');
 export const headers = { authorization: `Bearer ${process.env.LONGHAUL_KEY}` };
 
 const waiting = [];
-createInterface({ input: process.stdin }).on('line', (line) => {
+const answers = createInterface({ input: process.stdin });
+answers.on('line', (line) => {
   waiting.shift()(JSON.parse(line));
   if (waiting.length === 0) process.stdin.unref();
 });
+answers.on('close', () => process.exit(1)); // The world is gone.
 process.stdin.unref();
 
 // Wishes are fulfilled one after the other. While one is waited for, the process does not end.
