@@ -72,6 +72,7 @@ pub(crate) async fn run(options: &Options) -> Result<Report> {
     let step = Turn::marked(4).delay(Duration::from_millis(30)).and_call("look", &json!({"op": "again"}));
     world.provider.script("steps", Script::new([step]).repeat_last());
     let mut seen = Seen::default();
+    sleep(ACQUAINTED).await;
     for round in 1..=options.kills {
         kill_and_stop(&mut world, &mut seen).await?;
         drain(&mut world, &mut seen).await?;
