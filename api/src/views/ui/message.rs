@@ -16,9 +16,6 @@ pub(crate) struct UiMessage {
     #[serde(skip_serializing_if = "Option::is_none")]
     pub(crate) metadata: Option<Metadata>,
     pub(crate) parts: Vec<UiPart>,
-    /// A page takes nothing more into it.
-    #[serde(skip)]
-    is_closed: bool,
 }
 
 #[derive(Clone, Debug, PartialEq, Serialize)]
@@ -55,18 +52,15 @@ impl UiMessage {
     /// What a user said.
     pub(crate) fn of_user(id: String, texts: impl IntoIterator<Item = String>) -> Self {
         let parts = texts.into_iter().map(|text| UiPart::Text { text, state: Writing::Done }).collect();
-        Self { id, role: "user", metadata: None, parts, is_closed: true }
+        Self { id, role: "user", metadata: None, parts }
     }
 
     /// An answer of which nothing has come yet.
     pub(crate) fn answer(id: String) -> Self {
-        Self { id, role: "assistant", metadata: None, parts: vec![], is_closed: false }
+        Self { id, role: "assistant", metadata: None, parts: vec![] }
     }
 
     pub(crate) fn apply(&mut self, chunk: &Chunk) {
-        if self.is_closed {
-            return;
-        }
         match chunk {
             Chunk::Start { message_id, message_metadata } => {
                 self.id.clone_from(message_id);
@@ -76,7 +70,6 @@ impl UiMessage {
             | Chunk::Finish { message_metadata: Some(message_metadata), .. } => {
                 self.metadata.get_or_insert_default().merge(message_metadata);
             }
-            Chunk::Error { .. } => self.is_closed = true,
             Chunk::StartStep => self.parts.push(UiPart::StepStart),
             Chunk::TextStart { .. } => {
                 self.parts.push(UiPart::Text { text: String::new(), state: Writing::Streaming });
@@ -103,7 +96,10 @@ impl UiMessage {
             Chunk::ToolInputError(input) => self.parts.push(tool_part(input, "output-error")),
             Chunk::ToolOutputAvailable(outcome) => self.settle(outcome, "output-available"),
             Chunk::ToolOutputError(outcome) => self.settle(outcome, "output-error"),
-            Chunk::FinishStep | Chunk::Abort | Chunk::Finish { message_metadata: None, .. } => {}
+            Chunk::FinishStep
+            | Chunk::Abort
+            | Chunk::Error { .. }
+            | Chunk::Finish { message_metadata: None, .. } => {}
         }
     }
 
