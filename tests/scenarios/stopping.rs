@@ -221,6 +221,8 @@ async fn a_stop_takes_effect_although_the_owner_is_frozen(setup: Setup) {
     tail.ended().await;
     next_message_works(&client, &submitted.chat_id).await;
     let log = world.rows.log(&submitted.run_id).await;
+    let live = "select count(*) from workers where expires_at > now_ms()";
+    world.rows.until("the lease of the frozen one is over", live, |live| live == 1).await;
     gate.open();
     world.workers[0].thaw();
     world.workers[0].says("the lease is lost").await;
