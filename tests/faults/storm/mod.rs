@@ -72,6 +72,8 @@ pub(crate) struct Options {
 
 pub(crate) async fn run(options: &Options) -> Result<Report> {
     let length = Duration::from_secs_f64(options.minutes * 60.0);
+    // Somebody may commit while it blows.
+    let commit = commit();
     let world = Installation::start().await?;
     let files = open_files(&world).await;
     let load = Arc::new(Load::new(world.api_urls(), &world.keys[0], HERE, NEXT_DOOR)?);
@@ -170,7 +172,7 @@ pub(crate) async fn run(options: &Options) -> Result<Report> {
         Report {
             seed: options.seed,
             minutes: options.minutes,
-            commit: commit(),
+            commit,
             faults: incidents.counts(),
             load,
             figures,
