@@ -4,6 +4,7 @@ pub(crate) mod chat;
 pub(crate) mod frames;
 pub(crate) mod message;
 pub(crate) mod native;
+pub(crate) mod responses;
 pub(crate) mod run;
 pub(crate) mod step;
 pub(crate) mod time;

@@ -128,6 +128,13 @@ stored_words!(Reason, "reason", {
     Internal => "internal",
 });
 
+impl Reason {
+    /// Whether such an end is an answer that was cut off rather than a failure.
+    pub const fn is_limit(self) -> bool {
+        matches!(self, Self::StepLimit | Self::OutputLimit | Self::CallLimit | Self::Budget | Self::Deadline)
+    }
+}
+
 impl RunStatus {
     /// Holds the chat's slot: the partial unique index `runs_one_active_per_chat` covers these.
     pub const fn holds_slot(self) -> bool {

@@ -15,7 +15,7 @@ use longhaul_shared::domain::{
     ids::{MessageId, RunId},
     step::FinishReason,
     tool::CallState,
-    transition::{Reason, RunStatus},
+    transition::RunStatus,
 };
 use serde_json::{Map, Value};
 
@@ -110,7 +110,7 @@ impl Encoder {
                         out.push(Chunk::Abort);
                         ChunkFinish::Other
                     }
-                    (RunStatus::Failed, reason) if !is_limit(reason) => {
+                    (RunStatus::Failed, reason) if !reason.is_limit() => {
                         let error_text = error.map_or_else(|| reason.to_string(), |error| error.message);
                         // Pages read nothing behind the error.
                         message_metadata = None;
@@ -179,14 +179,6 @@ impl Encoder {
             self.finish_step(out);
         }
     }
-}
-
-/// Whether such an end is an answer that was cut off rather than a failure.
-fn is_limit(reason: Reason) -> bool {
-    matches!(
-        reason,
-        Reason::StepLimit | Reason::OutputLimit | Reason::CallLimit | Reason::Budget | Reason::Deadline
-    )
 }
 
 fn outcome(tool_call_id: String, state: CallState, output: Option<String>, error: Option<String>) -> Chunk {

@@ -1,0 +1,348 @@
+//! OpenAI's Responses: a run's log as the events of its stream, and as the object that they lead to.
+//!
+//! Events are numbered from 0 in their response. [`Encoder`] is a pure function of the log and of what was asked at the
+//! creation, so that every replay has the same bytes under the same numbers, and the stored object is the one that the
+//! last event carries. Only event and item types are used that the SDKs know.
+
+mod item;
+mod response;
+
+use std::collections::BTreeMap;
+
+use longhaul_shared::domain::{
+    event::{Event, EventData},
+    ids::Millis,
+    run::RunError,
+    step::FinishReason,
+    tool::CallState,
+    transition::{Reason, RunStatus},
+};
+use serde_json::{Value, json};
+
+use item::{Content, Item, ItemStatus};
+pub(crate) use response::{Head, Outcome, Status, response_id, run_of};
+
+/// What a stream says behind its last event.
+pub(crate) const DONE: &str = "data: [DONE]\n\n";
+/// Whose tools the worker's are.
+const SERVER_LABEL: &str = "longhaul";
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Kind {
+    Text,
+    Reasoning,
+}
+
+/// Turns the events of one log, from the first one on, into the events of a stream.
+#[derive(Debug)]
+pub(crate) struct Encoder {
+    head: Head,
+    /// The number of the next event.
+    next: u64,
+    status: Status,
+    outcome: Outcome,
+    /// All items by `output_index`.
+    items: Vec<Item>,
+    /// Where the items of the step under way begin.
+    step_begins: usize,
+    /// Items of attempts that broke off: closed, and no part of the output.
+    torn: Vec<bool>,
+    /// The item that is being written.
+    open: Option<(Kind, usize)>,
+    /// The calls that have no outcome yet, by step and number.
+    calls: BTreeMap<(u32, u32), usize>,
+    last_reason: Option<FinishReason>,
+}
+
+impl Encoder {
+    pub(crate) fn new(head: Head) -> Self {
+        Self {
+            head,
+            next: 0,
+            status: Status::Queued,
+            outcome: Outcome::default(),
+            items: vec![],
+            step_begins: 0,
+            torn: vec![],
+            open: None,
+            calls: BTreeMap::new(),
+            last_reason: None,
+        }
+    }
+
+    /// The object as the log has it so far.
+    pub(crate) fn response(&self) -> Value {
+        let kept = self.items.iter().zip(&self.torn).filter(|(_, torn)| !**torn).map(|(item, _)| item);
+        let is_over = !matches!(self.status, Status::Queued | Status::InProgress);
+        // What is under way has no output yet: its readers put it together from the events.
+        let output: Vec<&Item> = if is_over { kept.collect() } else { vec![] };
+        self.head.response(self.status, &output, &self.outcome)
+    }
+
+    /// What the next event of the log adds to the stream.
+    pub(crate) fn push(&mut self, at: Millis, event: &Event, out: &mut Vec<Value>) {
+        let step = event.step.unwrap_or(0);
+        match event.data() {
+            Some(EventData::RunQueued { .. }) if self.next == 0 => {
+                self.lifecycle("response.created", out);
+                self.lifecycle("response.queued", out);
+            }
+            Some(EventData::RunClaimed { .. }) if self.status == Status::Queued => {
+                self.status = Status::InProgress;
+                self.lifecycle("response.in_progress", out);
+            }
+            Some(EventData::StepStarted { .. }) => self.step_begins = self.items.len(),
+            Some(EventData::StepRestarted { .. }) => {
+                self.close(ItemStatus::Incomplete, out);
+                self.torn[self.step_begins..].fill(true);
+            }
+            Some(EventData::TextDelta { text }) => self.write(Kind::Text, &text, out),
+            Some(EventData::ReasoningDelta { text }) => self.write(Kind::Reasoning, &text, out),
+            Some(EventData::StepFinished { finish_reason, .. }) => {
+                let is_whole = finish_reason != FinishReason::Interrupted;
+                self.close(if is_whole { ItemStatus::Completed } else { ItemStatus::Incomplete }, out);
+                self.last_reason = Some(finish_reason);
+            }
+            Some(EventData::ToolPlanned { call, call_id, name, arguments, .. }) => {
+                self.close(ItemStatus::Completed, out);
+                let index = self.call(call_id, name, arguments, out);
+                self.calls.insert((step, call), index);
+            }
+            Some(EventData::ToolFinished { call, state, output, error, .. }) => {
+                if let Some(index) = self.calls.remove(&(step, call)) {
+                    self.settle(index, state, output, error, out);
+                }
+            }
+            Some(EventData::RunFinished { status, reason, error, usage, .. }) => {
+                self.close(ItemStatus::Incomplete, out);
+                self.outcome.usage = Some(usage);
+                self.finish(status, reason, error, at, out);
+            }
+            Some(
+                EventData::RunQueued { .. }
+                | EventData::RunClaimed { .. }
+                | EventData::RunReleased { .. }
+                | EventData::RunStopping { .. }
+                | EventData::ToolStarted { .. },
+            )
+            | None => {}
+        }
+    }
+
+    fn say(&mut self, kind: &str, mut fields: Value, out: &mut Vec<Value>) {
+        fields["type"] = kind.into();
+        fields["sequence_number"] = self.next.into();
+        self.next += 1;
+        out.push(fields);
+    }
+
+    fn lifecycle(&mut self, kind: &str, out: &mut Vec<Value>) {
+        let response = self.response();
+        self.say(kind, json!({"response": response}), out);
+    }
+
+    /// The place of an item, as each of its events has it.
+    fn place(&self, index: usize) -> Value {
+        json!({"item_id": self.items[index].id(), "output_index": index})
+    }
+
+    fn add(&mut self, item: Item, out: &mut Vec<Value>) -> usize {
+        let index = self.items.len();
+        self.say("response.output_item.added", json!({"output_index": index, "item": item}), out);
+        self.items.push(item);
+        self.torn.push(false);
+        index
+    }
+
+    fn done(&mut self, index: usize, out: &mut Vec<Value>) {
+        let fields = json!({"output_index": index, "item": self.items[index]});
+        self.say("response.output_item.done", fields, out);
+    }
+
+    fn write(&mut self, kind: Kind, delta: &str, out: &mut Vec<Value>) {
+        let index = match self.open {
+            Some((open, index)) if open == kind => index,
+            _ => {
+                self.close(ItemStatus::Completed, out);
+                self.begin(kind, out)
+            }
+        };
+        if let Some(content) = self.items[index].content() {
+            content.push(delta);
+        }
+        let mut fields = self.place(index);
+        fields["delta"] = delta.into();
+        match kind {
+            Kind::Text => {
+                fields["content_index"] = 0.into();
+                fields["logprobs"] = json!([]);
+                self.say("response.output_text.delta", fields, out);
+            }
+            Kind::Reasoning => {
+                fields["summary_index"] = 0.into();
+                self.say("response.reasoning_summary_text.delta", fields, out);
+            }
+        }
+    }
+
+    fn begin(&mut self, kind: Kind, out: &mut Vec<Value>) -> usize {
+        let number = self.items.len();
+        let run = self.head.run_id.0.simple();
+        let status = ItemStatus::InProgress;
+        let index = match kind {
+            Kind::Text => {
+                let id = format!("msg_{run}_{number}");
+                self.add(Item::Message { id, role: "assistant", status, content: vec![] }, out)
+            }
+            Kind::Reasoning => {
+                let id = format!("rs_{run}_{number}");
+                self.add(Item::Reasoning { id, status, summary: vec![] }, out)
+            }
+        };
+        self.open = Some((kind, index));
+        let mut fields = self.place(index);
+        match &mut self.items[index] {
+            Item::Message { content, .. } => {
+                content.push(Content::text(String::new()));
+                fields["content_index"] = 0.into();
+                fields["part"] = json!(content[0]);
+                self.say("response.content_part.added", fields, out);
+            }
+            Item::Reasoning { summary, .. } => {
+                summary.push(Content::SummaryText { text: String::new() });
+                fields["summary_index"] = 0.into();
+                fields["part"] = json!(summary[0]);
+                self.say("response.reasoning_summary_part.added", fields, out);
+            }
+            Item::McpCall { .. } => {}
+        }
+        index
+    }
+
+    /// Closes the item that is being written.
+    fn close(&mut self, status: ItemStatus, out: &mut Vec<Value>) {
+        let Some((kind, index)) = self.open.take() else { return };
+        let Some(content) = self.items[index].content().cloned() else { return };
+        let mut text = self.place(index);
+        text["text"] = content.as_text().into();
+        let mut part = self.place(index);
+        part["part"] = json!(content);
+        match kind {
+            Kind::Text => {
+                (text["content_index"], part["content_index"]) = (0.into(), 0.into());
+                text["logprobs"] = json!([]);
+                self.say("response.output_text.done", text, out);
+                self.say("response.content_part.done", part, out);
+            }
+            Kind::Reasoning => {
+                (text["summary_index"], part["summary_index"]) = (0.into(), 0.into());
+                self.say("response.reasoning_summary_text.done", text, out);
+                self.say("response.reasoning_summary_part.done", part, out);
+            }
+        }
+        self.items[index].set_status(status);
+        self.done(index, out);
+    }
+
+    fn call(&mut self, call_id: String, name: String, arguments: String, out: &mut Vec<Value>) -> usize {
+        let item = Item::McpCall {
+            id: format!("mcp_{call_id}"),
+            server_label: SERVER_LABEL,
+            name,
+            arguments: String::new(),
+            output: None,
+            error: None,
+            status: ItemStatus::InProgress,
+            approval_request_id: None,
+        };
+        let index = self.add(item, out);
+        self.say("response.mcp_call.in_progress", self.place(index), out);
+        let (mut delta, mut done) = (self.place(index), self.place(index));
+        delta["delta"] = arguments.as_str().into();
+        done["arguments"] = arguments.as_str().into();
+        self.say("response.mcp_call_arguments.delta", delta, out);
+        self.say("response.mcp_call_arguments.done", done, out);
+        if let Item::McpCall { arguments: whole, .. } = &mut self.items[index] {
+            *whole = arguments;
+        }
+        index
+    }
+
+    fn settle(
+        &mut self,
+        index: usize,
+        state: CallState,
+        result: Option<String>,
+        why: Option<String>,
+        out: &mut Vec<Value>,
+    ) {
+        let is_good = state == CallState::Succeeded;
+        if let Item::McpCall { output, error, status, .. } = &mut self.items[index] {
+            *status = if is_good { ItemStatus::Completed } else { ItemStatus::Failed };
+            *output = result;
+            *error = if is_good { None } else { Some(why.unwrap_or_else(|| state.to_string())) };
+        }
+        let kind = if is_good { "response.mcp_call.completed" } else { "response.mcp_call.failed" };
+        self.say(kind, self.place(index), out);
+        self.done(index, out);
+    }
+
+    fn finish(
+        &mut self,
+        status: RunStatus,
+        reason: Reason,
+        error: Option<RunError>,
+        at: Millis,
+        out: &mut Vec<Value>,
+    ) {
+        let incomplete = |reason: &str| Some(json!({"reason": reason}));
+        let kind = match (status, reason) {
+            (RunStatus::Aborted, _) => {
+                self.status = Status::Cancelled;
+                self.outcome.incomplete_details = incomplete("cancelled");
+                "response.incomplete"
+            }
+            (RunStatus::Failed, reason) if reason.is_limit() => {
+                self.status = Status::Incomplete;
+                self.outcome.incomplete_details = incomplete("max_output_tokens");
+                "response.incomplete"
+            }
+            (RunStatus::Failed, reason) => {
+                let message = error.map_or_else(|| reason.to_string(), |error| error.message);
+                self.status = Status::Failed;
+                self.outcome.error = Some(json!({"code": "server_error", "message": message}));
+                "response.failed"
+            }
+            _ => match self.last_reason {
+                Some(FinishReason::Length) => {
+                    self.status = Status::Incomplete;
+                    self.outcome.incomplete_details = incomplete("max_output_tokens");
+                    "response.incomplete"
+                }
+                Some(FinishReason::ContentFilter) => {
+                    self.status = Status::Incomplete;
+                    self.outcome.incomplete_details = incomplete("content_filter");
+                    "response.incomplete"
+                }
+                _ => {
+                    self.status = Status::Completed;
+                    self.outcome.completed_at = Some(at);
+                    "response.completed"
+                }
+            },
+        };
+        self.lifecycle(kind, out);
+    }
+}
+
+/// Appends it as a server-sent event.
+pub(crate) fn write_frame(event: &Value, out: &mut String) {
+    out.push_str("event: ");
+    out.push_str(event["type"].as_str().unwrap_or_default());
+    out.push_str("\ndata: ");
+    out.push_str(&event.to_string());
+    out.push_str("\n\n");
+}
+
+#[cfg(test)]
+mod tests;
