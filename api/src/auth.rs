@@ -22,9 +22,9 @@ use longhaul_shared::{
 use url::form_urlencoded;
 
 use crate::{
+    dialect,
     error::{ApiError, Code},
     extract::parse_id,
-    routes::ui,
     state::AppState,
 };
 
@@ -116,7 +116,7 @@ pub(crate) async fn admit(State(state): State<AppState>, mut request: Request, n
 fn is_submission(request: &Request) -> bool {
     let path = request.extensions().get::<MatchedPath>().map(MatchedPath::as_str);
     request.method() == Method::POST
-        && matches!(path, Some("/v1/runs" | "/v1/chats/{chatId}/messages" | ui::API))
+        && matches!(path, Some("/v1/runs" | "/v1/chats/{chatId}/messages" | dialect::UI | dialect::RESPONSES))
 }
 
 /// Whether this reads that run. Another run is answered like one that does not exist.

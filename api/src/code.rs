@@ -38,6 +38,8 @@ codes! {
     Unauthenticated = "UNAUTHENTICATED", UNAUTHORIZED, retry false, "A valid API key is required";
     Forbidden = "FORBIDDEN", FORBIDDEN, retry false, "The caller may not do this";
     NotFound = "NOT_FOUND", NOT_FOUND, retry false, "There is no such thing";
+    PreviousResponseNotFound = "PREVIOUS_RESPONSE_NOT_FOUND", BAD_REQUEST, retry false,
+        "There is no such response to go on with";
     AgentNotFound = "AGENT_NOT_FOUND", NOT_FOUND, retry false, "There is no such agent";
     MethodNotAllowed = "METHOD_NOT_ALLOWED", METHOD_NOT_ALLOWED, retry false, "The path does not take this method";
     BodyTimeout = "BODY_TIMEOUT", REQUEST_TIMEOUT, retry true, "The body did not arrive in time";
@@ -59,6 +61,19 @@ codes! {
     Internal = "INTERNAL", INTERNAL_SERVER_ERROR, retry false, "The server failed";
     RunBeginFailed = "A_RUN_BEGIN_FAILED", SERVICE_UNAVAILABLE, retry true, "The run could not be begun";
     Unavailable = "UNAVAILABLE", SERVICE_UNAVAILABLE, retry true, "The service is unavailable";
+}
+
+impl Code {
+    /// The word that OpenAI's clients know for it, or our own as they would write it.
+    pub(crate) fn as_openai(self) -> String {
+        match self {
+            Self::AgentNotFound => "model_not_found".to_owned(),
+            Self::Unauthenticated => "invalid_api_key".to_owned(),
+            Self::RunAlreadyActive => "conversation_locked".to_owned(),
+            Self::RateLimited => "rate_limit_exceeded".to_owned(),
+            other => other.as_str().to_ascii_lowercase(),
+        }
+    }
 }
 
 #[cfg(test)]

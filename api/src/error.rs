@@ -1,19 +1,21 @@
-//! What a caller is told when a call fails: RFC 9457 problem documents. Each failure of the store and of admission is
+//! What a caller is told when a call fails: a problem document, or what its client reads instead. Each failure of the store and of admission is
 //! translated here and nowhere else.
 //!
 //! A handler returns an [`ApiError`]; [`crate::context`] turns it into the document, since only there the request's id
 //! and path are known. The cause of a failure goes to the log, never to the caller.
 
 use axum::{
-    http::{HeaderValue, header},
+    Json,
+    http::{HeaderName, HeaderValue, header},
     response::{IntoResponse, Response},
 };
 use longhaul_shared::{admission::SubmitError, domain::ids::RunId, store::StoreError, tail::TailError};
 use serde::Serialize;
+use serde_json::json;
 use utoipa::ToSchema;
 
 pub(crate) use crate::code::Code;
-use crate::routes::ui;
+use crate::dialect::Dialect;
 
 /// Seconds after which a call that met an unavailable database may be repeated.
 const RETRY_AFTER_SECONDS: u64 = 2;
@@ -31,6 +33,23 @@ pub(crate) struct Flaw {
     #[serde(skip_serializing_if = "Option::is_none")]
     pub(crate) header: Option<String>,
     pub(crate) detail: String,
+}
+
+impl Flaw {
+    /// Where it is, as OpenAI writes it: `input[0].content`.
+    fn param(&self) -> Option<String> {
+        let Some(pointer) = &self.pointer else { return self.parameter.clone().or(self.header.clone()) };
+        let mut param = String::new();
+        for part in pointer.split('/').skip(1) {
+            let part = part.replace("~1", "/").replace("~0", "~");
+            if part.bytes().all(|byte| byte.is_ascii_digit()) {
+                param = format!("{param}[{part}]");
+            } else {
+                param = if param.is_empty() { part } else { format!("{param}.{part}") };
+            }
+        }
+        Some(param).filter(|param| !param.is_empty())
+    }
 }
 
 /// A failure that a caller is told about.
@@ -211,8 +230,11 @@ pub(crate) struct Problem<'a> {
 impl ApiError {
     /// The finished answer to the call with that id and path.
     pub(crate) fn render(&self, request_id: &str, path: &str) -> Response {
-        let mut response =
-            if path.starts_with(ui::API) { self.as_text() } else { self.as_problem(request_id, path) };
+        let mut response = match Dialect::of(path) {
+            Dialect::Problem => self.as_problem(request_id, path),
+            Dialect::Text => self.as_text(),
+            Dialect::OpenAi => self.as_openai(),
+        };
         let headers = response.headers_mut();
         if let Some(seconds) = self.retry_after {
             headers.insert(header::RETRY_AFTER, HeaderValue::from(seconds));
@@ -227,6 +249,26 @@ impl ApiError {
     fn as_text(&self) -> Response {
         (self.code.status(), self.detail.clone().unwrap_or_else(|| self.code.title().to_owned()))
             .into_response()
+    }
+
+    fn as_openai(&self) -> Response {
+        let kind = match self.code.status().as_u16() {
+            401 => "authentication_error",
+            403 => "permission_error",
+            429 => "rate_limit_error",
+            500.. => "server_error",
+            _ => "invalid_request_error",
+        };
+        let body = json!({"error": {
+            "message": self.detail.as_deref().unwrap_or_else(|| self.code.title()),
+            "type": kind,
+            "param": self.flaws.first().and_then(Flaw::param),
+            "code": self.code.as_openai(),
+        }});
+        // Its clients repeat a conflict and every failure of a server unless they are told not to.
+        let should_retry = HeaderValue::from_static(if self.code.is_retryable() { "true" } else { "false" });
+        let should_retry = [(HeaderName::from_static("x-should-retry"), should_retry)];
+        (self.code.status(), should_retry, Json(body)).into_response()
     }
 
     fn as_problem(&self, request_id: &str, path: &str) -> Response {
@@ -304,6 +346,27 @@ mod tests {
             std::str::from_utf8(&body).unwrap(),
             r#"{"type":"urn:longhaul:problem:invalid-request","title":"The request is not valid","status":400,"detail":"/limits/maxSteps: must be at least 1","instance":"/v1/runs","code":"INVALID_REQUEST","requestId":"req-1","errors":[{"pointer":"/limits/maxSteps","detail":"must be at least 1"}],"retryable":false}"#
         );
+    }
+
+    #[tokio::test]
+    async fn an_openai_client_gets_all_four_keys_and_is_told_whether_to_try_again() {
+        let table = [
+            (ApiError::body("/input/0/content", "must be text"), "false", json!("input[0].content")),
+            (ApiError::parameter("starting_after", "must be a number"), "false", json!("starting_after")),
+            (Code::RunAlreadyActive.into(), "false", json!(null)),
+            (Code::Unavailable.into(), "true", json!(null)),
+        ];
+        for (error, should_retry, param) in table {
+            let response = error.render("req-1", "/v1/responses");
+            assert_eq!(response.headers()["x-should-retry"], should_retry);
+            assert_eq!(response.headers()[header::CONTENT_TYPE], "application/json");
+            let body = axum::body::to_bytes(response.into_body(), 10_000).await.unwrap();
+            let body: serde_json::Value = serde_json::from_slice(&body).unwrap();
+            let told = body["error"].as_object().unwrap();
+            let keys: Vec<_> = told.keys().map(String::as_str).collect();
+            assert_eq!(keys, ["code", "message", "param", "type"]);
+            assert_eq!(told["param"], param);
+        }
     }
 
     #[test]

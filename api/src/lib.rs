@@ -4,7 +4,7 @@
 //! - `auth`: who calls. `rate_limit`: how often.
 //! - `context`: what every call gets: an id, a rendered failure.
 //! - `extract`, `page`, `cursor`: requests into values, lists into pages.
-//! - `code`, `error`: what a caller is told when a call fails.
+//! - `code`, `error`, `dialect`: what a caller is told when a call fails.
 //! - `views`: pure encoders of rows and of the log.
 //! - `openapi`: the API's description, made from the handlers.
 //! - `server`: connections, and how they end. `stall`: readers that stop reading.
@@ -13,6 +13,7 @@ mod auth;
 mod code;
 mod context;
 mod cursor;
+mod dialect;
 mod error;
 mod extract;
 mod key_cache;

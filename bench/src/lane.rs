@@ -68,6 +68,7 @@ impl Lane {
             queue: QUEUE.to_owned(),
             priority: 0,
             idempotency: None,
+            request: None,
         };
         let begun = Instant::now();
         self.store.admit(new).await?;

@@ -5,7 +5,10 @@
 
 mod interrupt;
 
-use std::{collections::BTreeMap, sync::Arc};
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    sync::Arc,
+};
 
 use serde_json::Value;
 
@@ -13,6 +16,7 @@ use crate::{
     bus::{Bus, Signal},
     config::Config,
     domain::{
+        asked::ModelName,
         event::Segment,
         ids::{ChatId, RunId, WorkspaceId},
         message::Part,
@@ -20,7 +24,8 @@ use crate::{
         text,
     },
     store::{
-        AdmitError, Admitted, IfBusy, KeyName, KeyStop, NewRun, SharedStore, StopOutcome, Store, StoreError,
+        AdmitError, Admitted, IfBusy, KeyName, KeyStop, NewRun, Request, SharedStore, StopOutcome, Store,
+        StoreError,
         admission::{IdempotencyKey, StartAt},
     },
     telemetry::metrics,
@@ -38,24 +43,48 @@ const QUEUE: &str = "default";
 
 /// The agents that a run may name, with what each may use.
 #[derive(Clone, Debug, Default)]
-pub struct Agents(BTreeMap<String, Limits>);
+pub struct Agents {
+    limits: BTreeMap<String, Limits>,
+    providers: BTreeSet<String>,
+}
+
+const DEFAULT_AGENT: &str = "default";
 
 impl Agents {
     pub fn of(config: &Config) -> Self {
         let limits = |name: &String, agent: &crate::config::AgentConfig| {
             (name.clone(), agent.run_limits(&config.limits))
         };
-        Self(config.agents.iter().map(|(name, agent)| limits(name, agent)).collect())
+        Self {
+            limits: config.agents.iter().map(|(name, agent)| limits(name, agent)).collect(),
+            providers: config.providers.keys().cloned().collect(),
+        }
+    }
+
+    /// The agent of that name; or the default agent with a model of its own, if the name is `<provider>/<model>`.
+    pub fn by_model(&self, name: &str) -> Option<(String, Option<ModelName>)> {
+        if self.limits.contains_key(name) {
+            return Some((name.to_owned(), None));
+        }
+        let (provider, model) = name.split_once('/').filter(|(_, model)| !model.is_empty())?;
+        let agent = self.default()?;
+        let model = ModelName { provider: provider.to_owned(), name: model.to_owned() };
+        self.providers.contains(provider).then_some((agent, Some(model)))
     }
 
     /// The one that answers where none is named, if there is but one.
     pub fn only(&self) -> Option<String> {
-        let mut names = self.0.keys();
+        let mut names = self.limits.keys();
         names.next().filter(|_| names.next().is_none()).cloned()
     }
 
+    /// The agent that answers where only a model is named: the one that is called so, or the only one.
+    pub fn default(&self) -> Option<String> {
+        self.limits.contains_key(DEFAULT_AGENT).then(|| DEFAULT_AGENT.to_owned()).or_else(|| self.only())
+    }
+
     pub fn names(&self) -> impl Iterator<Item = &str> {
-        self.0.keys().map(String::as_str)
+        self.limits.keys().map(String::as_str)
     }
 }
 
@@ -65,6 +94,8 @@ pub enum Input {
     Text(String),
     /// Only text is taken from clients.
     Parts(Vec<Part>),
+    /// What was said before, and what the client's tools came to, in the order in which the model is to read it.
+    Conversation(Vec<Part>),
 }
 
 /// What a submission wants instead of its agent's limits; it may only ask for less.
@@ -99,6 +130,7 @@ pub struct Submission {
     pub metadata: Value,
     pub traceparent: Option<String>,
     pub idempotency: Option<IdempotencyKey>,
+    pub request: Option<Request>,
 }
 
 /// Why a submission was not taken. Nothing of it is stored.
@@ -213,6 +245,17 @@ pub async fn stop_by_key(
     Ok(stop)
 }
 
+/// Ends a run and makes it unknown.
+pub async fn delete_run(
+    store: &dyn Store,
+    bus: &dyn Bus,
+    workspace: WorkspaceId,
+    run: RunId,
+) -> Result<(), StoreError> {
+    stop(store, bus, workspace, run).await?;
+    store.delete_run(workspace, run).await
+}
+
 /// Deletes a chat and ends what goes on in it.
 pub async fn delete_chat(
     store: &dyn Store,
@@ -258,7 +301,7 @@ async fn check(store: &dyn Store, agents: &Agents, submission: Submission) -> Re
             Err(error) => return Err(SubmitError::BeginFailed(error)),
         },
     };
-    let Some(limits) = agents.0.get(&agent) else {
+    let Some(limits) = agents.limits.get(&agent) else {
         return Err(SubmitError::UnknownAgent { name: text::one_line(&agent, 100) });
     };
     if let Some(StartAt::In(delay)) = submission.start
@@ -292,6 +335,7 @@ async fn check(store: &dyn Store, agents: &Agents, submission: Submission) -> Re
         queue: QUEUE.to_owned(),
         priority: 0,
         idempotency: submission.idempotency,
+        request: submission.request,
         agent,
     })
 }
@@ -299,6 +343,7 @@ async fn check(store: &dyn Store, agents: &Agents, submission: Submission) -> Re
 fn check_input(input: Input) -> Result<Vec<Part>, SubmitError> {
     let parts = match input {
         Input::Text(text) => vec![Part::Text { text: text::clean_owned(text) }],
+        Input::Conversation(parts) => parts,
         Input::Parts(parts) => parts
             .into_iter()
             .enumerate()

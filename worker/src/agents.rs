@@ -5,7 +5,7 @@ use std::{collections::HashMap, sync::Arc};
 use async_trait::async_trait;
 use longhaul_shared::{
     config::{AgentConfig, Config, ProviderConfig, ProviderKind, ToolConfig},
-    domain::tool::ToolSpec,
+    domain::{asked::ModelName, tool::ToolSpec},
     net_guard::{BadAllow, ClientOptions, GuardedClient, NetGuard},
 };
 
@@ -23,6 +23,7 @@ use crate::{
 };
 
 /// One agent, ready to work.
+#[derive(Clone)]
 pub struct Agent {
     pub name: String,
     pub model: Arc<dyn Model>,
@@ -32,9 +33,12 @@ pub struct Agent {
     pub tools: Registry,
 }
 
-/// All agents of this worker. Cheap to clone.
+/// All agents of this worker, and the providers that they may be lent. Cheap to clone.
 #[derive(Clone, Default)]
-pub struct Agents(Arc<HashMap<String, Arc<Agent>>>);
+pub struct Agents {
+    agents: Arc<HashMap<String, Arc<Agent>>>,
+    providers: Arc<HashMap<String, Arc<dyn Model>>>,
+}
 
 /// Why an agent cannot work. The configuration has been checked, so this is about what it points at.
 #[derive(Debug, thiserror::Error)]
@@ -60,7 +64,7 @@ pub enum BadAgent {
 impl FromIterator<Agent> for Agents {
     fn from_iter<I: IntoIterator<Item = Agent>>(agents: I) -> Self {
         let named = agents.into_iter().map(|agent| (agent.name.clone(), Arc::new(agent)));
-        Self(Arc::new(named.collect()))
+        Self { agents: Arc::new(named.collect()), providers: Arc::default() }
     }
 }
 
@@ -68,10 +72,10 @@ impl Agents {
     pub fn from_config(config: &Config) -> Result<Self, BadAgent> {
         let allow: Vec<String> = config.net.allow.iter().map(ToString::to_string).collect();
         let client = NetGuard::new(&allow)?.client(&ClientOptions::default())?;
-        let models: HashMap<&str, Arc<dyn Model>> = config
+        let models: HashMap<String, Arc<dyn Model>> = config
             .providers
             .iter()
-            .map(|(name, provider)| Ok((name.as_str(), model(name, provider, config, &client)?)))
+            .map(|(name, provider)| Ok((name.clone(), model(name, provider, config, &client)?)))
             .collect::<Result<_, BadAgent>>()?;
         let mut tools = Registry::new();
         tools.add(Arc::new(Clock::new(Arc::new(|| std::time::SystemTime::now().into()))))?;
@@ -92,15 +96,26 @@ impl Agents {
                 tools: tools.only(agent.tools.iter().map(String::as_str))?,
             })
         };
-        config.agents.iter().map(agent).collect()
+        let agents: Self = config.agents.iter().map(agent).collect::<Result<_, BadAgent>>()?;
+        Ok(Self { providers: Arc::new(models), ..agents })
+    }
+
+    /// The same agent on another model.
+    pub fn with_model(&self, agent: &Agent, model: &ModelName) -> Arc<Agent> {
+        let provider = self.providers.get(&model.provider).cloned();
+        Arc::new(Agent {
+            model: provider.unwrap_or_else(|| Arc::new(Missing("the run's provider"))),
+            model_name: model.name.clone(),
+            ..agent.clone()
+        })
     }
 
     /// The agent of that name. One that this worker does not have says so when it is asked.
     pub fn get(&self, name: &str) -> Arc<Agent> {
-        self.0.get(name).cloned().unwrap_or_else(|| {
+        self.agents.get(name).cloned().unwrap_or_else(|| {
             Arc::new(Agent {
                 name: name.to_owned(),
-                model: Arc::new(Missing),
+                model: Arc::new(Missing("the run's agent")),
                 model_name: String::new(),
                 instructions: String::new(),
                 temperature: None,
@@ -113,17 +128,17 @@ impl Agents {
 #[cfg(test)]
 impl Agents {
     pub(crate) fn of(agents: impl IntoIterator<Item = Agent>) -> Self {
-        Self(Arc::new(agents.into_iter().map(|agent| (agent.name.clone(), Arc::new(agent))).collect()))
+        agents.into_iter().collect()
     }
 }
 
-/// The model of an agent that is not configured here.
-struct Missing;
+/// The model of something that is not configured here.
+struct Missing(&'static str);
 
 #[async_trait]
 impl Model for Missing {
     async fn stream(&self, _: ModelRequest) -> Result<ModelStream, ModelError> {
-        Err(ModelError::NotConfigured("the run's agent is not configured at this worker".to_owned()))
+        Err(ModelError::NotConfigured(format!("{} is not configured at this worker", self.0)))
     }
 }
 

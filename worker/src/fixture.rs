@@ -65,6 +65,7 @@ pub(crate) fn new_run(workspace_id: WorkspaceId, agent: &str) -> NewRun {
         queue: "default".to_owned(),
         priority: 0,
         idempotency: None,
+        request: None,
     }
 }
 

@@ -1,7 +1,9 @@
 //! Every path on one screen.
 
 pub(crate) mod chats;
+mod conversations;
 mod input;
+mod responses;
 pub(crate) mod runs;
 pub(crate) mod sse;
 mod submission;
@@ -9,9 +11,10 @@ pub(crate) mod system;
 pub(crate) mod ui;
 
 use axum::{Router, middleware};
+use longhaul_shared::store::StoreError;
 use utoipa_axum::{router::OpenApiRouter, routes};
 
-use crate::{auth, state::AppState};
+use crate::{auth, error::ApiError, state::AppState};
 
 /// The calls that need a key.
 pub(crate) fn v1(state: &AppState) -> OpenApiRouter<AppState> {
@@ -20,8 +23,9 @@ pub(crate) fn v1(state: &AppState) -> OpenApiRouter<AppState> {
 
 /// The calls of clients that nobody here wrote, behind the same guard. Their contracts are described elsewhere.
 pub(crate) fn foreign(state: &AppState) -> Router<AppState> {
-    // /api/chat
-    ui::routes().route_layer(middleware::from_fn_with_state(state.clone(), auth::admit))
+    // /api/chat, /v1/responses, /v1/conversations
+    let routes = ui::routes().merge(responses::routes()).merge(conversations::routes());
+    routes.route_layer(middleware::from_fn_with_state(state.clone(), auth::admit))
 }
 
 /// The same without their guard, to be described.
@@ -45,6 +49,15 @@ pub(crate) fn described_v1() -> OpenApiRouter<AppState> {
         .routes(routes!(chats::run::get_chat_run))
         // /v1/info
         .routes(routes!(system::info::get_info))
+}
+
+/// What is unknown is no failure where it may be.
+fn found<T>(result: Result<T, StoreError>) -> Result<Option<T>, ApiError> {
+    match result {
+        Ok(found) => Ok(Some(found)),
+        Err(StoreError::NotFound) => Ok(None),
+        Err(error) => Err(error.into()),
+    }
 }
 
 /// The calls that anybody may make.

@@ -27,6 +27,8 @@ pub(crate) trait View: Send + 'static {
     const OPENING: &'static str;
     /// Goes out behind the last.
     const CLOSING: &'static str;
+    /// Goes out against silence.
+    const SIGN_OF_LIFE: &'static str = HEARTBEAT;
 
     /// What the next events add, which may be nothing.
     fn render(&mut self, slice: &Slice) -> Bytes;
@@ -34,13 +36,17 @@ pub(crate) trait View: Send + 'static {
 
 /// The run's events behind `from`, which is not beyond its log.
 pub(crate) fn respond(state: &AppState, run: &Run, from: Seq, view: impl View) -> Response {
+    stream(body(state, run, from, view))
+}
+
+/// The same without the headers of server-sent events.
+pub(crate) fn body(state: &AppState, run: &Run, from: Seq, view: impl View) -> Body {
     let cursor = LogCursor { workspace_id: run.workspace_id, run_id: run.id, after: from };
-    let body = if run.status.is_terminal() {
+    if run.status.is_terminal() {
         Body::from_stream(frames(state.clone(), state.tails.replay(cursor), view))
     } else {
         Body::from_stream(frames(state.clone(), state.tails.follow(cursor), view))
-    };
-    stream(body)
+    }
 }
 
 /// An answer that breaks off at once.
@@ -50,14 +56,16 @@ pub(crate) fn reset() -> Response {
 }
 
 fn stream(body: Body) -> Response {
-    let headers = [
-        (header::CONTENT_TYPE, HeaderValue::from_static("text/event-stream")),
-        // A proxy that compresses holds back what it has; one that buffers too.
-        (header::CACHE_CONTROL, HeaderValue::from_static("no-cache, no-transform")),
-        (HeaderName::from_static("x-accel-buffering"), HeaderValue::from_static("no")),
-    ];
-    (headers, body).into_response()
+    let kind = (header::CONTENT_TYPE, HeaderValue::from_static("text/event-stream"));
+    ([kind], UNBUFFERED, body).into_response()
 }
+
+/// Headers that keep what is between here and the client from holding anything back.
+pub(crate) const UNBUFFERED: [(HeaderName, HeaderValue); 2] = [
+    // A proxy that compresses holds back what it has; one that buffers too.
+    (header::CACHE_CONTROL, HeaderValue::from_static("no-cache, no-transform")),
+    (HeaderName::from_static("x-accel-buffering"), HeaderValue::from_static("no")),
+];
 
 fn frames<V: View>(
     state: AppState,
@@ -101,7 +109,7 @@ fn frames<V: View>(
                     }
                 },
                 () = &mut silence => {
-                    yield Ok(Bytes::from_static(HEARTBEAT.as_bytes()));
+                    yield Ok(Bytes::from_static(V::SIGN_OF_LIFE.as_bytes()));
                     silence.as_mut().reset(Instant::now() + heartbeat.max(Duration::from_millis(1)));
                 }
             }

@@ -141,6 +141,7 @@ pub(crate) async fn accept(
         metadata: Value::Object(body.metadata.unwrap_or_default()),
         traceparent: text_of(origin.headers, "traceparent"),
         idempotency,
+        request: None,
     };
     let admitted = submit_to_the_end(&state.store, &state.bus, &state.agents, submission).await?;
     Ok(answer(&admitted))
@@ -214,7 +215,7 @@ pub(crate) fn check_key(text: &str) -> Result<&str, String> {
 }
 
 /// The key under which a repeat is recognised: bare, or quoted as a structured field.
-fn idempotency(origin: &Origin<'_>) -> Result<Option<IdempotencyKey>, ApiError> {
+pub(super) fn idempotency(origin: &Origin<'_>) -> Result<Option<IdempotencyKey>, ApiError> {
     const NAME: &str = "Idempotency-Key";
     let mut given = origin.headers.get_all("idempotency-key").iter();
     let Some(value) = given.next() else { return Ok(None) };

@@ -3,8 +3,7 @@
 use longhaul_shared::{
     domain::{
         ids::{ChatId, RunId},
-        message::{Message, Part, Role},
-        replay::Replay,
+        message::{Message, Part, Role, Speaker},
         tool::CallState,
         transition::MessageStatus,
     },
@@ -72,6 +71,26 @@ pub(crate) enum PartView {
         #[serde(skip_serializing_if = "Option::is_none")]
         error: Option<String>,
     },
+    /// A call of a tool that the client runs.
+    Call {
+        #[serde(rename = "callId")]
+        call_id: String,
+        name: String,
+        /// As the model wrote them.
+        arguments: String,
+    },
+    /// What the client's tool came to.
+    CallResult {
+        #[serde(rename = "callId")]
+        call_id: String,
+        output: String,
+    },
+    /// Something that was said before, as the client tells it.
+    Said {
+        #[schema(schema_with = words::speaker)]
+        by: Speaker,
+        text: String,
+    },
 }
 
 impl MessageView {
@@ -81,7 +100,7 @@ impl MessageView {
         let message_id = message.public_id();
         let (parts, last_seq) = match (message.role, record) {
             (Role::Assistant, Some(record)) => {
-                let replay = replay(record);
+                let replay = record.replay();
                 (replay.parts(), Some(replay.position()))
             }
             _ => (message.parts, None),
@@ -102,15 +121,6 @@ impl MessageView {
     }
 }
 
-/// The run's answer as far as its rows and log tell it.
-fn replay(record: RunRecord) -> Replay {
-    let mut replay = Replay::from_rows(record.run_id, record.steps, record.calls);
-    for segment in &record.tail {
-        replay.apply_segment(segment);
-    }
-    replay
-}
-
 impl From<Part> for PartView {
     fn from(part: Part) -> Self {
         match part {
@@ -120,6 +130,9 @@ impl From<Part> for PartView {
             Part::Tool { call_id, name, arguments, state, output, error } => {
                 Self::Tool { call_id, name, arguments, state, output, error }
             }
+            Part::Call { call_id, name, arguments } => Self::Call { call_id, name, arguments },
+            Part::CallResult { call_id, output } => Self::CallResult { call_id, output },
+            Part::Said { by, text } => Self::Said { by, text },
         }
     }
 }

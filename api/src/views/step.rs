@@ -38,8 +38,20 @@ pub(crate) struct StepView {
 #[serde(tag = "type", rename_all = "snake_case")]
 #[schema(as = StepOutput)]
 pub(crate) enum OutputView {
-    Text { text: String },
-    Reasoning { text: String },
+    Text {
+        text: String,
+    },
+    Reasoning {
+        text: String,
+    },
+    /// A call of a tool that the client runs.
+    Call {
+        #[serde(rename = "callId")]
+        call_id: String,
+        name: String,
+        /// As the model wrote them.
+        arguments: String,
+    },
 }
 
 #[derive(Serialize, ToSchema)]
@@ -125,6 +137,7 @@ impl From<OutputPart> for OutputView {
         match part {
             OutputPart::Text { text } => Self::Text { text },
             OutputPart::Reasoning { text } => Self::Reasoning { text },
+            OutputPart::Call { call_id, name, arguments } => Self::Call { call_id, name, arguments },
         }
     }
 }

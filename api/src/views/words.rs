@@ -1,7 +1,7 @@
 //! Schemas of the stored words, made from the tables that the store uses, so that the document cannot drift.
 
 use longhaul_shared::domain::{
-    message::Role,
+    message::{Role, Speaker},
     run::Trigger,
     step::FinishReason,
     tool::{CallState, Effect},
@@ -26,6 +26,7 @@ word_schemas! {
     reason: Reason,
     trigger: Trigger,
     role: Role,
+    speaker: Speaker,
     message_status: MessageStatus,
     finish_reason: FinishReason,
     effect: Effect,

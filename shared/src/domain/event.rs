@@ -125,6 +125,9 @@ pub enum EventData {
     ReasoningDelta { text: String },
     #[serde(rename = "tool.planned")]
     ToolPlanned { call: u32, call_id: String, name: String, arguments: String, effect: Effect },
+    /// The model asks for a tool that the client runs. The run ends with its step.
+    #[serde(rename = "tool.requested")]
+    ToolRequested { call_id: String, name: String, arguments: String },
     #[serde(rename = "tool.started")]
     ToolStarted { call: u32, call_id: String },
     #[serde(rename = "tool.finished")]

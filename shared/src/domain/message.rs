@@ -20,6 +20,18 @@ pub enum Role {
 
 stored_words!(Role, "role", { User => "user", Assistant => "assistant" });
 
+/// Who said something in a conversation that a client brings along.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Speaker {
+    User,
+    Assistant,
+    /// With the weight of instructions.
+    System,
+}
+
+stored_words!(Speaker, "speaker", { User => "user", Assistant => "assistant", System => "system" });
+
 /// A piece of a message.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(tag = "type", rename_all = "snake_case", rename_all_fields = "camelCase")]
@@ -44,6 +56,23 @@ pub enum Part {
         output: Option<String>,
         #[serde(default, skip_serializing_if = "Option::is_none")]
         error: Option<String>,
+    },
+    /// A call of a tool that the client runs: what the model asked for, or what a client says that one asked for.
+    Call {
+        call_id: String,
+        name: String,
+        /// As the model wrote them.
+        arguments: String,
+    },
+    /// In a user's message: what the client's tool came to.
+    CallResult {
+        call_id: String,
+        output: String,
+    },
+    /// In a user's message: something that was said before.
+    Said {
+        by: Speaker,
+        text: String,
     },
 }
 

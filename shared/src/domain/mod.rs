@@ -1,6 +1,7 @@
 //! Values and rules: no I/O, no clock, no async.
 
 pub mod arguments;
+pub mod asked;
 pub mod chat;
 pub mod event;
 pub mod ids;

@@ -134,6 +134,27 @@ impl Replay {
         self.calls.range((step, 0)..=(step, u32::MAX)).map(|(_, call)| call)
     }
 
+    /// Whether the step asks for tools that the client runs.
+    pub fn asks_client(&self, step: u32) -> bool {
+        self.steps.get(&step).is_some_and(|saved| client_calls(&saved.output).next().is_some())
+    }
+
+    /// All calls of the agent's own tools.
+    pub fn call_count(&self) -> usize {
+        self.calls.len()
+    }
+
+    /// Those before that one.
+    pub fn calls_before(&self, step: u32, call: u32) -> usize {
+        self.calls.range(..(step, call)).count()
+    }
+
+    /// What the last step asks the client for.
+    pub fn open_client_calls(&self) -> Vec<CallForModel> {
+        let last = self.steps.last_key_value().map(|(_, step)| client_calls(&step.output).collect());
+        last.unwrap_or_default()
+    }
+
     /// Calls that have no outcome yet.
     pub fn unsettled(&self) -> impl Iterator<Item = &ToolCall> {
         self.calls.values().filter(|call| !call.state.is_settled())
@@ -167,6 +188,9 @@ impl Replay {
             }
             Some(EventData::ToolPlanned { call, call_id, name, arguments, effect }) => {
                 self.plan(step, call, call_id, name, arguments, effect);
+            }
+            Some(EventData::ToolRequested { call_id, name, arguments }) => {
+                self.extend_open(OutputPart::Call { call_id, name, arguments });
             }
             Some(EventData::ToolStarted { call, .. }) => {
                 self.settle(step, call, CallState::Dispatched, None, None);
@@ -258,7 +282,8 @@ impl Replay {
         parts
     }
 
-    /// The answer as the model is given it: each call is followed by exactly one result.
+    /// The answer as the model is given it: each call is followed by exactly one result, but for the client's calls, whose
+    /// results come with the next message.
     pub fn for_model(&self) -> Vec<ModelMessage> {
         self.for_model_after(0)
     }
@@ -269,20 +294,16 @@ impl Replay {
         for (number, step) in self.steps.range(step.saturating_add(1)..) {
             let text = output_text(&step.output);
             let calls: Vec<_> = self.calls_of(*number).collect();
-            if text.is_empty() && calls.is_empty() {
+            let own = calls.iter().map(|call| CallForModel {
+                call_id: call.call_id.clone(),
+                name: call.name.clone(),
+                arguments: call.arguments.clone(),
+            });
+            let all: Vec<_> = own.chain(client_calls(&step.output)).collect();
+            if text.is_empty() && all.is_empty() {
                 continue;
             }
-            messages.push(ModelMessage::Assistant {
-                text,
-                calls: calls
-                    .iter()
-                    .map(|call| CallForModel {
-                        call_id: call.call_id.clone(),
-                        name: call.name.clone(),
-                        arguments: call.arguments.clone(),
-                    })
-                    .collect(),
-            });
+            messages.push(ModelMessage::Assistant { text, calls: all });
             messages.extend(calls.iter().map(|call| ModelMessage::ToolResult {
                 call_id: call.call_id.clone(),
                 content: call.result_for_model(),
@@ -296,7 +317,19 @@ fn output_part(part: &OutputPart) -> Part {
     match part {
         OutputPart::Text { text } => Part::Text { text: text.clone() },
         OutputPart::Reasoning { text } => Part::Reasoning { text: text.clone() },
+        OutputPart::Call { call_id, name, arguments } => {
+            Part::Call { call_id: call_id.clone(), name: name.clone(), arguments: arguments.clone() }
+        }
     }
+}
+
+fn client_calls(output: &[OutputPart]) -> impl Iterator<Item = CallForModel> {
+    output.iter().filter_map(|part| match part {
+        OutputPart::Call { call_id, name, arguments } => {
+            Some(CallForModel { call_id: call_id.clone(), name: name.clone(), arguments: arguments.clone() })
+        }
+        OutputPart::Text { .. } | OutputPart::Reasoning { .. } => None,
+    })
 }
 
 fn tool_part(call: &ToolCall) -> Part {

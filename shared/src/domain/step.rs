@@ -37,8 +37,18 @@ stored_words!(FinishReason, "finish reason", {
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(tag = "type", rename_all = "snake_case")]
 pub enum OutputPart {
-    Text { text: String },
-    Reasoning { text: String },
+    Text {
+        text: String,
+    },
+    Reasoning {
+        text: String,
+    },
+    /// A call of a tool that the client runs.
+    Call {
+        call_id: String,
+        name: String,
+        arguments: String,
+    },
 }
 
 /// Adds a delta to the output, which goes on with the last part while the kind stays the same.
@@ -58,7 +68,7 @@ pub fn output_text(output: &[OutputPart]) -> String {
         .iter()
         .filter_map(|part| match part {
             OutputPart::Text { text } => Some(text.as_str()),
-            OutputPart::Reasoning { .. } => None,
+            OutputPart::Reasoning { .. } | OutputPart::Call { .. } => None,
         })
         .collect()
 }

@@ -183,6 +183,14 @@ pub fn call_id(run: RunId, step: u32, call: u32) -> String {
     format!("call_{}_{step}_{call}", &run[20..])
 }
 
+/// Whether [`call_id`] gives such a name to a call of that run.
+pub fn is_call_of(run: RunId, name: &str) -> bool {
+    let run = run.0.simple().to_string();
+    name.strip_prefix("call_")
+        .and_then(|rest| rest.strip_prefix(&run[20..]))
+        .is_some_and(|rest| rest.starts_with('_'))
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;

@@ -3,6 +3,7 @@
 use serde_json::Value;
 
 use crate::domain::{
+    asked::Asked,
     event::Segment,
     ids::{ChatId, MessageId, Millis, RunId, WorkspaceId},
     message::Part,
@@ -52,6 +53,16 @@ pub struct IdempotencyKey {
     pub fingerprint: Vec<u8>,
 }
 
+/// What a run brings along beside its input, if its creator asks for more than its agent says.
+#[derive(Clone, Debug, Default)]
+pub struct Request {
+    pub asked: Asked,
+    /// The run whose conversation it goes on with from a chat of its own. It is over.
+    pub previous_run_id: Option<RunId>,
+    /// SHA-256 of caller and request, by which [`Runs::run_of_request`](super::Runs::run_of_request) finds it.
+    pub fingerprint: Vec<u8>,
+}
+
 /// A run to be admitted. Everything in it has been checked and sanitised.
 #[derive(Clone, Debug)]
 pub struct NewRun {
@@ -75,6 +86,7 @@ pub struct NewRun {
     pub queue: String,
     pub priority: i32,
     pub idempotency: Option<IdempotencyKey>,
+    pub request: Option<Request>,
 }
 
 /// A run that will reach exactly one end.

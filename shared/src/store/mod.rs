@@ -24,17 +24,19 @@ use async_trait::async_trait;
 use serde_json::Value;
 
 use crate::domain::{
+    asked::Asked,
     chat::Chat,
     event::{Event, ReleaseReason, Segment},
     ids::{ChatId, Epoch, KeyId, MessageId, Millis, RunId, Seq, WorkerId, WorkspaceId},
-    message::Message,
+    message::{Message, Part},
+    replay::Replay,
     run::{BlockedBy, Claim, Ending, Run},
     step::Step,
     tool::{LateResult, ToolCall},
     transition::{Reason, RunStatus, stored_words},
 };
 
-pub use admission::{AdmitError, Admitted, IfBusy, KeyName, NewRun};
+pub use admission::{AdmitError, Admitted, IfBusy, KeyName, NewRun, Request};
 pub use bounded::bounded;
 pub use error::StoreError;
 pub use page::{Listed, Page};
@@ -173,6 +175,9 @@ pub trait Chats: Send + Sync {
         page: Page<(i64, i32)>,
     ) -> Result<Listed<Message, (i64, i32)>>;
     async fn message(&self, workspace: WorkspaceId, message: MessageId) -> Result<Message>;
+    /// Adds something that was said elsewhere as the chat's next turn, which no run answers.
+    async fn import_message(&self, workspace: WorkspaceId, chat: ChatId, parts: Vec<Part>)
+    -> Result<Message>;
 }
 
 #[derive(Clone, Debug, Default)]
@@ -185,6 +190,25 @@ pub struct RunFilter {
     pub created_before: Option<Millis>,
 }
 
+/// What a run was given.
+#[derive(Clone, Debug, PartialEq)]
+pub struct RunInput {
+    /// The user's message.
+    pub parts: Vec<Part>,
+    pub asked: Option<Asked>,
+    pub previous_run_id: Option<RunId>,
+}
+
+/// A turn of the conversation that a run goes on with.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Ancestor {
+    pub run_id: RunId,
+    pub chat_id: ChatId,
+    pub turn: i64,
+    /// The user's message.
+    pub parts: Vec<Part>,
+}
+
 /// All that the reconstruction of one run's answer needs.
 #[derive(Clone, Debug)]
 pub struct RunRecord {
@@ -193,6 +217,17 @@ pub struct RunRecord {
     pub calls: Vec<ToolCall>,
     /// The log behind the last saved step.
     pub tail: Vec<Segment>,
+}
+
+impl RunRecord {
+    /// The state of the run's answer, as far as its rows and log tell it.
+    pub fn replay(self) -> Replay {
+        let mut replay = Replay::from_rows(self.run_id, self.steps, self.calls);
+        for segment in &self.tail {
+            replay.apply_segment(segment);
+        }
+        replay
+    }
 }
 
 /// What became of a stop.
@@ -226,9 +261,23 @@ pub enum KeyStop {
     },
 }
 
+/// Runs as readers see them. Deleted ones are as good as unknown.
 #[async_trait]
 pub trait Runs: Send + Sync {
     async fn run(&self, workspace: WorkspaceId, run: RunId) -> Result<Run>;
+    async fn input(&self, workspace: WorkspaceId, run: RunId) -> Result<RunInput>;
+    /// The run itself and those before it, by [`Request::previous_run_id`], newest first and at most `limit`. Deleted
+    /// ones are among them: what goes on with them knows them.
+    async fn ancestors(&self, workspace: WorkspaceId, run: RunId, limit: u32) -> Result<Vec<Ancestor>>;
+    /// The newest run with that [`Request::fingerprint`] that is not over, or has not been for longer than `within_ms`.
+    async fn run_of_request(
+        &self,
+        workspace: WorkspaceId,
+        fingerprint: &[u8],
+        within_ms: Millis,
+    ) -> Result<Option<Run>>;
+    /// Makes it unknown to readers. It goes on, unless it is stopped. Again is `NotFound`.
+    async fn delete_run(&self, workspace: WorkspaceId, run: RunId) -> Result<()>;
     /// Newest first, by id.
     async fn list_runs(
         &self,

@@ -122,6 +122,7 @@ impl Api {
         });
         loop {
             let submission = Submission {
+                request: None,
                 workspace_id,
                 chat_id: message.chat,
                 client_chat_id: None,

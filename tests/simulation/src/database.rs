@@ -10,17 +10,17 @@ use longhaul_shared::{
         chat::Chat,
         event::{ReleaseReason, Segment},
         ids::{ChatId, KeyId, MessageId, Millis, RunId, Seq, WorkerId, WorkspaceId},
-        message::Message,
+        message::{Message, Part},
         retry::LAST_CHANCE,
         run::{BlockedBy, Claim, Run},
         tool::{LateResult, ToolCall},
     },
     mutant::{self, Mutant},
     store::{
-        Admission, AdmitError, Admitted, ApiKey, Append, ChatPatch, Chats, Committed, Evidence, HeldRun,
-        Jobs, KeyName, KeyStop, Listed, Log, LogCursor, LogReader, NewChat, NewKey, NewRun, NewWorker, Page,
-        Peer, Released, Result, RunFilter, RunRecord, Runs, StopOutcome, StopRequest, StoreError, WorkerRow,
-        Workers, Workspaces,
+        Admission, AdmitError, Admitted, Ancestor, ApiKey, Append, ChatPatch, Chats, Committed, Evidence,
+        HeldRun, Jobs, KeyName, KeyStop, Listed, Log, LogCursor, LogReader, NewChat, NewKey, NewRun,
+        NewWorker, Page, Peer, Released, Result, RunFilter, RunInput, RunRecord, Runs, StopOutcome,
+        StopRequest, StoreError, WorkerRow, Workers, Workspaces,
         memory::{MemoryStore, unavailable},
     },
 };
@@ -239,12 +239,37 @@ impl Chats for Connection {
     async fn message(&self, workspace: WorkspaceId, message: MessageId) -> Result<Message> {
         remote!(self, message(workspace, message))
     }
+    async fn import_message(
+        &self,
+        workspace: WorkspaceId,
+        chat: ChatId,
+        parts: Vec<Part>,
+    ) -> Result<Message> {
+        remote!(self, import_message(workspace, chat, parts))
+    }
 }
 
 #[async_trait]
 impl Runs for Connection {
     async fn run(&self, workspace: WorkspaceId, run: RunId) -> Result<Run> {
         self.call("run", move |store| at_once(Runs::run(store, workspace, run))).await?
+    }
+    async fn input(&self, workspace: WorkspaceId, run: RunId) -> Result<RunInput> {
+        remote!(self, input(workspace, run))
+    }
+    async fn ancestors(&self, workspace: WorkspaceId, run: RunId, limit: u32) -> Result<Vec<Ancestor>> {
+        remote!(self, ancestors(workspace, run, limit))
+    }
+    async fn run_of_request(
+        &self,
+        workspace: WorkspaceId,
+        fingerprint: &[u8],
+        within_ms: Millis,
+    ) -> Result<Option<Run>> {
+        local!(run_of_request(workspace, fingerprint, within_ms))
+    }
+    async fn delete_run(&self, workspace: WorkspaceId, run: RunId) -> Result<()> {
+        remote!(self, delete_run(workspace, run))
     }
     async fn list_runs(
         &self,

@@ -59,6 +59,7 @@ const CRIMES: &[Crime] = &[
         let outputs = rows.steps.values_mut().flatten().flat_map(|step| &mut step.output);
         outputs.for_each(|part| match part {
             OutputPart::Text { text } | OutputPart::Reasoning { text } => text.push('!'),
+            OutputPart::Call { .. } => {}
         });
     }),
     ("step", |rows| rows.steps.clear()),

@@ -15,6 +15,7 @@ use async_trait::async_trait;
 use futures::stream::BoxStream;
 use longhaul_shared::{
     domain::{
+        asked::{ClientTool, OutputFormat, ToolChoice},
         ids::RunId,
         replay::ModelMessage,
         run::{RunError, Usage},
@@ -31,13 +32,27 @@ pub struct ModelRequest {
     /// Shared, because a long run asks with almost the same conversation a thousand times.
     pub messages: Arc<Vec<ModelMessage>>,
     pub tools: Vec<ToolSpec>,
-    pub temperature: Option<f32>,
-    pub max_output_tokens: Option<u32>,
+    /// Tools that the client runs.
+    pub client_tools: Vec<ClientTool>,
+    pub options: ModelOptions,
     pub run_id: RunId,
     /// From 1.
     pub step: u32,
     /// Which try of this step, from 1.
     pub attempt: u32,
+}
+
+/// How the model is to answer. What is absent is the provider's own choice.
+#[derive(Clone, Debug, Default, PartialEq)]
+pub struct ModelOptions {
+    pub temperature: Option<f32>,
+    pub top_p: Option<f32>,
+    pub max_output_tokens: Option<u32>,
+    pub reasoning_effort: Option<String>,
+    pub verbosity: Option<String>,
+    pub format: Option<OutputFormat>,
+    pub tool_choice: Option<ToolChoice>,
+    pub parallel_tool_calls: Option<bool>,
 }
 
 /// A piece of a planned call. Pieces of one call have the same `index`, and indices are dense from 0, whatever

@@ -8,6 +8,7 @@ use longhaul_shared::{
     bus::Bus,
     config::LimitsConfig,
     domain::{
+        asked::Asked,
         event::{Event, ReleaseReason},
         replay::{ModelMessage, Replay},
         retry::Backoff,
@@ -185,6 +186,7 @@ pub(super) struct Attempt<'a> {
     pub(super) run: &'a Run,
     pub(super) epoch: i64,
     pub(super) agent: Arc<Agent>,
+    pub(super) asked: Asked,
     /// What the log says of this run. Its numbers are this attempt's own count: the recorder knows the real ones.
     pub(super) replay: Replay,
     pub(super) conversation: Arc<Vec<ModelMessage>>,
@@ -209,7 +211,7 @@ impl<'a> Attempt<'a> {
             deadline: Instant::now() + Duration::from_millis(left),
             hard_stop: cx.hard_stop.clone(),
         };
-        let (replay, conversation) = loop_until_read(&interrupts, || {
+        let (replay, conversation, asked) = loop_until_read(&interrupts, || {
             let (store, run, agent) = (Arc::clone(&cx.store), run.clone(), Arc::clone(&agent));
             bounded(cx.store.patience(), async move {
                 let replay = if run.attempts > 1 {
@@ -218,16 +220,23 @@ impl<'a> Attempt<'a> {
                     // Nobody has worked on it: there is nothing to read.
                     Replay::new(run.id)
                 };
-                Ok((replay, prompt::conversation(&*store, &run, &agent).await?))
+                let input = store.input(run.workspace_id, run.id).await?;
+                let conversation = prompt::conversation(&*store, &run, &agent, &input).await?;
+                Ok((replay, conversation, input.asked.unwrap_or_default()))
             })
         })
         .await?;
+        let agent = match &asked.model {
+            Some(model) => cx.agents.with_model(&agent, model),
+            None => agent,
+        };
         Ok(Self {
             cx,
             log,
             run,
             epoch: leased.claim.epoch,
-            agent: Arc::clone(&agent),
+            agent,
+            asked,
             replay,
             conversation: Arc::new(conversation),
             steps_in_conversation: 0,
@@ -243,10 +252,17 @@ impl<'a> Attempt<'a> {
             replay: &self.replay,
             max_steps: self.run.limits.max_steps,
             max_same_calls: self.cx.limits.loop_calls,
+            output_left: self.output_left(),
             stop: self.interrupts.orders.stop_reason(),
             is_past_deadline: Instant::now() >= self.interrupts.deadline,
             is_draining: self.cx.drain.is_cancelled(),
         })
+    }
+
+    /// How many tokens the model may still write, if its client has set a limit for the run.
+    pub(super) fn output_left(&self) -> Option<u32> {
+        let used = u32::try_from(self.usage.output_tokens).unwrap_or(u32::MAX);
+        self.asked.max_output_tokens.map(|limit| limit.saturating_sub(used))
     }
 
     /// Takes an event into this attempt's own picture of the log.

@@ -15,6 +15,8 @@ use serde_json::Value;
 pub struct State<'a> {
     pub replay: &'a Replay,
     pub max_steps: u32,
+    /// Tokens that the model may still write, if the client has set a limit for the run.
+    pub output_left: Option<u32>,
     /// The same call with the same result, step after step, so often is a loop; 0 is never.
     pub max_same_calls: u32,
     /// The run is to end for this reason.
@@ -39,7 +41,7 @@ pub fn next(state: State<'_>) -> Next {
     }
     let last = state.replay.last_step();
     if let Some((step, finish_reason)) = last
-        && state.replay.calls_of(step).next().is_none()
+        && is_answered(state.replay, step)
     {
         return Next::Finish(ending_of(finish_reason));
     }
@@ -58,6 +60,10 @@ pub fn next(state: State<'_>) -> Next {
                 RunError::new("step_limit", format!("the run used all of its {} steps", state.max_steps));
             Next::Finish(Ending::failed(Reason::StepLimit, error))
         }
+        Some(_) if state.output_left == Some(0) => {
+            let error = RunError::new("output_limit", "the run used all of its output tokens");
+            Next::Finish(Ending::failed(Reason::OutputLimit, error))
+        }
         Some((step, _)) => match same_call(state.replay, step, state.max_same_calls) {
             Some(call) => {
                 let told = format!(
@@ -72,6 +78,12 @@ pub fn next(state: State<'_>) -> Next {
         },
         None => Next::CallModel { step: 1 },
     }
+}
+
+/// Whether nothing is left to do behind this step: it has no calls, or the client is to answer some of them.
+fn is_answered(replay: &Replay, step: u32) -> bool {
+    let mut calls = replay.calls_of(step).peekable();
+    calls.peek().is_none() || (replay.asks_client(step) && calls.all(|call| call.state.is_settled()))
 }
 
 /// The call that each of the last `times` steps consists of, if it and its result are the same in all of them.
@@ -162,6 +174,7 @@ mod tests {
             replay,
             max_steps: 3,
             max_same_calls: 0,
+            output_left: None,
             stop: None,
             is_past_deadline: false,
             is_draining: false,
@@ -249,6 +262,56 @@ mod tests {
             assert_eq!(reason, is_loop.then_some(Reason::Loop), "{steps:?}");
             assert!(matches!(next(State { max_same_calls: 0, ..state }), Next::CallModel { .. }), "off");
         }
+    }
+
+    #[test]
+    fn a_client_is_asked_when_the_calls_beside_its_own_are_settled() {
+        let with = |state: CallState| {
+            let mut replay = Replay::new(RunId::generate());
+            let (call_id, name, arguments) = ("c1".to_owned(), "t".to_owned(), "{}".to_owned());
+            let (own_id, effect) = ("c2".to_owned(), Effect::Read);
+            let mut events = vec![
+                EventData::StepStarted { model: "m".into() },
+                EventData::ToolPlanned {
+                    call: 2,
+                    call_id: own_id.clone(),
+                    name: name.clone(),
+                    arguments: arguments.clone(),
+                    effect,
+                },
+                EventData::ToolRequested { call_id, name, arguments },
+                EventData::StepFinished {
+                    finish_reason: FinishReason::ToolCalls,
+                    usage: Usage::default(),
+                    tool_calls: 2,
+                },
+            ];
+            if state.is_settled() {
+                events.push(EventData::ToolFinished {
+                    call: 2,
+                    call_id: own_id,
+                    state,
+                    output: None,
+                    error: None,
+                });
+            }
+            for (seq, event) in (1..).zip(&events) {
+                replay.apply(seq, 0, &event.of_step(1, 1));
+            }
+            replay
+        };
+        assert_eq!(next(state(&with(CallState::Planned))), Next::RunTools { step: 1 });
+        assert_eq!(next(state(&with(CallState::Succeeded))), Next::Finish(Ending::done()));
+    }
+
+    #[test]
+    fn a_run_without_a_token_left_ends_instead_of_asking_the_model_again() {
+        let calling = replay(&[CALLS]);
+        let reason = |output_left| match next(State { output_left, ..state(&calling) }) {
+            Next::Finish(ending) => Some(ending.reason),
+            _ => None,
+        };
+        assert_eq!([Some(0), Some(1), None].map(reason), [Some(Reason::OutputLimit), None, None]);
     }
 
     #[test]

@@ -4,13 +4,15 @@ use std::collections::BTreeMap;
 
 use futures::StreamExt;
 use longhaul_shared::domain::{
+    arguments,
+    asked::ToolChoice,
     event::EventData,
     ids::Seq,
     replay::ModelMessage,
     retry::Backoff,
     run::{Ending, RunError, Usage},
     step::{FinishReason, OutputPart, Step},
-    tool::{CallState, Effect, ToolCall, call_id, idempotency_key},
+    tool::{CallState, Effect, ToolCall, ToolSpec, call_id, idempotency_key},
     transition::Reason,
 };
 use longhaul_shared::{
@@ -28,7 +30,7 @@ use super::{
     repetition::{Detector, Repetition, Thresholds},
 };
 use crate::{
-    provider::{CallDelta, ModelError, ModelEvent, ModelRequest},
+    provider::{CallDelta, ModelError, ModelEvent, ModelOptions, ModelRequest},
     recorder::{Delta, DeltaKind, Write},
 };
 
@@ -112,9 +114,9 @@ impl Attempt<'_> {
         let request = ModelRequest {
             model: self.agent.model_name.clone(),
             messages: self.conversation_so_far(),
-            tools: self.agent.tools.specs().cloned().collect(),
-            temperature: self.agent.temperature,
-            max_output_tokens: self.run.limits.max_output_tokens,
+            tools: self.tools_on_offer(),
+            client_tools: self.asked.tools.clone(),
+            options: self.options(step),
             run_id: self.run.id,
             step,
             attempt,
@@ -168,6 +170,43 @@ impl Attempt<'_> {
         }
     }
 
+    /// The agent's own tools, as long as the client allows more calls of them.
+    fn tools_on_offer(&self) -> Vec<ToolSpec> {
+        if self.may_call(self.replay.call_count()) {
+            let is_own = |spec: &&ToolSpec| !self.is_clients(&spec.name);
+            self.agent.tools.specs().filter(is_own).cloned().collect()
+        } else {
+            vec![]
+        }
+    }
+
+    /// Whether a tool of the agent may be called that was called so often before.
+    pub(super) fn may_call(&self, before: usize) -> bool {
+        self.asked.max_tool_calls.is_none_or(|most| before < most as usize)
+    }
+
+    fn is_clients(&self, tool: &str) -> bool {
+        self.asked.tools.iter().any(|own| own.name == tool)
+    }
+
+    fn options(&self, step: u32) -> ModelOptions {
+        let limits = [self.run.limits.max_output_tokens, self.output_left()];
+        ModelOptions {
+            temperature: self.asked.temperature.map(|asked| asked as f32).or(self.agent.temperature),
+            top_p: self.asked.top_p.map(|asked| asked as f32),
+            max_output_tokens: limits.into_iter().flatten().min(),
+            reasoning_effort: self.asked.reasoning_effort.clone(),
+            verbosity: self.asked.verbosity.clone(),
+            format: self.asked.format.clone(),
+            tool_choice: self
+                .asked
+                .tool_choice
+                .clone()
+                .filter(|choice| step == 1 || *choice == ToolChoice::None),
+            parallel_tool_calls: self.asked.parallel_tool_calls,
+        }
+    }
+
     fn detector(&self) -> Detector {
         let limits = &self.cx.limits;
         Detector::new(Thresholds {
@@ -191,23 +230,35 @@ impl Attempt<'_> {
     /// Saves output and planned calls together; the end of the run too, if there is nothing more to do.
     async fn save(&mut self, step: u32, attempt: u32, answer: Answer) -> Result<(), Exit> {
         let finish_reason = answer.finish_reason.unwrap_or(FinishReason::Other);
-        let calls: Vec<ToolCall> = (1..)
-            .zip(answer.calls.into_values())
-            .map(|(number, call)| self.plan(step, number, call))
-            .collect();
-        let mut events: Vec<_> =
-            calls.iter().map(|call| planned_event(call).of_step(step, attempt)).collect();
-        let finished =
-            EventData::StepFinished { finish_reason, usage: answer.usage, tool_calls: calls.len() as u32 };
+        let (mut events, mut calls) = (vec![], vec![]);
+        let mut output = self.replay.open().map(|open| open.output.clone()).unwrap_or_default();
+        for (number, call) in (1..).zip(answer.calls.into_values()) {
+            if !self.is_clients(&call.name) {
+                let call = self.plan(step, number, call);
+                events.push(planned_event(&call).of_step(step, attempt));
+                calls.push(call);
+            } else if finish_reason != FinishReason::Length || arguments::parse(&call.arguments).is_ok() {
+                let call_id = call_id(self.run.id, step, number);
+                let PlannedCall { name, arguments } = call;
+                output.push(OutputPart::Call {
+                    call_id: call_id.clone(),
+                    name: name.clone(),
+                    arguments: arguments.clone(),
+                });
+                let requested = EventData::ToolRequested { call_id, name, arguments };
+                events.push(requested.of_step(step, attempt));
+            }
+        }
+        let tool_calls = events.len() as u32;
+        let finished = EventData::StepFinished { finish_reason, usage: answer.usage, tool_calls };
         events.push(finished.of_step(step, attempt));
-        let open = self.replay.open();
         let row = Step {
             run_id: self.run.id,
             step,
             attempt,
             epoch: self.epoch,
             model: self.agent.model_name.clone(),
-            output: open.map(|open| open.output.clone()).unwrap_or_default(),
+            output,
             finish_reason,
             usage: answer.usage,
             first_seq: 0,
@@ -225,6 +276,7 @@ impl Attempt<'_> {
             replay: &self.replay,
             max_steps: self.run.limits.max_steps,
             max_same_calls: 0,
+            output_left: self.output_left(),
             stop: None,
             is_past_deadline: false,
             is_draining: false,

@@ -4,15 +4,16 @@ use std::collections::HashMap;
 
 use longhaul_shared::{
     domain::{
-        ids::{MessageId, RunId},
-        message::{Message, Role, text_of},
+        ids::{ChatId, MessageId, RunId},
+        message::{Message, Part, Role},
         replay::{ModelMessage, Replay},
         run::Run,
         transition::MessageStatus,
     },
-    store::{Page, RunRecord, Store, StoreError},
+    store::{Ancestor, Page, RunInput, RunRecord, Store, StoreError},
 };
 
+use super::dialogue::{messages_of, pair};
 use crate::agents::Agent;
 
 /// The newest turns that are given to the model at most. Older ones are left out.
@@ -31,35 +32,53 @@ pub(super) async fn conversation(
     store: &dyn Store,
     run: &Run,
     agent: &Agent,
+    input: &RunInput,
 ) -> Result<Vec<ModelMessage>, StoreError> {
-    let mut messages = vec![];
     let safety = if agent.tools.is_empty() { "" } else { SAFETY };
-    let system = [agent.instructions.as_str(), safety].into_iter().filter(|part| !part.is_empty());
+    let asked = input.asked.as_ref().and_then(|asked| asked.instructions.as_deref()).unwrap_or_default();
+    let system = [agent.instructions.as_str(), safety, asked].into_iter().filter(|part| !part.is_empty());
     let system = system.collect::<Vec<_>>().join("\n\n");
+    let mut messages = earlier_turns(store, run, input).await?;
+    messages.extend(messages_of(&input.parts));
+    let mut messages = pair(messages);
     if !system.is_empty() {
-        messages.push(ModelMessage::System(system));
+        messages.insert(0, ModelMessage::System(system));
     }
-    if run.turn > 1 {
-        messages.extend(earlier_turns(store, run).await?);
-    }
-    let question = store.message(run.workspace_id, run.user_message_id).await?;
-    messages.push(ModelMessage::User(text_of(&question.parts)));
     Ok(messages)
+}
+
+/// What was said and, unless it was said elsewhere, the run that answered it.
+struct Turn {
+    parts: Vec<Part>,
+    answer: Option<RunId>,
+}
+
+impl From<Ancestor> for Turn {
+    fn from(ancestor: Ancestor) -> Self {
+        Self { parts: ancestor.parts, answer: Some(ancestor.run_id) }
+    }
 }
 
 /// The newest turns that fit, oldest first. A turn is taken whole or not at all, so that calls keep their results, and
 /// the newest one is taken however long it is.
-async fn earlier_turns(store: &dyn Store, run: &Run) -> Result<Vec<ModelMessage>, StoreError> {
-    let turns = turns_that_are_over(store, run).await?;
+async fn earlier_turns(
+    store: &dyn Store,
+    run: &Run,
+    input: &RunInput,
+) -> Result<Vec<ModelMessage>, StoreError> {
+    let turns = line_of_turns(store, run, input.previous_run_id).await?;
     let mut newest_first: Vec<Vec<ModelMessage>> = vec![];
     let mut bytes = 0;
-    for some in turns.rchunks(TURNS_AT_ONCE) {
-        let runs: Vec<RunId> = some.iter().filter_map(|(_, answer)| answer.run_id).collect();
-        let records = store.records(run.workspace_id, &runs).await?;
-        for (question, answer) in some.iter().rev() {
-            let record = records.iter().find(|record| Some(record.run_id) == answer.run_id);
-            let mut turn = vec![ModelMessage::User(text_of(&question.parts))];
-            turn.extend(record.map(replay_of).map(|replay| replay.for_model()).unwrap_or_default());
+    for some in turns.chunks(TURNS_AT_ONCE) {
+        let runs: Vec<RunId> = some.iter().filter_map(|turn| turn.answer).collect();
+        let records = if runs.is_empty() { vec![] } else { store.records(run.workspace_id, &runs).await? };
+        let mut records = records.into_iter();
+        for Turn { parts, answer } in some {
+            let mut turn = messages_of(parts);
+            // They come in the order in which they were asked for.
+            if let Some(record) = answer.and_then(|_| records.next()) {
+                turn.extend(record.replay().for_model());
+            }
             bytes += turn.iter().map(size_of).sum::<usize>();
             if bytes > BUDGET_BYTES && !newest_first.is_empty() {
                 return Ok(newest_first.into_iter().rev().flatten().collect());
@@ -70,28 +89,65 @@ async fn earlier_turns(store: &dyn Store, run: &Run) -> Result<Vec<ModelMessage>
     Ok(newest_first.into_iter().rev().flatten().collect())
 }
 
-/// Questions with their answers, oldest first. A turn that is scheduled for later or still waits is no part of the
-/// conversation yet.
-async fn turns_that_are_over(store: &dyn Store, run: &Run) -> Result<Vec<(Message, Message)>, StoreError> {
+/// The turns before this run, newest first: those of its chat and, where its chat goes on with a run of another one, those
+/// up to that run.
+async fn line_of_turns(
+    store: &dyn Store,
+    run: &Run,
+    mut previous: Option<RunId>,
+) -> Result<Vec<Turn>, StoreError> {
+    let (mut chat_id, mut before) = (run.chat_id, run.turn);
+    let mut line: Vec<Turn> = vec![];
+    while line.len() < TURNS as usize {
+        if let Some(run_id) = previous.take() {
+            let ancestors = store.ancestors(run.workspace_id, run_id, TURNS as u32).await?;
+            let Some(oldest) = ancestors.last() else { break };
+            (chat_id, before) = (oldest.chat_id, oldest.turn);
+            line.extend(ancestors.into_iter().map(Turn::from));
+        } else if before > 1 {
+            let turns = turns_that_are_over(store, run, chat_id, before).await?;
+            before = 1;
+            let first = turns.first().and_then(|turn| turn.answer);
+            line.extend(turns.into_iter().rev());
+            if let Some(first) = first {
+                previous = store.input(run.workspace_id, first).await?.previous_run_id;
+            }
+        } else {
+            break;
+        }
+    }
+    line.truncate(TURNS as usize);
+    Ok(line)
+}
+
+/// The newest turns of a chat below `before`, oldest first. A turn that is scheduled for later or still waits is no part
+/// of the conversation yet.
+async fn turns_that_are_over(
+    store: &dyn Store,
+    run: &Run,
+    chat_id: ChatId,
+    before: i64,
+) -> Result<Vec<Turn>, StoreError> {
     let mut rows: Vec<Message> = vec![];
-    let mut after = Some(((run.turn - TURNS).max(1), -1));
+    let mut after = Some(((before - TURNS).max(1), -1));
     while let Some(from) = after {
         let page = Page { limit: PAGE, after: Some(from) };
-        let listed = store.messages(run.workspace_id, run.chat_id, page).await?;
-        after = listed.next.filter(|(turn, _)| *turn < run.turn);
-        rows.extend(listed.items.into_iter().filter(|message| message.turn < run.turn));
+        let listed = store.messages(run.workspace_id, chat_id, page).await?;
+        after = listed.next.filter(|(turn, _)| *turn < before);
+        rows.extend(listed.items.into_iter().filter(|message| message.turn < before));
     }
     let mut questions: HashMap<MessageId, Message> = HashMap::new();
     let mut turns = vec![];
     for row in rows {
         match row.role {
+            Role::User if row.run_id.is_none() => turns.push(Turn { parts: row.parts, answer: None }),
             Role::User => {
                 questions.insert(row.id, row);
             }
             Role::Assistant if row.status == Some(MessageStatus::Streaming) => {}
             Role::Assistant => {
                 let question = row.in_reply_to.and_then(|id| questions.remove(&id));
-                turns.extend(question.map(|question| (question, row)));
+                turns.extend(question.map(|question| Turn { parts: question.parts, answer: row.run_id }));
             }
         }
     }
@@ -111,14 +167,5 @@ fn size_of(message: &ModelMessage) -> usize {
 /// The state of a run's answer as its log has it.
 pub(super) async fn replay(store: &dyn Store, run: &Run) -> Result<Replay, StoreError> {
     let record = store.records(run.workspace_id, &[run.id]).await?.pop();
-    record.as_ref().map(replay_of).ok_or(StoreError::NotFound)
-}
-
-/// The state of a run's answer by its record.
-fn replay_of(record: &RunRecord) -> Replay {
-    let mut replay = Replay::from_rows(record.run_id, record.steps.clone(), record.calls.clone());
-    for segment in &record.tail {
-        replay.apply_segment(segment);
-    }
-    replay
+    record.map(RunRecord::replay).ok_or(StoreError::NotFound)
 }

@@ -234,6 +234,9 @@ impl Attempt<'_> {
                     .to_owned(),
             );
         }
+        if !self.may_call(self.replay.calls_before(call.step, call.call)) {
+            return Err("the client allows no more tool calls in this run; it was not executed".to_owned());
+        }
         self.agent.tools.check(&call.name, &call.arguments)
     }
 

@@ -93,7 +93,7 @@ pub(super) async fn answer(
 }
 
 /// The run when it is over, or as it is when the time is up or this process ends.
-async fn wait_for_end(state: &AppState, run: Run, time: Duration) -> Result<Run, ApiError> {
+pub(crate) async fn wait_for_end(state: &AppState, run: Run, time: Duration) -> Result<Run, ApiError> {
     let cursor = LogCursor { workspace_id: run.workspace_id, run_id: run.id, after: run.last_seq };
     {
         let mut tail = pin!(state.tails.follow(cursor));

@@ -11,7 +11,7 @@ use longhaul_shared::{
     domain::{
         chat::Chat,
         ids::RunId,
-        message::{Message, Part, Role},
+        message::{Message, Part, Role, Speaker},
         transition::MessageStatus,
     },
     store::{LogCursor, Page},
@@ -102,7 +102,7 @@ async fn stored(state: &AppState, chat: &Chat, first: i64, end: i64) -> Result<V
 fn said(message: Message) -> UiMessage {
     let id = message.public_id();
     let texts = message.parts.into_iter().filter_map(|part| match part {
-        Part::Text { text } => Some(text),
+        Part::Text { text } | Part::Said { by: Speaker::User, text } => Some(text),
         _ => None,
     });
     UiMessage::of_user(id, texts)

@@ -21,24 +21,24 @@ use longhaul_shared::{
         run::Run,
         text,
     },
-    store::StoreError,
     tail::Slice,
 };
 
-use super::sse::{self, View};
+use super::{
+    found,
+    sse::{self, View},
+};
 use crate::{
+    dialect::UI,
     error::ApiError,
     extract::parse_id,
     state::AppState,
     views::ui::{Chunk, DONE, Encoder},
 };
 
-/// Where these calls are found: the `api` option of the transports.
-pub(crate) const API: &str = "/api/chat";
-
 pub(crate) fn routes() -> Router<AppState> {
     Router::new()
-        .route(API, post(submit::submit))
+        .route(UI, post(submit::submit))
         .route("/api/chat/{id}", get(load::load))
         .route("/api/chat/{id}/stream", get(resume::resume))
         .route("/api/chat/{id}/stop", post(stop::stop))
@@ -110,12 +110,4 @@ async fn named(state: &AppState, workspace: WorkspaceId, id: String) -> Result<N
     let Some(chat_id) = parse_id::<ChatId>(&id) else { return Ok(Named::Nothing) };
     let chat = found(state.store.chat(workspace, chat_id).await)?;
     Ok(chat.map_or(Named::Nothing, |chat| Named::Chat(Box::new(chat))))
-}
-
-fn found<T>(result: Result<T, StoreError>) -> Result<Option<T>, ApiError> {
-    match result {
-        Ok(found) => Ok(Some(found)),
-        Err(StoreError::NotFound) => Ok(None),
-        Err(error) => Err(error.into()),
-    }
 }

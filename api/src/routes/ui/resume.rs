@@ -10,7 +10,7 @@ use longhaul_shared::{domain::run::Run, store::LogCursor};
 use serde::Deserialize;
 
 use super::{Chunks, Named, named, stream};
-use crate::{auth::Viewer, error::ApiError, extract::Params, state::AppState};
+use crate::{auth::Viewer, error::ApiError, extract::Params, routes::found, state::AppState};
 
 #[derive(Debug, Deserialize)]
 #[serde(rename_all = "camelCase")]
@@ -28,7 +28,7 @@ pub(super) async fn resume(
     let run = match named(&state, caller.workspace_id, id).await? {
         Named::Run(run) => Some(*run),
         Named::Chat(chat) => match chat.active_run_id {
-            Some(run_id) => Some(state.store.run(caller.workspace_id, run_id).await?),
+            Some(run_id) => found(state.store.run(caller.workspace_id, run_id).await)?,
             None => None,
         },
         Named::Nothing => None,

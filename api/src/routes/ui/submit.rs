@@ -17,12 +17,12 @@ use longhaul_shared::{
 use serde::Deserialize;
 use serde_json::{Map, Value, value::RawValue};
 
-use super::{found, stream};
+use super::stream;
 use crate::{
     auth::{Caller, Operator},
     error::{ApiError, Code},
     extract::{LargeBody, parse_id, parse_json},
-    routes::submission::text_of,
+    routes::{found, submission::text_of},
     state::AppState,
 };
 
@@ -79,6 +79,7 @@ pub(super) async fn submit(
         metadata: Value::Null,
         traceparent: text_of(&headers, "traceparent"),
         idempotency: None,
+        request: None,
     };
     let submitted = submit_to_the_end(&state.store, &state.bus, &state.agents, submission).await;
     let admitted = submitted.map_err(|error| match error {

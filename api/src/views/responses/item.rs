@@ -1,5 +1,7 @@
-//! The items of a response's output.
+//! The items of a response's output. Their ids name the run and the item's `output_index`, so that whoever refers to one
+//! can be told what it is.
 
+use longhaul_shared::domain::ids::RunId;
 use serde::Serialize;
 
 /// One item as it is at the moment.
@@ -11,11 +13,21 @@ pub(crate) enum Item {
         role: &'static str,
         status: ItemStatus,
         content: Vec<Content>,
+        #[serde(skip_serializing_if = "Option::is_none")]
+        phase: Option<Phase>,
     },
     Reasoning {
         id: String,
         status: ItemStatus,
         summary: Vec<Content>,
+    },
+    /// A call of a tool that the client runs.
+    FunctionCall {
+        id: String,
+        call_id: String,
+        name: String,
+        arguments: String,
+        status: ItemStatus,
     },
     /// A call of a tool that the worker runs.
     McpCall {
@@ -37,6 +49,14 @@ pub(crate) enum ItemStatus {
     Completed,
     Incomplete,
     Failed,
+}
+
+/// What a text is for. Clients that parse the answer leave commentary alone.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "snake_case")]
+pub(crate) enum Phase {
+    Commentary,
+    FinalAnswer,
 }
 
 #[derive(Clone, Debug, PartialEq, Serialize)]
@@ -64,12 +84,18 @@ impl Content {
 
 impl Item {
     pub(crate) fn id(&self) -> &str {
-        let (Self::Message { id, .. } | Self::Reasoning { id, .. } | Self::McpCall { id, .. }) = self;
+        let (Self::Message { id, .. }
+        | Self::Reasoning { id, .. }
+        | Self::FunctionCall { id, .. }
+        | Self::McpCall { id, .. }) = self;
         id
     }
 
     pub(crate) fn set_status(&mut self, new: ItemStatus) {
-        let (Self::Message { status, .. } | Self::Reasoning { status, .. } | Self::McpCall { status, .. }) = self;
+        let (Self::Message { status, .. }
+        | Self::Reasoning { status, .. }
+        | Self::FunctionCall { status, .. }
+        | Self::McpCall { status, .. }) = self;
         *status = new;
     }
 
@@ -78,7 +104,34 @@ impl Item {
         match self {
             Self::Message { content, .. } => content.first_mut(),
             Self::Reasoning { summary, .. } => summary.first_mut(),
-            Self::McpCall { .. } => None,
+            Self::FunctionCall { .. } | Self::McpCall { .. } => None,
+        }
+    }
+}
+
+pub(super) fn item_id(prefix: &str, run_id: RunId, index: usize) -> String {
+    format!("{prefix}_{}_{index}", run_id.0.simple())
+}
+
+/// The run whose output has an item of that id, and the item's `output_index`.
+pub(crate) fn run_of_item(id: &str) -> Option<(RunId, usize)> {
+    let (_, place) = id.split_once('_')?;
+    let (run, index) = place.split_once('_')?;
+    let index = index.parse().ok()?;
+    let run_id = super::response::id_of(run)?.into();
+    Some((run_id, index))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn an_id_leads_to_the_run_and_the_place_of_its_item() {
+        let run = RunId::generate();
+        assert_eq!(run_of_item(&item_id("msg", run, 12)), Some((run, 12)));
+        for other in ["", "msg_1", "msg_x_1", "rs_1", &format!("msg_{}", run.0.simple())] {
+            assert_eq!(run_of_item(other), None, "{other}");
         }
     }
 }

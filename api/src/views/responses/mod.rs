@@ -4,6 +4,7 @@
 //! creation, so that every replay has the same bytes under the same numbers, and the stored object is the one that the
 //! last event carries. Only event and item types are used that the SDKs know.
 
+mod input_item;
 mod item;
 mod response;
 
@@ -19,8 +20,10 @@ use longhaul_shared::domain::{
 };
 use serde_json::{Value, json};
 
-use item::{Content, Item, ItemStatus};
-pub(crate) use response::{Head, Outcome, Status, response_id, run_of};
+pub(crate) use input_item::{input_items, message_of_item};
+use item::{Content, ItemStatus, Phase, item_id};
+pub(crate) use item::{Item, run_of_item};
+pub(crate) use response::{Head, Outcome, Status, chat_of, conversation_id, response_id, run_of, seconds};
 
 /// What a stream says behind its last event.
 pub(crate) const DONE: &str = "data: [DONE]\n\n";
@@ -72,11 +75,15 @@ impl Encoder {
 
     /// The object as the log has it so far.
     pub(crate) fn response(&self) -> Value {
-        let kept = self.items.iter().zip(&self.torn).filter(|(_, torn)| !**torn).map(|(item, _)| item);
         let is_over = !matches!(self.status, Status::Queued | Status::InProgress);
         // What is under way has no output yet: its readers put it together from the events.
-        let output: Vec<&Item> = if is_over { kept.collect() } else { vec![] };
+        let output: Vec<&Item> = if is_over { self.output().collect() } else { vec![] };
         self.head.response(self.status, &output, &self.outcome)
+    }
+
+    /// The items that count, in order.
+    pub(crate) fn output(&self) -> impl Iterator<Item = &Item> {
+        self.items.iter().zip(&self.torn).filter(|(_, torn)| !**torn).map(|(item, _)| item)
     }
 
     /// What the next event of the log adds to the stream.
@@ -100,13 +107,21 @@ impl Encoder {
             Some(EventData::ReasoningDelta { text }) => self.write(Kind::Reasoning, &text, out),
             Some(EventData::StepFinished { finish_reason, .. }) => {
                 let is_whole = finish_reason != FinishReason::Interrupted;
-                self.close(if is_whole { ItemStatus::Completed } else { ItemStatus::Incomplete }, out);
+                if is_whole {
+                    self.close_as(ItemStatus::Completed, Some(Phase::FinalAnswer), out);
+                } else {
+                    self.close(ItemStatus::Incomplete, out);
+                }
                 self.last_reason = Some(finish_reason);
             }
-            Some(EventData::ToolPlanned { call, call_id, name, arguments, .. }) => {
-                self.close(ItemStatus::Completed, out);
-                let index = self.call(call_id, name, arguments, out);
+            Some(EventData::ToolPlanned { call, name, arguments, .. }) => {
+                self.close_as(ItemStatus::Completed, Some(Phase::Commentary), out);
+                let index = self.call(name, arguments, out);
                 self.calls.insert((step, call), index);
+            }
+            Some(EventData::ToolRequested { call_id, name, arguments }) => {
+                self.close_as(ItemStatus::Completed, Some(Phase::Commentary), out);
+                self.request(call_id, name, arguments, out);
             }
             Some(EventData::ToolFinished { call, state, output, error, .. }) => {
                 if let Some(index) = self.calls.remove(&(step, call)) {
@@ -144,6 +159,10 @@ impl Encoder {
     /// The place of an item, as each of its events has it.
     fn place(&self, index: usize) -> Value {
         json!({"item_id": self.items[index].id(), "output_index": index})
+    }
+
+    fn next_id(&self, prefix: &str) -> String {
+        item_id(prefix, self.head.run_id, self.items.len())
     }
 
     fn add(&mut self, item: Item, out: &mut Vec<Value>) -> usize {
@@ -186,16 +205,14 @@ impl Encoder {
     }
 
     fn begin(&mut self, kind: Kind, out: &mut Vec<Value>) -> usize {
-        let number = self.items.len();
-        let run = self.head.run_id.0.simple();
         let status = ItemStatus::InProgress;
         let index = match kind {
             Kind::Text => {
-                let id = format!("msg_{run}_{number}");
-                self.add(Item::Message { id, role: "assistant", status, content: vec![] }, out)
+                let id = self.next_id("msg");
+                self.add(Item::Message { id, role: "assistant", status, content: vec![], phase: None }, out)
             }
             Kind::Reasoning => {
-                let id = format!("rs_{run}_{number}");
+                let id = self.next_id("rs");
                 self.add(Item::Reasoning { id, status, summary: vec![] }, out)
             }
         };
@@ -214,13 +231,17 @@ impl Encoder {
                 fields["part"] = json!(summary[0]);
                 self.say("response.reasoning_summary_part.added", fields, out);
             }
-            Item::McpCall { .. } => {}
+            Item::FunctionCall { .. } | Item::McpCall { .. } => {}
         }
         index
     }
 
-    /// Closes the item that is being written.
     fn close(&mut self, status: ItemStatus, out: &mut Vec<Value>) {
+        self.close_as(status, None, out);
+    }
+
+    /// Closes the item that is being written.
+    fn close_as(&mut self, status: ItemStatus, what_for: Option<Phase>, out: &mut Vec<Value>) {
         let Some((kind, index)) = self.open.take() else { return };
         let Some(content) = self.items[index].content().cloned() else { return };
         let mut text = self.place(index);
@@ -241,12 +262,36 @@ impl Encoder {
             }
         }
         self.items[index].set_status(status);
+        if let Item::Message { phase, .. } = &mut self.items[index] {
+            *phase = what_for;
+        }
         self.done(index, out);
     }
 
-    fn call(&mut self, call_id: String, name: String, arguments: String, out: &mut Vec<Value>) -> usize {
+    fn request(&mut self, call_id: String, name: String, arguments: String, out: &mut Vec<Value>) {
+        let item = Item::FunctionCall {
+            id: self.next_id("fc"),
+            call_id,
+            name: name.clone(),
+            arguments: String::new(),
+            status: ItemStatus::InProgress,
+        };
+        let index = self.add(item, out);
+        let (mut delta, mut done) = (self.place(index), self.place(index));
+        delta["delta"] = arguments.as_str().into();
+        (done["arguments"], done["name"]) = (arguments.as_str().into(), name.into());
+        self.say("response.function_call_arguments.delta", delta, out);
+        self.say("response.function_call_arguments.done", done, out);
+        if let Item::FunctionCall { arguments: whole, .. } = &mut self.items[index] {
+            *whole = arguments;
+        }
+        self.items[index].set_status(ItemStatus::Completed);
+        self.done(index, out);
+    }
+
+    fn call(&mut self, name: String, arguments: String, out: &mut Vec<Value>) -> usize {
         let item = Item::McpCall {
-            id: format!("mcp_{call_id}"),
+            id: self.next_id("mcp"),
             server_label: SERVER_LABEL,
             name,
             arguments: String::new(),
@@ -308,9 +353,11 @@ impl Encoder {
                 "response.incomplete"
             }
             (RunStatus::Failed, reason) => {
-                let message = error.map_or_else(|| reason.to_string(), |error| error.message);
+                let error = error.unwrap_or_else(|| RunError::new("internal", reason.to_string()));
                 self.status = Status::Failed;
-                self.outcome.error = Some(json!({"code": "server_error", "message": message}));
+                // By other codes the AI SDK takes a failed run for one to be started again.
+                let told = json!({"code": "invalid_run", "type": error.code, "message": error.message});
+                self.outcome.error = Some(told);
                 "response.failed"
             }
             _ => match self.last_reason {

@@ -1,11 +1,13 @@
 //! The Response object, as it was at some moment of its run.
 
 use longhaul_shared::domain::{
+    asked::{Asked, ClientTool, OutputFormat, ToolChoice},
     ids::{ChatId, Millis, RunId},
-    run::Usage,
+    run::{Run, Usage},
 };
 use serde::Serialize;
-use serde_json::{Map, Value, json};
+use serde_json::{Value, json};
+use uuid::Uuid;
 
 use super::item::Item;
 
@@ -13,12 +15,11 @@ use super::item::Item;
 #[derive(Clone, Debug)]
 pub(crate) struct Head {
     pub(crate) run_id: RunId,
-    /// The conversation that it is part of, if its creator named one.
-    pub(crate) conversation: Option<ChatId>,
-    pub(crate) model: String,
-    pub(crate) created_at: Millis,
-    /// What its creator asked, by the names that the Response object has for it.
-    pub(crate) asked: Map<String, Value>,
+    chat_id: ChatId,
+    agent: String,
+    created_at: Millis,
+    metadata: Value,
+    asked: Asked,
 }
 
 /// Where a response stands.
@@ -49,15 +50,23 @@ pub(crate) fn response_id(run_id: RunId) -> String {
 
 /// The run that a client calls so.
 pub(crate) fn run_of(response_id: &str) -> Option<RunId> {
-    let digits = response_id.strip_prefix("resp_")?;
-    let id = uuid::Uuid::try_parse(digits).ok()?;
-    // One spelling only.
-    (id.simple().to_string() == digits).then_some(RunId(id))
+    response_id.strip_prefix("resp_").and_then(id_of).map(RunId)
 }
 
 /// The id by which clients know a chat as a conversation.
 pub(crate) fn conversation_id(chat_id: ChatId) -> String {
     format!("conv_{}", chat_id.0.simple())
+}
+
+/// The chat that a client calls so.
+pub(crate) fn chat_of(conversation_id: &str) -> Option<ChatId> {
+    conversation_id.strip_prefix("conv_").and_then(id_of).map(ChatId)
+}
+
+/// An id in its one spelling here.
+pub(super) fn id_of(digits: &str) -> Option<Uuid> {
+    let id = Uuid::try_parse(digits).ok()?;
+    (id.simple().to_string() == digits).then_some(id)
 }
 
 #[derive(Serialize)]
@@ -68,32 +77,53 @@ struct Response<'a> {
     status: Status,
     error: &'a Option<Value>,
     incomplete_details: &'a Option<Value>,
-    model: &'a str,
+    model: Value,
     output: &'a [&'a Item],
     usage: Option<Value>,
     completed_at: Option<i64>,
     conversation: Option<Value>,
     background: Value,
-    instructions: Value,
-    max_output_tokens: Value,
-    max_tool_calls: Value,
-    metadata: Value,
-    parallel_tool_calls: Value,
+    instructions: &'a Option<String>,
+    max_output_tokens: Option<u32>,
+    max_tool_calls: Option<u32>,
+    metadata: &'a Value,
+    parallel_tool_calls: bool,
     previous_response_id: Value,
+    prompt_cache_key: Value,
     reasoning: Value,
+    safety_identifier: Value,
+    service_tier: Value,
     store: Value,
-    temperature: Value,
+    temperature: Option<f64>,
     text: Value,
     tool_choice: Value,
-    tools: Value,
-    top_p: Value,
+    tools: Vec<Value>,
+    top_p: Option<f64>,
     truncation: Value,
     user: Value,
 }
 
 impl Head {
+    pub(crate) fn new(run: &Run, asked: Asked) -> Self {
+        Self {
+            run_id: run.id,
+            chat_id: run.chat_id,
+            agent: run.agent.clone(),
+            created_at: run.created_at,
+            metadata: run.metadata.clone(),
+            asked,
+        }
+    }
+
+    /// Whether its creator wants it to be found later.
+    pub(crate) fn is_kept(&self) -> bool {
+        self.asked.echo.get("store") != Some(&Value::Bool(false))
+    }
+
     pub(crate) fn response(&self, status: Status, output: &[&Item], outcome: &Outcome) -> Value {
-        let asked = |name: &str, default: Value| self.asked.get(name).cloned().unwrap_or(default);
+        let asked = &self.asked;
+        let said = |name: &str, default: Value| asked.echo.get(name).cloned().unwrap_or(default);
+        let is_in_conversation = asked.echo.get("conversation") == Some(&Value::Bool(true));
         let response = Response {
             id: response_id(self.run_id),
             object: "response",
@@ -101,33 +131,63 @@ impl Head {
             status,
             error: &outcome.error,
             incomplete_details: &outcome.incomplete_details,
-            model: &self.model,
+            model: said("model", json!(self.agent)),
             output,
             usage: outcome.usage.map(usage),
             completed_at: outcome.completed_at.map(seconds),
-            conversation: self.conversation.map(|chat| json!({"id": conversation_id(chat)})),
-            background: asked("background", json!(false)),
-            instructions: asked("instructions", Value::Null),
-            max_output_tokens: asked("max_output_tokens", Value::Null),
-            max_tool_calls: asked("max_tool_calls", Value::Null),
-            metadata: asked("metadata", json!({})),
-            parallel_tool_calls: asked("parallel_tool_calls", json!(true)),
-            previous_response_id: asked("previous_response_id", Value::Null),
-            reasoning: asked("reasoning", Value::Null),
-            store: asked("store", json!(true)),
-            temperature: asked("temperature", Value::Null),
-            text: asked("text", json!({"format": {"type": "text"}})),
-            tool_choice: asked("tool_choice", json!("auto")),
-            tools: asked("tools", json!([])),
-            top_p: asked("top_p", Value::Null),
-            truncation: asked("truncation", json!("disabled")),
-            user: asked("user", Value::Null),
+            conversation: is_in_conversation.then(|| json!({"id": conversation_id(self.chat_id)})),
+            background: said("background", json!(false)),
+            instructions: &asked.instructions,
+            max_output_tokens: asked.max_output_tokens,
+            max_tool_calls: asked.max_tool_calls,
+            metadata: &self.metadata,
+            parallel_tool_calls: asked.parallel_tool_calls.unwrap_or(true),
+            previous_response_id: said("previous_response_id", Value::Null),
+            prompt_cache_key: said("prompt_cache_key", Value::Null),
+            reasoning: said("reasoning", json!({"effort": null, "summary": null})),
+            safety_identifier: said("safety_identifier", Value::Null),
+            service_tier: said("service_tier", json!("default")),
+            store: said("store", json!(true)),
+            temperature: asked.temperature,
+            text: text(asked),
+            tool_choice: tool_choice(asked.tool_choice.as_ref()),
+            tools: asked.tools.iter().map(tool).collect(),
+            top_p: asked.top_p,
+            truncation: said("truncation", json!("disabled")),
+            user: said("user", Value::Null),
         };
         serde_json::to_value(response).expect("a response has string keys and finite numbers only")
     }
 }
 
-fn seconds(at: Millis) -> i64 {
+fn text(asked: &Asked) -> Value {
+    let format = match &asked.format {
+        None => json!({"type": "text"}),
+        Some(OutputFormat::JsonObject) => json!({"type": "json_object"}),
+        Some(OutputFormat::JsonSchema { name, description, schema, strict }) => json!({
+            "type": "json_schema", "name": name, "description": description, "schema": schema, "strict": strict,
+        }),
+    };
+    json!({"format": format, "verbosity": asked.verbosity})
+}
+
+fn tool_choice(choice: Option<&ToolChoice>) -> Value {
+    match choice {
+        None | Some(ToolChoice::Auto) => json!("auto"),
+        Some(ToolChoice::None) => json!("none"),
+        Some(ToolChoice::Required) => json!("required"),
+        Some(ToolChoice::Function(name)) => json!({"type": "function", "name": name}),
+    }
+}
+
+fn tool(tool: &ClientTool) -> Value {
+    let ClientTool { name, description, parameters, strict } = tool;
+    json!({
+        "type": "function", "name": name, "description": description, "parameters": parameters, "strict": strict,
+    })
+}
+
+pub(crate) fn seconds(at: Millis) -> i64 {
     at.div_euclid(1000)
 }
 
@@ -139,6 +199,20 @@ fn usage(usage: Usage) -> Value {
         "output_tokens_details": {"reasoning_tokens": usage.reasoning_tokens},
         "total_tokens": usage.input_tokens.saturating_add(usage.output_tokens),
     })
+}
+
+#[cfg(test)]
+impl Head {
+    pub(super) fn for_test(asked: Asked) -> Self {
+        Self {
+            run_id: RunId(Uuid::from_u128(1)),
+            chat_id: ChatId(Uuid::from_u128(2)),
+            agent: "demo".into(),
+            created_at: 1_795_168_800_123,
+            metadata: json!({"a": "b"}),
+            asked,
+        }
+    }
 }
 
 #[cfg(test)]
@@ -157,22 +231,39 @@ mod tests {
 
     #[test]
     fn a_response_has_every_field_that_clients_read() {
-        let asked = json!({"metadata": {"a": "b"}, "temperature": 0.5, "background": true});
-        let Value::Object(asked) = asked else { unreachable!() };
-        let head = Head {
-            run_id: RunId(uuid::Uuid::from_u128(1)),
-            conversation: Some(ChatId(uuid::Uuid::from_u128(2))),
-            model: "demo".into(),
-            created_at: 1_795_168_800_123,
-            asked,
+        let Value::Object(echo) = json!({"background": true, "conversation": true, "model": "demo/m"}) else {
+            unreachable!()
         };
-        let fresh = head.response(Status::Queued, &[], &Outcome::default());
-        assert_eq!(fresh["id"], "resp_00000000000000000000000000000001");
-        assert_eq!(fresh["conversation"]["id"], "conv_00000000000000000000000000000002");
-        assert_eq!((&fresh["created_at"], &fresh["status"]), (&json!(1_795_168_800), &json!("queued")));
-        assert_eq!((&fresh["output"], &fresh["tools"], &fresh["tool_choice"]), (&json!([]), &json!([]), &json!("auto")));
-        assert_eq!((&fresh["metadata"], &fresh["temperature"], &fresh["background"]), (&json!({"a": "b"}), &json!(0.5), &json!(true)));
-        for name in ["error", "incomplete_details", "usage", "previous_response_id", "instructions", "top_p"] {
+        let look =
+            ClientTool { name: "look".into(), description: None, parameters: None, strict: Some(true) };
+        let asked = Asked {
+            temperature: Some(0.5),
+            tools: vec![look],
+            tool_choice: Some(ToolChoice::Function("look".into())),
+            echo,
+            ..Asked::default()
+        };
+        let fresh = Head::for_test(asked).response(Status::Queued, &[], &Outcome::default());
+        for (name, expected) in [
+            ("id", json!("resp_00000000000000000000000000000001")),
+            ("conversation", json!({"id": "conv_00000000000000000000000000000002"})),
+            ("created_at", json!(1_795_168_800)),
+            ("status", json!("queued")),
+            ("model", json!("demo/m")),
+            ("output", json!([])),
+            ("metadata", json!({"a": "b"})),
+            ("temperature", json!(0.5)),
+            ("background", json!(true)),
+            ("tool_choice", json!({"type": "function", "name": "look"})),
+        ] {
+            assert_eq!(fresh[name], expected, "{name}");
+        }
+        assert_eq!(
+            (&fresh["tools"][0]["name"], &fresh["tools"][0]["strict"]),
+            (&json!("look"), &json!(true))
+        );
+        for name in ["error", "incomplete_details", "usage", "previous_response_id", "instructions", "top_p"]
+        {
             assert!(fresh.get(name).is_some_and(Value::is_null), "{name}");
         }
     }

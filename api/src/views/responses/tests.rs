@@ -1,23 +1,11 @@
-use longhaul_shared::domain::{
-    ids::RunId,
-    run::Usage,
-    tool::Effect,
-};
-use serde_json::Map;
+use longhaul_shared::domain::{run::Usage, tool::Effect};
 
 use super::*;
 
 const AT: Millis = 1_795_168_800_123;
 
 fn head() -> Head {
-    let asked = Map::from_iter([("metadata".to_owned(), json!({"a": "b"}))]);
-    Head {
-        run_id: RunId(uuid::Uuid::from_u128(1)),
-        conversation: None,
-        model: "demo".into(),
-        created_at: AT,
-        asked,
-    }
+    Head::for_test(longhaul_shared::domain::asked::Asked::default())
 }
 
 fn queued() -> Event {
@@ -99,7 +87,11 @@ fn stream(log: &[Event]) -> Vec<Value> {
     }
     assert_eq!(events[0]["type"], "response.created");
     assert!(items.iter().all(|(_, is_done)| *is_done), "every item is closed");
-    assert_eq!(events.last().unwrap()["response"], encoder.response(), "the stored object is the last event's");
+    assert_eq!(
+        events.last().unwrap()["response"],
+        encoder.response(),
+        "the stored object is the last event's"
+    );
     events
 }
 
@@ -109,8 +101,15 @@ fn kinds(events: &[Value]) -> Vec<&str> {
 
 #[test]
 fn a_plain_answer_is_one_message() {
-    let events =
-        stream(&[queued(), claimed(), started(1, 1), text(1, "Hel"), text(1, "lo"), saved(1, FinishReason::Stop), done()]);
+    let events = stream(&[
+        queued(),
+        claimed(),
+        started(1, 1),
+        text(1, "Hel"),
+        text(1, "lo"),
+        saved(1, FinishReason::Stop),
+        done(),
+    ]);
     assert_eq!(
         kinds(&events),
         [
@@ -127,12 +126,21 @@ fn a_plain_answer_is_one_message() {
             "completed",
         ]
     );
-    assert_eq!((&events[0]["response"]["status"], &events[0]["response"]["output"]), (&json!("queued"), &json!([])));
+    assert_eq!(
+        (&events[0]["response"]["status"], &events[0]["response"]["output"]),
+        (&json!("queued"), &json!([]))
+    );
     assert_eq!(events[2]["response"]["output"], json!([]), "a snapshot is of then");
     assert_eq!(events[3]["item"]["content"], json!([]));
-    assert_eq!(events[4]["part"], json!({"type": "output_text", "text": "", "annotations": [], "logprobs": []}));
+    assert_eq!(
+        events[4]["part"],
+        json!({"type": "output_text", "text": "", "annotations": [], "logprobs": []})
+    );
     let response = &events.last().unwrap()["response"];
-    assert_eq!((&response["status"], &response["completed_at"]), (&json!("completed"), &json!(1_795_168_800)));
+    assert_eq!(
+        (&response["status"], &response["completed_at"]),
+        (&json!("completed"), &json!(1_795_168_800))
+    );
     assert_eq!(response["output"][0]["content"][0]["text"], "Hello");
     assert_eq!(response["usage"]["total_tokens"], 7);
     assert_eq!(response["metadata"], json!({"a": "b"}));
@@ -157,13 +165,17 @@ fn reasoning_and_calls_of_the_server_are_items_of_their_own() {
         done(),
     ]);
     let output = &events.last().unwrap()["response"]["output"];
-    let types: Vec<_> = output.as_array().unwrap().iter().map(|item| item["type"].as_str().unwrap()).collect();
+    let types: Vec<_> =
+        output.as_array().unwrap().iter().map(|item| item["type"].as_str().unwrap()).collect();
     assert_eq!(types, ["reasoning", "message", "mcp_call", "mcp_call", "message"]);
     assert_eq!(output[0]["summary"], json!([{"type": "summary_text", "text": "hm"}]));
     assert_eq!((&output[2]["output"], &output[2]["status"]), (&json!("noon"), &json!("completed")));
     assert_eq!((&output[3]["error"], &output[3]["status"]), (&json!("unknown"), &json!("failed")));
     let added = events.iter().find(|event| event["item"]["type"] == "mcp_call").unwrap();
-    assert_eq!((&added["item"]["arguments"], &added["item"]["server_label"]), (&json!(""), &json!("longhaul")));
+    assert_eq!(
+        (&added["item"]["arguments"], &added["item"]["server_label"]),
+        (&json!(""), &json!("longhaul"))
+    );
 }
 
 #[test]
@@ -195,17 +207,34 @@ fn every_end_has_its_status_and_its_event() {
         let events = stream(&[&[queued(), claimed(), started(1, 1), text(1, "x")], events].concat());
         let last = events.last().unwrap();
         let response = &last["response"];
-        let told = [&last["type"], &response["status"], &response["incomplete_details"]["reason"], &response["error"]["message"]];
+        let told = [
+            &last["type"],
+            &response["status"],
+            &response["incomplete_details"]["reason"],
+            &response["error"]["message"],
+        ];
         told.map(|value| value.as_str().unwrap_or("-").to_owned())
     };
     let stop = saved(1, FinishReason::Stop);
     let table = [
         (vec![stop, done()], ["response.completed", "completed", "-", "-"]),
-        (vec![saved(1, FinishReason::Length), done()], ["response.incomplete", "incomplete", "max_output_tokens", "-"]),
-        (vec![saved(1, FinishReason::ContentFilter), done()], ["response.incomplete", "incomplete", "content_filter", "-"]),
-        (vec![ended(RunStatus::Failed, Reason::StepLimit)], ["response.incomplete", "incomplete", "max_output_tokens", "-"]),
+        (
+            vec![saved(1, FinishReason::Length), done()],
+            ["response.incomplete", "incomplete", "max_output_tokens", "-"],
+        ),
+        (
+            vec![saved(1, FinishReason::ContentFilter), done()],
+            ["response.incomplete", "incomplete", "content_filter", "-"],
+        ),
+        (
+            vec![ended(RunStatus::Failed, Reason::StepLimit)],
+            ["response.incomplete", "incomplete", "max_output_tokens", "-"],
+        ),
         (vec![ended(RunStatus::Failed, Reason::Provider)], ["response.failed", "failed", "-", "it broke"]),
-        (vec![ended(RunStatus::Aborted, Reason::Stop)], ["response.incomplete", "cancelled", "cancelled", "-"]),
+        (
+            vec![ended(RunStatus::Aborted, Reason::Stop)],
+            ["response.incomplete", "cancelled", "cancelled", "-"],
+        ),
     ];
     for (events, expected) in table {
         assert_eq!(end(&events), expected);

@@ -56,7 +56,7 @@ pub(crate) enum Chunk {
     },
 }
 
-/// A call. The tools are the server's: pages know neither their names nor how to run them.
+/// A call. Pages know no tool by its name before it is called.
 #[derive(Clone, Debug, PartialEq, Serialize)]
 #[serde(rename_all = "camelCase")]
 pub(crate) struct ToolInput {
@@ -68,7 +68,9 @@ pub(crate) struct ToolInput {
     #[serde(skip_serializing_if = "Option::is_none")]
     pub(super) error_text: Option<String>,
     dynamic: bool,
-    provider_executed: bool,
+    /// Else it is for the page to execute.
+    #[serde(skip_serializing_if = "is_false")]
+    pub(super) provider_executed: bool,
 }
 
 /// What became of a call.
@@ -91,6 +93,7 @@ pub(crate) enum ChunkFinish {
     Stop,
     Length,
     ContentFilter,
+    ToolCalls,
     Error,
     Other,
 }
@@ -115,10 +118,11 @@ impl Chunk {
         tool_name: String,
         input: Value,
         error_text: Option<String>,
+        provider_executed: bool,
     ) -> Self {
         let is_wrong = error_text.is_some();
         let input =
-            ToolInput { tool_call_id, tool_name, input, error_text, dynamic: true, provider_executed: true };
+            ToolInput { tool_call_id, tool_name, input, error_text, dynamic: true, provider_executed };
         if is_wrong { Self::ToolInputError(input) } else { Self::ToolInputAvailable(input) }
     }
 
@@ -148,6 +152,11 @@ impl Chunk {
         out.push_str(&serde_json::to_string(self).expect("a chunk has string keys and finite numbers only"));
         out.push_str("\n\n");
     }
+}
+
+#[expect(clippy::trivially_copy_pass_by_ref, reason = "serde passes a reference")]
+pub(super) fn is_false(flag: &bool) -> bool {
+    !flag
 }
 
 impl Metadata {

@@ -5,7 +5,7 @@ use serde_json::Value;
 
 use super::{
     Chunk, Metadata,
-    chunk::{ToolInput, ToolOutcome},
+    chunk::{ToolInput, ToolOutcome, is_false},
 };
 
 /// A message with the parts in the order in which a page has them.
@@ -45,6 +45,7 @@ pub(crate) struct ToolPart {
     output: Option<Value>,
     #[serde(skip_serializing_if = "Option::is_none")]
     error_text: Option<String>,
+    #[serde(skip_serializing_if = "is_false")]
     provider_executed: bool,
 }
 
@@ -124,6 +125,6 @@ fn tool_part(input: &ToolInput, state: &'static str) -> UiPart {
         input: input.input.clone(),
         output: None,
         error_text: input.error_text.clone(),
-        provider_executed: true,
+        provider_executed: input.provider_executed,
     })
 }

@@ -49,6 +49,8 @@ pub(crate) struct Encoder {
     /// The calls that have no outcome yet, by step and number.
     open_calls: BTreeMap<(u32, u32), String>,
     last_reason: Option<FinishReason>,
+    /// A call is left to the page.
+    asks_page: bool,
 }
 
 impl Encoder {
@@ -64,6 +66,7 @@ impl Encoder {
             is_step_saved: false,
             open_calls: BTreeMap::new(),
             last_reason: None,
+            asks_page: false,
         }
     }
 
@@ -87,7 +90,12 @@ impl Encoder {
             Some(EventData::ToolPlanned { call, call_id, name, arguments, .. }) => {
                 self.end_part(out);
                 self.open_calls.insert((step, call), call_id.clone());
-                out.push(tool_input(call_id, name, arguments));
+                out.push(tool_input(call_id, name, arguments, true));
+            }
+            Some(EventData::ToolRequested { call_id, name, arguments }) => {
+                self.end_part(out);
+                self.asks_page = true;
+                out.push(tool_input(call_id, name, arguments, false));
             }
             Some(EventData::StepFinished { finish_reason, .. }) => {
                 self.end_part(out);
@@ -122,6 +130,7 @@ impl Encoder {
                     _ => match self.last_reason {
                         Some(FinishReason::Length) => ChunkFinish::Length,
                         Some(FinishReason::ContentFilter) => ChunkFinish::ContentFilter,
+                        _ if self.asks_page => ChunkFinish::ToolCalls,
                         _ => ChunkFinish::Stop,
                     },
                 };
@@ -191,17 +200,13 @@ fn outcome(tool_call_id: String, state: CallState, output: Option<String>, error
 
 /// Arguments that are no object are shown as the text that they are. Decided here, by the letter: what a later version
 /// makes of arguments must not change what is shown of an old run.
-fn tool_input(call_id: String, name: String, arguments: String) -> Chunk {
-    match serde_json::from_str::<Map<String, Value>>(&arguments) {
-        Ok(input) => Chunk::tool_input(call_id, name, Value::Object(input), None),
-        Err(_) if arguments.trim().is_empty() => {
-            Chunk::tool_input(call_id, name, Value::Object(Map::new()), None)
-        }
-        Err(_) => {
-            let why = "The arguments are not a JSON object.".to_owned();
-            Chunk::tool_input(call_id, name, Value::String(arguments), Some(why))
-        }
-    }
+fn tool_input(call_id: String, name: String, arguments: String, is_ours: bool) -> Chunk {
+    let (input, why) = match serde_json::from_str::<Map<String, Value>>(&arguments) {
+        Ok(input) => (Value::Object(input), None),
+        Err(_) if arguments.trim().is_empty() => (Value::Object(Map::new()), None),
+        Err(_) => (Value::String(arguments), Some("The arguments are not a JSON object.".to_owned())),
+    };
+    Chunk::tool_input(call_id, name, input, why, is_ours)
 }
 
 fn without_reason(state: CallState) -> &'static str {

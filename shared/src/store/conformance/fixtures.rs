@@ -164,6 +164,7 @@ pub(super) fn new_run(workspace: WorkspaceId, chat: Option<ChatId>) -> NewRun {
         queue: QUEUE.to_owned(),
         priority: 0,
         idempotency: None,
+        request: None,
     }
 }
 

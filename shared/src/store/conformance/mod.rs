@@ -21,6 +21,7 @@ mod log_read;
 mod queue;
 mod releases;
 mod repairs;
+mod requests;
 mod runs;
 mod schema;
 mod stops;

@@ -200,7 +200,16 @@ impl State {
         self.messages.insert(question.id, question);
         self.messages.insert(answer.id, answer);
         let run_id = run.id;
-        self.runs.insert(run_id, RunRow { run, queue: new.queue.clone(), priority: new.priority });
+        self.runs.insert(
+            run_id,
+            RunRow {
+                run,
+                queue: new.queue.clone(),
+                priority: new.priority,
+                request: new.request.clone(),
+                is_deleted: false,
+            },
+        );
         run_id
     }
 

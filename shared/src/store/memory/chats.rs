@@ -11,7 +11,7 @@ use crate::{
     domain::{
         chat::Chat,
         ids::{ChatId, MessageId, WorkspaceId},
-        message::Message,
+        message::{Message, Part, Role},
     },
     store::{ChatPatch, Chats, Listed, NewChat, Page, Result, StopOutcome, StoreError},
 };
@@ -95,6 +95,38 @@ impl Chats for MemoryStore {
             let found = state.messages.get(&message).ok_or(StoreError::NotFound)?;
             state.live_chat(workspace, found.chat_id)?;
             Ok(found.clone())
+        })
+    }
+
+    async fn import_message(
+        &self,
+        workspace: WorkspaceId,
+        chat: ChatId,
+        parts: Vec<Part>,
+    ) -> Result<Message> {
+        self.transact(|state| {
+            state.live_chat(workspace, chat)?;
+            let now = state.now;
+            let row = state.chats.get_mut(&chat).ok_or(StoreError::NotFound)?;
+            row.last_turn += 1;
+            row.chat.updated_at = now;
+            let message = Message {
+                id: MessageId::generate(),
+                workspace_id: workspace,
+                chat_id: chat,
+                turn: row.last_turn,
+                position: 0,
+                role: Role::User,
+                status: None,
+                client_id: None,
+                in_reply_to: None,
+                run_id: None,
+                parts,
+                created_at: now,
+                updated_at: now,
+            };
+            state.messages.insert(message.id, message.clone());
+            Ok(message)
         })
     }
 }

@@ -2,20 +2,78 @@
 
 use async_trait::async_trait;
 
-use super::{MemoryStore, state::State};
+use super::{
+    MemoryStore,
+    state::{RunRow, State},
+};
 use crate::{
     domain::{
-        ids::{ChatId, RunId, WorkspaceId},
+        ids::{ChatId, Millis, RunId, WorkspaceId},
         run::{BlockedBy, Run},
         transition::{Reason, RunStatus},
     },
-    store::{KeyName, KeyStop, Listed, LogCursor, Page, Result, RunFilter, RunRecord, Runs, StopOutcome},
+    store::{
+        Ancestor, KeyName, KeyStop, Listed, LogCursor, Page, Result, RunFilter, RunInput, RunRecord, Runs,
+        StopOutcome, StoreError,
+    },
 };
 
 #[async_trait]
 impl Runs for MemoryStore {
     async fn run(&self, workspace: WorkspaceId, run: RunId) -> Result<Run> {
-        self.transact(|state| state.run(workspace, run))
+        self.transact(|state| state.live_run(workspace, run).map(|row| state.as_read(row)))
+    }
+
+    async fn input(&self, workspace: WorkspaceId, run: RunId) -> Result<RunInput> {
+        self.transact(|state| {
+            let row = state.known_run(workspace, run)?;
+            let question = state.messages.get(&row.run.user_message_id).ok_or(StoreError::NotFound)?;
+            Ok(RunInput {
+                parts: question.parts.clone(),
+                asked: row.request.as_ref().map(|request| request.asked.clone()),
+                previous_run_id: row.request.as_ref().and_then(|request| request.previous_run_id),
+            })
+        })
+    }
+
+    async fn ancestors(&self, workspace: WorkspaceId, run: RunId, limit: u32) -> Result<Vec<Ancestor>> {
+        self.transact(|state| {
+            let mut line = vec![];
+            let mut next = Some(run);
+            while let Some(run_id) = next.filter(|_| line.len() < limit as usize) {
+                let Ok(row) = state.known_run(workspace, run_id) else { break };
+                let question = state.messages.get(&row.run.user_message_id).ok_or(StoreError::NotFound)?;
+                let (chat_id, turn, parts) = (row.run.chat_id, row.run.turn, question.parts.clone());
+                line.push(Ancestor { run_id, chat_id, turn, parts });
+                next = row.request.as_ref().and_then(|request| request.previous_run_id);
+            }
+            Ok(line)
+        })
+    }
+
+    async fn run_of_request(
+        &self,
+        workspace: WorkspaceId,
+        fingerprint: &[u8],
+        within_ms: Millis,
+    ) -> Result<Option<Run>> {
+        self.transact(|state| {
+            let newest = state.runs.values().rev().find(|row| {
+                row.run.workspace_id == workspace
+                    && !row.is_deleted
+                    && row.request.as_ref().is_some_and(|request| request.fingerprint == fingerprint)
+                    && row.run.finished_at.is_none_or(|at| at > state.now - within_ms)
+            });
+            Ok(newest.map(|row| state.as_read(row)))
+        })
+    }
+
+    async fn delete_run(&self, workspace: WorkspaceId, run: RunId) -> Result<()> {
+        self.transact(|state| {
+            state.live_run(workspace, run)?;
+            state.run_row(run)?.is_deleted = true;
+            Ok(())
+        })
     }
 
     async fn list_runs(
@@ -27,6 +85,7 @@ impl Runs for MemoryStore {
         self.transact(|state| {
             let runs = state.runs.values().rev().filter(|row| {
                 row.run.workspace_id == workspace
+                    && !row.is_deleted
                     && page.after.is_none_or(|after| row.run.id < after)
                     && lets_through(filter, &row.run)
             });
@@ -38,10 +97,10 @@ impl Runs for MemoryStore {
     async fn latest_run(&self, workspace: WorkspaceId, chat: ChatId) -> Result<Option<Run>> {
         self.transact(|state| {
             state.live_chat(workspace, chat)?;
-            let begun =
-                state.runs_of(chat).filter(|row| row.run.status.holds_slot() || row.run.started_at.is_some());
+            let known = || state.runs_of(chat).filter(|row| !row.is_deleted);
+            let begun = known().filter(|row| row.run.status.holds_slot() || row.run.started_at.is_some());
             let begun = begun.max_by_key(|row| row.run.turn);
-            let latest = begun.or_else(|| state.runs_of(chat).max_by_key(|row| row.run.turn));
+            let latest = begun.or_else(|| known().max_by_key(|row| row.run.turn));
             Ok(latest.map(|row| state.as_read(row)))
         })
     }
@@ -85,6 +144,16 @@ fn lets_through(filter: &RunFilter, run: &Run) -> bool {
 }
 
 impl State {
+    fn known_run(&self, workspace: WorkspaceId, run_id: RunId) -> Result<&RunRow> {
+        let row = self.runs.get(&run_id).filter(|row| row.run.workspace_id == workspace);
+        row.ok_or(StoreError::NotFound)
+    }
+
+    fn live_run(&self, workspace: WorkspaceId, run_id: RunId) -> Result<&RunRow> {
+        let row = self.known_run(workspace, run_id)?;
+        if row.is_deleted { Err(StoreError::NotFound) } else { Ok(row) }
+    }
+
     fn blocked_job(&self, run_id: RunId) -> Option<BlockedBy> {
         if let Some(job) = self.jobs.get(&run_id).filter(|job| job.run_at > self.now) {
             return Some(BlockedBy::RunAt { run_at: job.run_at });

@@ -13,7 +13,7 @@ use crate::{
         tool::ToolCall,
         transition::RunStatus,
     },
-    store::{ApiKey, Presence, Result, StoreError},
+    store::{ApiKey, Presence, Request, Result, StoreError},
 };
 
 /// Everything there is.
@@ -54,6 +54,8 @@ pub struct RunRow {
     pub run: Run,
     pub queue: String,
     pub priority: i32,
+    pub request: Option<Request>,
+    pub is_deleted: bool,
 }
 
 #[derive(Clone, Debug)]

@@ -21,8 +21,9 @@ pub(super) async fn insert_run(
     let inserted = sqlx::query(
         "with run as (
             insert into runs (workspace_id, id, chat_id, turn, agent, status, trigger, created_by, user_message_id,
-                assistant_message_id, queue, priority, limits, tags, metadata, traceparent, run_at)
-            values ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11, $12, $13, $14, $15, $16, $17)
+                assistant_message_id, queue, priority, limits, tags, metadata, traceparent, run_at,
+                request, previous_run_id, fingerprint)
+            values ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11, $12, $13, $14, $15, $16, $17, $22, $23, $24)
             on conflict (chat_id) where status in ('pending', 'running', 'waiting') do nothing
             returning workspace_id, id, chat_id, turn, created_at
         ), message as (
@@ -61,6 +62,9 @@ pub(super) async fn insert_run(
     .bind(Json(&new.input))
     .bind(Uuid::now_v7())
     .bind(&row.events)
+    .bind(new.request.as_ref().map(|request| Json(&request.asked)))
+    .bind(new.request.as_ref().and_then(|request| request.previous_run_id).map(|id| id.0))
+    .bind(new.request.as_ref().map(|request| &request.fingerprint))
     .fetch_optional(&mut **tx)
     .await?;
     inserted

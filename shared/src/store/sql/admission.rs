@@ -210,6 +210,13 @@ fn encode(event: &EventData) -> String {
     serde_json::to_string(&[event.of_run()]).expect("an event is plain JSON")
 }
 
+/// Locks the chat and takes its next turn.
+pub(super) const NEXT_TURN: &str = concat!(
+    "update chats set last_turn = last_turn + 1, updated_at = ",
+    now!(),
+    " where workspace_id = $1 and id = $2 and deleted_at is null returning id, last_turn, updated_at"
+);
+
 /// Locks the chat, or makes it, and takes its next turn. Also reads the clock. Of two who bring the same name for a new
 /// chat, one makes it and the other waits and goes on with it.
 async fn take_turn(
@@ -217,12 +224,7 @@ async fn take_turn(
     new: &NewRun,
 ) -> std::result::Result<(ChatId, i64, Millis), AdmitError> {
     let query = if let Some(chat_id) = new.chat_id {
-        let query = sqlx::query(concat!(
-            "update chats set last_turn = last_turn + 1, updated_at = ",
-            now!(),
-            " where workspace_id = $1 and id = $2 and deleted_at is null returning id, last_turn, updated_at"
-        ));
-        query.bind(new.workspace_id.0).bind(chat_id.0)
+        sqlx::query(NEXT_TURN).bind(new.workspace_id.0).bind(chat_id.0)
     } else {
         let query = sqlx::query(concat!(
             "insert into chats (workspace_id, id, client_id, agent, created_by, last_turn) \

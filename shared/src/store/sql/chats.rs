@@ -7,19 +7,28 @@ use uuid::Uuid;
 
 use super::{
     Db, SqlStore,
-    rows::{self, chat_columns, message_columns},
+    admission::NEXT_TURN,
+    rows::{self, chat_columns, get, message_columns},
+    to_its_end,
 };
 use crate::{
     domain::{
         chat::Chat,
         ids::{ChatId, MessageId, WorkspaceId},
-        message::Message,
+        message::{Message, Part},
     },
     store::{ChatPatch, Chats, Listed, NewChat, Page, Result, StopOutcome, StoreError},
 };
 
 /// Above every key that is given out: where a list that goes downwards begins.
 pub(super) const BEHIND_ALL: Uuid = Uuid::max();
+
+const MESSAGE: &str = concat!(
+    "select ",
+    message_columns!(),
+    " from messages m join chats c on c.workspace_id = m.workspace_id and c.id = m.chat_id \
+     where m.workspace_id = $1 and m.id = $2 and c.deleted_at is null"
+);
 
 #[async_trait]
 impl Chats for SqlStore {
@@ -133,14 +142,39 @@ impl Chats for SqlStore {
     }
 
     async fn message(&self, workspace: WorkspaceId, message: MessageId) -> Result<Message> {
-        const SQL: &str = concat!(
-            "select ",
-            message_columns!(),
-            " from messages m join chats c on c.workspace_id = m.workspace_id and c.id = m.chat_id \
-             where m.workspace_id = $1 and m.id = $2 and c.deleted_at is null"
-        );
-        let row = sqlx::query::<Db>(SQL).bind(workspace.0).bind(message.0).fetch_one(self.reader()).await?;
+        let row =
+            sqlx::query::<Db>(MESSAGE).bind(workspace.0).bind(message.0).fetch_one(self.reader()).await?;
         rows::message(&row)
+    }
+
+    async fn import_message(
+        &self,
+        workspace: WorkspaceId,
+        chat: ChatId,
+        parts: Vec<Part>,
+    ) -> Result<Message> {
+        let store = self.clone();
+        to_its_end(async move {
+            let mut tx = store.begin().await?;
+            let row = sqlx::query(NEXT_TURN).bind(workspace.0).bind(chat.0).fetch_one(&mut *tx).await?;
+            let turn: i64 = get(&row, "last_turn")?;
+            let id = MessageId::generate();
+            sqlx::query(
+                "insert into messages (workspace_id, id, chat_id, turn, position, role, parts) \
+                 values ($1, $2, $3, $4, 0, 'user', $5)",
+            )
+            .bind(workspace.0)
+            .bind(id.0)
+            .bind(chat.0)
+            .bind(turn)
+            .bind(Json(&parts))
+            .execute(&mut *tx)
+            .await?;
+            let row = sqlx::query(MESSAGE).bind(workspace.0).bind(id.0).fetch_one(&mut *tx).await?;
+            tx.commit().await?;
+            rows::message(&row)
+        })
+        .await
     }
 }
 

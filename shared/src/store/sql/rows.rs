@@ -51,6 +51,16 @@ where
 }
 
 /// A JSON column of a known shape.
+pub(crate) fn json_or_null<T>(row: &DbRow, table: &'static str, column: &'static str) -> Result<Option<T>>
+where
+    T: DeserializeOwned + 'static,
+{
+    match row.try_get::<Option<Json<T>>, _>(column) {
+        Ok(value) => Ok(value.map(|Json(value)| value)),
+        Err(error) => Err(corrupt(row, table, column, &error)),
+    }
+}
+
 pub(crate) fn json<T>(row: &DbRow, table: &'static str, column: &'static str) -> Result<T>
 where
     T: DeserializeOwned + 'static,

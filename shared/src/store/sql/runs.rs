@@ -4,6 +4,7 @@ use std::collections::HashMap;
 
 use async_trait::async_trait;
 use sqlx::{QueryBuilder, Row};
+use uuid::Uuid;
 
 use super::{
     Db, SqlStore,
@@ -11,7 +12,7 @@ use super::{
     chats::{BEHIND_ALL, require_chat},
     lists::{HAS_TAG, bind_ids},
     log_read::log_behind,
-    rows::{self, run_columns, run_place, step_columns, tool_call_columns},
+    rows::{self, get, run_columns, run_place, step_columns, tool_call_columns},
 };
 use crate::{
     domain::{
@@ -19,7 +20,10 @@ use crate::{
         run::{BlockedBy, Run},
         transition::RunStatus,
     },
-    store::{KeyName, KeyStop, Listed, LogCursor, Page, Result, RunFilter, RunRecord, Runs, StopOutcome},
+    store::{
+        Ancestor, KeyName, KeyStop, Listed, LogCursor, Page, Result, RunFilter, RunInput, RunRecord, Runs,
+        StopOutcome, StoreError,
+    },
 };
 
 #[async_trait]
@@ -30,9 +34,82 @@ impl Runs for SqlStore {
             run_columns!(),
             ", ",
             run_place!(),
-            " from runs r where r.workspace_id = $1 and r.id = $2"
+            " from runs r where r.workspace_id = $1 and r.id = $2 and r.deleted_at is null"
         );
         rows::run(&sqlx::query::<Db>(SQL).bind(workspace.0).bind(run.0).fetch_one(self.reader()).await?)
+    }
+
+    async fn input(&self, workspace: WorkspaceId, run: RunId) -> Result<RunInput> {
+        const SQL: &str = "select r.id, m.parts, r.request, r.previous_run_id from runs r \
+            join messages m on m.workspace_id = r.workspace_id and m.id = r.user_message_id \
+            where r.workspace_id = $1 and r.id = $2";
+        let row = sqlx::query::<Db>(SQL).bind(workspace.0).bind(run.0).fetch_one(self.reader()).await?;
+        Ok(RunInput {
+            parts: rows::json(&row, "messages", "parts")?,
+            asked: rows::json_or_null(&row, "runs", "request")?,
+            previous_run_id: get::<Option<Uuid>>(&row, "previous_run_id")?.map(RunId),
+        })
+    }
+
+    async fn ancestors(&self, workspace: WorkspaceId, run: RunId, limit: u32) -> Result<Vec<Ancestor>> {
+        const SQL: &str = "with recursive line (id, chat_id, turn, user_message_id, previous_run_id, depth) as ( \
+            select id, chat_id, turn, user_message_id, previous_run_id, 1 from runs where workspace_id = $1 and id = $2 \
+            union all \
+            select r.id, r.chat_id, r.turn, r.user_message_id, r.previous_run_id, line.depth + 1 \
+            from line join runs r on r.workspace_id = $1 and r.id = line.previous_run_id where line.depth < $3 \
+            ) select line.id, line.chat_id, line.turn, m.parts from line \
+            join messages m on m.workspace_id = $1 and m.id = line.user_message_id order by line.depth";
+        let rows = sqlx::query::<Db>(SQL)
+            .bind(workspace.0)
+            .bind(run.0)
+            .bind(i64::from(limit))
+            .fetch_all(self.reader())
+            .await?;
+        rows.iter()
+            .map(|row| {
+                Ok(Ancestor {
+                    run_id: get::<Uuid>(row, "id")?.into(),
+                    chat_id: get::<Uuid>(row, "chat_id")?.into(),
+                    turn: get(row, "turn")?,
+                    parts: rows::json(row, "messages", "parts")?,
+                })
+            })
+            .collect()
+    }
+
+    async fn run_of_request(
+        &self,
+        workspace: WorkspaceId,
+        fingerprint: &[u8],
+        within_ms: Millis,
+    ) -> Result<Option<Run>> {
+        const SQL: &str = concat!(
+            "select ",
+            run_columns!(),
+            ", ",
+            run_place!(),
+            " from runs r where r.workspace_id = $1 and r.fingerprint = $2 and r.deleted_at is null \
+             and (r.finished_at is null or r.finished_at > ",
+            now!(),
+            " - $3) order by r.id desc limit 1"
+        );
+        let row = sqlx::query::<Db>(SQL)
+            .bind(workspace.0)
+            .bind(fingerprint)
+            .bind(within_ms)
+            .fetch_optional(self.reader())
+            .await?;
+        row.as_ref().map(rows::run).transpose()
+    }
+
+    async fn delete_run(&self, workspace: WorkspaceId, run: RunId) -> Result<()> {
+        const SQL: &str = concat!(
+            "update runs set deleted_at = ",
+            now!(),
+            " where workspace_id = $1 and id = $2 and deleted_at is null"
+        );
+        let done = sqlx::query::<Db>(SQL).bind(workspace.0).bind(run.0).execute(self.writer()).await?;
+        if done.rows_affected() == 0 { Err(StoreError::NotFound) } else { Ok(()) }
     }
 
     async fn list_runs(
@@ -46,7 +123,7 @@ impl Runs for SqlStore {
             run_columns!(),
             ", ",
             run_place!(),
-            " from runs r where "
+            " from runs r where r.deleted_at is null and "
         ));
         query.push("r.workspace_id = ").push_bind(workspace.0);
         query.push(" and r.id < ").push_bind(page.after.map_or(BEHIND_ALL, |id| id.0));
@@ -64,7 +141,7 @@ impl Runs for SqlStore {
             ", ",
             run_place!(),
             " from runs r where r.workspace_id = $1 and r.chat_id = $2 \
-             and (r.status in ('pending', 'running', 'waiting') or r.started_at is not null) \
+             and r.deleted_at is null and (r.status in ('pending', 'running', 'waiting') or r.started_at is not null) \
              order by r.turn desc limit 1"
         );
         const ANY: &str = concat!(
@@ -72,7 +149,8 @@ impl Runs for SqlStore {
             run_columns!(),
             ", ",
             run_place!(),
-            " from runs r where r.workspace_id = $1 and r.chat_id = $2 order by r.turn desc limit 1"
+            " from runs r where r.workspace_id = $1 and r.chat_id = $2 and r.deleted_at is null \
+             order by r.turn desc limit 1"
         );
         require_chat(self, workspace, chat).await?;
         for sql in [BEGUN, ANY] {

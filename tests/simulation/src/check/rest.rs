@@ -192,7 +192,7 @@ fn check_stop(run: &Run, events: &[Event], say: &mut impl FnMut(String)) {
 fn check_text(step: &Step, say: &mut impl FnMut(String)) {
     let thoughts = step.output.iter().filter_map(|part| match part {
         longhaul_shared::domain::step::OutputPart::Reasoning { text } => Some(text.as_str()),
-        longhaul_shared::domain::step::OutputPart::Text { .. } => None,
+        _ => None,
     });
     let text = thoughts.collect::<String>() + &output_text(&step.output);
     let pieces: Vec<_> = text.split_whitespace().filter_map(|piece| piece.split_once(':')).collect();

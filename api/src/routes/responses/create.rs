@@ -1,0 +1,188 @@
+//! `POST /v1/responses`: a run, answered by its stream, by what it came to, or at once.
+
+use axum::{
+    Json,
+    extract::State,
+    http::HeaderMap,
+    response::{IntoResponse, Response},
+};
+use longhaul_shared::{
+    admission::{Input, LimitOverrides, Submission, SubmitError, submit_to_the_end},
+    domain::{ids::RunId, run::Run, run::Trigger},
+    store::{IfBusy, Request},
+};
+use sha2::{Digest, Sha256};
+
+use super::{
+    head_of,
+    history::{Before, conversation_of, settle},
+    input::read_items,
+    not_found, response, stream, wait,
+    wish::Wish,
+};
+use crate::{
+    auth::{Caller, Operator},
+    error::{ApiError, Code},
+    extract::JsonBody,
+    routes::{
+        found,
+        submission::{Origin, idempotency, text_of},
+    },
+    state::AppState,
+    views::responses::{Outcome, Status, chat_of, run_of},
+};
+
+const ROUTE: &str = "POST /v1/responses";
+/// How long after its end a run is still taken for the one that a repeated call asked for.
+const JOIN_WITHIN_MS: i64 = 60_000;
+
+pub(super) async fn create(
+    State(state): State<AppState>,
+    Operator(caller): Operator,
+    headers: HeaderMap,
+    JsonBody { value: wish, fingerprint }: JsonBody<Wish>,
+) -> Result<Response, ApiError> {
+    let (is_stream, is_background) = (wish.stream == Some(true), wish.background == Some(true));
+    let run = admit(&state, caller, &headers, wish, fingerprint).await?;
+    let head = head_of(&state, &run).await?;
+    Ok(if is_stream {
+        stream(&state, &run, head, 0)
+    } else if is_background {
+        // As it was when it was admitted, which is what a repeat is told, too.
+        Json(head.response(Status::Queued, &[], &Outcome::default())).into_response()
+    } else {
+        wait(&state, &run, head)
+    })
+}
+
+async fn admit(
+    state: &AppState,
+    caller: Caller,
+    headers: &HeaderMap,
+    wish: Wish,
+    body: [u8; 32],
+) -> Result<Run, ApiError> {
+    let origin = Origin { caller, headers, route: ROUTE, chat_id: None, fingerprint: body };
+    let idempotency = idempotency(&origin)?;
+    let caller = origin.caller;
+    let fingerprint = fingerprint(&caller, body);
+    let is_repeat = text_of(headers, "x-stainless-retry-count").is_some_and(|count| count != "0");
+    if is_repeat && idempotency.is_none() {
+        // The SDK lost the answer to its first call and does not name it.
+        let first = state.store.run_of_request(caller.workspace_id, &fingerprint, JOIN_WITHIN_MS).await?;
+        if let Some(run) = first {
+            return Ok(run);
+        }
+    }
+    let (agent, model) = match &wish.model {
+        Some(name) => state.agents.by_model(name).ok_or_else(|| ApiError {
+            code: Code::AgentNotFound,
+            ..ApiError::body("/model", "names no agent, and no model of the default agent")
+        })?,
+        None => (state.agents.default().ok_or_else(|| ApiError::body("/model", "is required"))?, None),
+    };
+    let asked = wish.asked(model)?;
+    let metadata = wish.checked_metadata()?;
+    let input = wish.input.clone().ok_or_else(|| ApiError::body("/input", "is required"))?;
+    let items = read_items("/input", input)?;
+    let before = before(state, &caller, &wish).await?;
+    let parts = settle(state, caller.workspace_id, &before, items).await?;
+    let (chat_id, previous_run_id): (_, Option<RunId>) = match before {
+        Before::Nothing => (None, None),
+        Before::Run(run) => (None, Some(run.id)),
+        Before::Chat(chat) => (Some(chat), None),
+    };
+    let submission = Submission {
+        workspace_id: caller.workspace_id,
+        chat_id,
+        client_chat_id: None,
+        client_message_id: None,
+        agent: Some(agent),
+        input: Input::Conversation(parts),
+        if_busy: IfBusy::Reject,
+        expect_run_id: None,
+        start: None,
+        trigger: Trigger::Api,
+        created_by: Some(caller.name),
+        limits: LimitOverrides::default(),
+        tags: vec![],
+        metadata,
+        traceparent: text_of(headers, "traceparent"),
+        idempotency,
+        request: Some(Request { asked, previous_run_id, fingerprint }),
+    };
+    let submitted = submit_to_the_end(&state.store, &state.bus, &state.agents, submission).await;
+    let admitted = submitted.map_err(|error| match error {
+        SubmitError::RunAlreadyActive { active_run_id } => ApiError {
+            active_run_id,
+            ..ApiError::new(Code::RunAlreadyActive, "another response is being made in this conversation")
+        },
+        error => error.into(),
+    })?;
+    Ok(admitted.run)
+}
+
+/// Two callers' calls are not the same, whatever they say.
+fn fingerprint(caller: &Caller, body: [u8; 32]) -> Vec<u8> {
+    let mut hash = Sha256::new();
+    hash.update(caller.identity());
+    hash.update(body);
+    hash.finalize().to_vec()
+}
+
+/// What the response goes on with.
+async fn before(state: &AppState, caller: &Caller, wish: &Wish) -> Result<Before, ApiError> {
+    let conversation = wish.conversation.as_ref().filter(|value| !value.is_null());
+    match (&wish.previous_response_id, conversation) {
+        (None, None) => Ok(Before::Nothing),
+        (Some(_), Some(_)) => {
+            Err(ApiError::body("/conversation", "cannot be given together with previous_response_id"))
+        }
+        (Some(id), None) => {
+            let unknown = || ApiError {
+                code: Code::PreviousResponseNotFound,
+                ..ApiError::body("/previous_response_id", format!("there is no response with the id `{id}`"))
+            };
+            let run_id = run_of(id).ok_or_else(unknown)?;
+            let (run, _) = match response(state, caller.workspace_id, run_id).await {
+                Err(error) if error.code == not_found().code => return Err(unknown()),
+                response => response?,
+            };
+            if !run.status.is_terminal() {
+                let told = "this response is not over yet: wait for its end or cancel it";
+                return Err(ApiError::body("/previous_response_id", told));
+            }
+            Ok(Before::Run(Box::new(run)))
+        }
+        (None, Some(conversation)) => {
+            let unknown = || ApiError {
+                code: Code::NotFound,
+                ..ApiError::body("/conversation", "there is no such conversation")
+            };
+            let chat_id = conversation_of(conversation).and_then(chat_of).ok_or_else(unknown)?;
+            let chat = found(state.store.chat(caller.workspace_id, chat_id).await)?.ok_or_else(unknown)?;
+            Ok(Before::Chat(chat.id))
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use longhaul_shared::store::KeyRole;
+
+    use super::*;
+
+    #[test]
+    fn calls_are_the_same_if_caller_and_body_are() {
+        let caller = |key: u128| Caller {
+            workspace_id: uuid::Uuid::nil().into(),
+            key_id: Some(uuid::Uuid::from_u128(key).into()),
+            name: String::new(),
+            role: KeyRole::Operator,
+            scope: None,
+        };
+        assert_eq!(fingerprint(&caller(1), [1; 32]), fingerprint(&caller(1), [1; 32]));
+        assert_ne!(fingerprint(&caller(1), [1; 32]), fingerprint(&caller(2), [1; 32]));
+        assert_ne!(fingerprint(&caller(1), [1; 32]), fingerprint(&caller(1), [2; 32]));
+    }
+}

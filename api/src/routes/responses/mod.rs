@@ -1,0 +1,178 @@
+//! What OpenAI's SDKs call: a response is a run, and its stream is a view of the run's log.
+
+mod cancel;
+mod create;
+mod delete;
+mod history;
+mod input;
+mod input_items;
+mod retrieve;
+mod wish;
+
+use axum::{
+    Json, Router,
+    body::Body,
+    extract::FromRequestParts,
+    http::{header, request::Parts},
+    response::{IntoResponse, Response},
+    routing::{get, post},
+};
+use bytes::Bytes;
+use futures::StreamExt;
+use longhaul_shared::{
+    domain::{
+        ids::{RunId, WorkspaceId},
+        run::Run,
+    },
+    store::LogCursor,
+    tail::Slice,
+};
+use serde_json::Value;
+
+use super::{
+    found,
+    sse::{self, UNBUFFERED, View},
+};
+use crate::{
+    dialect::RESPONSES,
+    error::{ApiError, Code},
+    state::AppState,
+    views::responses::{DONE, Encoder, Head, run_of, write_frame},
+};
+
+pub(super) use history::outputs_of;
+pub(super) use input::{Sent, read_items};
+pub(super) use input_items::{ListItems, Order};
+pub(super) use wish::check_metadata;
+
+pub(crate) fn routes() -> Router<AppState> {
+    Router::new()
+        .route(RESPONSES, post(create::create))
+        .route("/v1/responses/{id}", get(retrieve::retrieve).delete(delete::delete))
+        .route("/v1/responses/{id}/cancel", post(cancel::cancel))
+        .route("/v1/responses/{id}/input_items", get(input_items::list))
+}
+
+/// The run that a path names as a response.
+pub(super) struct ResponseId(RunId);
+
+impl FromRequestParts<AppState> for ResponseId {
+    type Rejection = ApiError;
+
+    async fn from_request_parts(parts: &mut Parts, state: &AppState) -> Result<Self, ApiError> {
+        let path = axum::extract::Path::<String>::from_request_parts(parts, state).await;
+        let id = path.map(|path| path.0).unwrap_or_default();
+        run_of(&id).map(Self).ok_or_else(not_found)
+    }
+}
+
+fn not_found() -> ApiError {
+    ApiError::new(Code::NotFound, "there is no such response")
+}
+
+/// The response, unless its creator did not want it to be found after its end.
+async fn response(state: &AppState, workspace: WorkspaceId, run_id: RunId) -> Result<(Run, Head), ApiError> {
+    let run = found(state.store.run(workspace, run_id).await)?.ok_or_else(not_found)?;
+    let head = head_of(state, &run).await?;
+    if run.status.is_terminal() && !head.is_kept() {
+        return Err(not_found());
+    }
+    Ok((run, head))
+}
+
+async fn head_of(state: &AppState, run: &Run) -> Result<Head, ApiError> {
+    let asked = state.store.input(run.workspace_id, run.id).await?.asked;
+    Ok(Head::new(run, asked.unwrap_or_default()))
+}
+
+/// The object as the log of a run that is over has it.
+async fn ended(state: &AppState, run: &Run, head: Head) -> Result<Value, ApiError> {
+    Ok(encoded(state, run, head).await?.response())
+}
+
+/// The whole log of a run that is over.
+async fn encoded(state: &AppState, run: &Run, head: Head) -> Result<Encoder, ApiError> {
+    let cursor = LogCursor { workspace_id: run.workspace_id, run_id: run.id, after: 0 };
+    let mut log = Box::pin(state.tails.replay(cursor));
+    let (mut encoder, mut events) = (Encoder::new(head), vec![]);
+    while let Some(slice) = log.next().await {
+        let slice = slice?;
+        for (_, event) in slice.events() {
+            encoder.push(slice.segment.at, event, &mut events);
+        }
+        events.clear();
+    }
+    Ok(encoder)
+}
+
+/// The events of one response.
+struct Events {
+    encoder: Encoder,
+    /// How many of the first events are left out.
+    to_skip: u64,
+    new: Vec<Value>,
+}
+
+impl View for Events {
+    const OPENING: &'static str = "";
+    const CLOSING: &'static str = DONE;
+
+    fn render(&mut self, slice: &Slice) -> Bytes {
+        for (_, event) in slice.events() {
+            self.encoder.push(slice.segment.at, event, &mut self.new);
+        }
+        let mut text = String::new();
+        for event in self.new.drain(..) {
+            if self.to_skip > 0 {
+                self.to_skip -= 1;
+            } else {
+                write_frame(&event, &mut text);
+            }
+        }
+        Bytes::from(text)
+    }
+}
+
+/// The events of the response from number `first` on.
+fn stream(state: &AppState, run: &Run, head: Head, first: u64) -> Response {
+    sse::respond(state, run, 0, Events { encoder: Encoder::new(head), to_skip: first, new: vec![] })
+}
+
+/// The finished object, and white space until then, so that nobody takes a long run for a dead connection.
+struct Finished {
+    encoder: Encoder,
+    passed: Vec<Value>,
+}
+
+impl View for Finished {
+    const OPENING: &'static str = "";
+    const CLOSING: &'static str = "";
+    const SIGN_OF_LIFE: &'static str = "\n";
+
+    fn render(&mut self, slice: &Slice) -> Bytes {
+        for (_, event) in slice.events() {
+            self.encoder.push(slice.segment.at, event, &mut self.passed);
+        }
+        self.passed.clear();
+        if slice.is_end() { Bytes::from(self.encoder.response().to_string()) } else { Bytes::new() }
+    }
+}
+
+/// The response when it is over.
+fn wait(state: &AppState, run: &Run, head: Head) -> Response {
+    let view = Finished { encoder: Encoder::new(head), passed: vec![] };
+    let body: Body = sse::body(state, run, 0, view);
+    ([(header::CONTENT_TYPE, "application/json")], UNBUFFERED, body).into_response()
+}
+
+/// A list as OpenAI's SDKs page through it.
+pub(super) fn list(data: &[Value], has_more: bool) -> Json<Value> {
+    let id = |item: Option<&Value>| item.map_or(Value::Null, |item| item["id"].clone());
+    Json(serde_json::json!({
+        "object": "list",
+        "first_id": id(data.first()),
+        "last_id": id(data.last()),
+        "data": data,
+        "has_more": has_more,
+    }))
+}

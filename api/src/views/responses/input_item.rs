@@ -1,0 +1,85 @@
+//! What a response was asked with, as the items that its creator sent or could have sent.
+
+use longhaul_shared::domain::{
+    ids::MessageId,
+    message::{Part, Speaker},
+};
+use serde_json::{Value, json};
+
+/// The items of a user's message. Their ids name the message and the item's place in it.
+pub(crate) fn input_items(message_id: MessageId, parts: &[Part]) -> Vec<Value> {
+    let mut items: Vec<Value> = vec![];
+    let message = message_id.0.simple();
+    let mut is_text = false;
+    for part in parts {
+        let number = items.len();
+        let id = |prefix: &str| format!("{prefix}_{message}_i{number}");
+        match part {
+            Part::Text { text } if is_text => {
+                if let Some(content) = items.last_mut().and_then(|item| item["content"].as_array_mut()) {
+                    content.push(json!({"type": "input_text", "text": text}));
+                }
+            }
+            Part::Text { text } => items.push(said(&id("msg"), Speaker::User, text)),
+            Part::Said { by, text } => items.push(said(&id("msg"), *by, text)),
+            Part::Call { call_id, name, arguments } => items.push(json!({
+                "type": "function_call", "id": id("fc"), "call_id": call_id, "name": name, "arguments": arguments,
+                "status": "completed",
+            })),
+            Part::CallResult { call_id, output } => items.push(json!({
+                "type": "function_call_output", "id": id("fco"), "call_id": call_id, "output": output,
+                "status": "completed",
+            })),
+            // A model wrote these, never a client.
+            Part::Step { .. } | Part::Reasoning { .. } | Part::Tool { .. } => {}
+        }
+        is_text = matches!(part, Part::Text { .. });
+    }
+    items
+}
+
+/// The message whose item has that id.
+pub(crate) fn message_of_item(id: &str) -> Option<MessageId> {
+    let (_, place) = id.split_once('_')?;
+    let (message, _) = place.split_once("_i")?;
+    super::response::id_of(message).map(MessageId)
+}
+
+fn said(id: &str, by: Speaker, text: &str) -> Value {
+    let content = match by {
+        Speaker::Assistant => {
+            json!({"type": "output_text", "text": text, "annotations": [], "logprobs": []})
+        }
+        Speaker::User | Speaker::System => json!({"type": "input_text", "text": text}),
+    };
+    json!({"type": "message", "id": id, "role": by.as_str(), "status": "completed", "content": [content]})
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn every_part_is_an_item_with_an_id_that_leads_back() {
+        let message = MessageId::generate();
+        let text = |text: &str| Part::Text { text: text.into() };
+        let items = input_items(
+            message,
+            &[
+                text("a"),
+                text("b"),
+                Part::Said { by: Speaker::Assistant, text: "c".into() },
+                Part::CallResult { call_id: "1".into(), output: "d".into() },
+            ],
+        );
+        let types: Vec<_> = items.iter().map(|item| item["type"].as_str().unwrap()).collect();
+        assert_eq!(types, ["message", "message", "function_call_output"]);
+        assert_eq!(items[0]["content"].as_array().unwrap().len(), 2);
+        assert_eq!((&items[0]["role"], &items[1]["role"]), (&json!("user"), &json!("assistant")));
+        assert_eq!(items[1]["content"][0]["type"], "output_text");
+        let ids: std::collections::BTreeSet<_> = items.iter().map(|item| item["id"].as_str()).collect();
+        assert_eq!(ids.len(), 3);
+        assert!(items.iter().all(|item| message_of_item(item["id"].as_str().unwrap()) == Some(message)));
+        assert_eq!(message_of_item("msg_1"), None);
+    }
+}

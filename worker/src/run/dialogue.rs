@@ -1,0 +1,157 @@
+//! What a client's message says, as the model is to read it, and every call with its one result.
+//!
+//! Providers refuse a conversation in which a call is not followed by its result, or a result has no call. A client may
+//! forget one, or bring along a history of its own, so that this holds by construction and not by trust.
+
+use std::collections::HashMap;
+
+use longhaul_shared::domain::{
+    message::{Part, Speaker},
+    replay::{CallForModel, ModelMessage},
+};
+
+/// The parts of a user's message in their order. Neighbouring texts of one speaker become one message.
+pub(super) fn messages_of(parts: &[Part]) -> Vec<ModelMessage> {
+    let mut messages: Vec<ModelMessage> = vec![];
+    for part in parts {
+        match (part, messages.last_mut()) {
+            (Part::Text { text }, Some(ModelMessage::User(said))) => said.push_str(text),
+            (Part::Text { text }, _) => messages.push(ModelMessage::User(text.clone())),
+            (Part::Said { by: Speaker::User, text }, _) => messages.push(ModelMessage::User(text.clone())),
+            (Part::Said { by: Speaker::System, text }, _) => {
+                messages.push(ModelMessage::System(text.clone()))
+            }
+            (
+                Part::Said { by: Speaker::Assistant, text },
+                Some(ModelMessage::Assistant { text: said, calls }),
+            ) if calls.is_empty() => said.push_str(text),
+            (Part::Said { by: Speaker::Assistant, text }, _) => {
+                messages.push(ModelMessage::Assistant { text: text.clone(), calls: vec![] });
+            }
+            (Part::Call { call_id, name, arguments }, last) => {
+                let (call_id, name, arguments) = (call_id.clone(), name.clone(), arguments.clone());
+                let call = CallForModel { call_id, name, arguments };
+                match last {
+                    Some(ModelMessage::Assistant { calls, .. }) => calls.push(call),
+                    _ => messages.push(ModelMessage::Assistant { text: String::new(), calls: vec![call] }),
+                }
+            }
+            (Part::CallResult { call_id, output }, _) => {
+                messages.push(ModelMessage::ToolResult { call_id: call_id.clone(), content: output.clone() })
+            }
+            // A model wrote these, never a client.
+            (Part::Step { .. } | Part::Reasoning { .. } | Part::Tool { .. }, _) => {}
+        }
+    }
+    messages
+}
+
+/// Moves every result right behind its call, in the order of the calls. A call without one gets one that says so; a
+/// result without a call is left out.
+pub(super) fn pair(messages: Vec<ModelMessage>) -> Vec<ModelMessage> {
+    let mut results: HashMap<String, String> = HashMap::new();
+    let mut others = vec![];
+    for message in messages {
+        match message {
+            ModelMessage::ToolResult { call_id, content } => {
+                results.insert(call_id, content);
+            }
+            other => others.push(other),
+        }
+    }
+    let mut paired = vec![];
+    for message in others {
+        let calls = match &message {
+            ModelMessage::Assistant { calls, .. } => {
+                calls.iter().map(|call| call.call_id.clone()).collect::<Vec<_>>()
+            }
+            _ => vec![],
+        };
+        paired.push(message);
+        paired.extend(calls.into_iter().map(|call_id| {
+            let content = results.get(&call_id).cloned();
+            let content = content.unwrap_or_else(|| "There is no result of this call.".to_owned());
+            ModelMessage::ToolResult { call_id, content }
+        }));
+    }
+    paired
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn said(by: Speaker, text: &str) -> Part {
+        Part::Said { by, text: text.into() }
+    }
+
+    fn call(id: &str) -> Part {
+        Part::Call { call_id: id.into(), name: "look".into(), arguments: "{}".into() }
+    }
+
+    fn result(id: &str, output: &str) -> Part {
+        Part::CallResult { call_id: id.into(), output: output.into() }
+    }
+
+    /// `u:` user, `s:` system, `a:` assistant with its calls, `r:` result.
+    fn brief(messages: &[ModelMessage]) -> Vec<String> {
+        let brief = |message: &ModelMessage| match message {
+            ModelMessage::User(text) => format!("u:{text}"),
+            ModelMessage::System(text) => format!("s:{text}"),
+            ModelMessage::Assistant { text, calls } => {
+                let calls: Vec<_> = calls.iter().map(|call| call.call_id.as_str()).collect();
+                format!("a:{text}[{}]", calls.join(","))
+            }
+            ModelMessage::ToolResult { call_id, content } => format!("r:{call_id}={content}"),
+        };
+        messages.iter().map(brief).collect()
+    }
+
+    #[test]
+    fn a_history_keeps_its_speakers_and_texts_of_one_message_are_one() {
+        let text = |text: &str| Part::Text { text: text.into() };
+        let parts = [text("a"), text("b")];
+        assert_eq!(brief(&messages_of(&parts)), ["u:ab"]);
+        let parts = [
+            said(Speaker::System, "rule"),
+            said(Speaker::User, "one"),
+            said(Speaker::User, "two"),
+            said(Speaker::Assistant, "let me "),
+            said(Speaker::Assistant, "see"),
+            call("1"),
+            call("2"),
+            result("1", "x"),
+            result("2", "y"),
+            said(Speaker::User, "three"),
+        ];
+        assert_eq!(
+            brief(&messages_of(&parts)),
+            ["s:rule", "u:one", "u:two", "a:let me see[1,2]", "r:1=x", "r:2=y", "u:three"]
+        );
+    }
+
+    #[test]
+    fn every_call_has_its_one_result_right_behind_it() {
+        let parts = [
+            said(Speaker::User, "go"),
+            call("1"),
+            call("2"),
+            said(Speaker::User, "and?"),
+            result("2", "y"),
+            result("stray", "?"),
+            call("3"),
+        ];
+        assert_eq!(
+            brief(&pair(messages_of(&parts))),
+            [
+                "u:go",
+                "a:[1,2]",
+                "r:1=There is no result of this call.",
+                "r:2=y",
+                "u:and?",
+                "a:[3]",
+                "r:3=There is no result of this call.",
+            ]
+        );
+    }
+}
