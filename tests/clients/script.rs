@@ -1,20 +1,21 @@
 //! A script of a client, and the world that it plays in.
 
-use std::path::PathBuf;
+use std::ffi::OsString;
+use std::path::{Path, PathBuf};
 use std::process::Stdio;
 use std::time::Duration;
 
-use longhaul_tests::{At, Fault, Gate, Script, Setup, Turn, World};
+use longhaul_tests::{Answer, At, Fault, Gate, Script, Setup, Turn, World};
 use serde::Deserialize;
 use serde_json::{Value, json};
 use tokio::io::{AsyncBufReadExt, AsyncWriteExt, BufReader};
 use tokio::process::Command;
 use tokio::time::timeout;
 
-/// Where the scripts lie beside the packages that they import.
-const FOLDER: &str = "LONGHAUL_TEST_CLIENTS_NODE";
-/// The program that runs them.
-const PROGRAM: &str = "LONGHAUL_TEST_NODE";
+/// The program that runs scripts of Node, and where they lie beside the packages that they import.
+const NODE: (&str, &str) = ("LONGHAUL_TEST_NODE", "LONGHAUL_TEST_CLIENTS_NODE");
+/// The program that runs scripts of Python and knows where its packages are.
+const PYTHON: &str = "LONGHAUL_TEST_PYTHON";
 const PATIENCE: Duration = Duration::from_mins(4);
 
 /// What a script wants to happen.
@@ -39,11 +40,23 @@ enum Wish {
     Open {
         gate: usize,
     },
+    /// Answered by the bodies of all requests for this model so far.
+    Asked {
+        model: String,
+    },
+    /// A tool refuses with this status from now on, or does what it should again.
+    Tool {
+        name: String,
+        status: Option<u16>,
+    },
+    KillWorkers,
     /// Kills all workers and starts another one.
     ReplaceWorkers,
-    /// Kills an API process and starts it again at the same address.
+    /// Kills an API process, or asks it to end, and starts it again at the same address.
     RestartApi {
         api: usize,
+        #[serde(default)]
+        gently: bool,
     },
 }
 
@@ -51,7 +64,11 @@ enum Wish {
 #[serde(rename_all = "camelCase", deny_unknown_fields)]
 struct TurnWish {
     /// Tokens `a{attempt}.s{turn}.{i} `.
+    #[serde(default)]
     marked: usize,
+    /// Tokens behind the marked ones.
+    #[serde(default)]
+    text: Vec<String>,
     #[serde(default)]
     reasoning: Vec<String>,
     /// Names and arguments.
@@ -66,8 +83,8 @@ struct TurnWish {
 
 impl From<TurnWish> for Turn {
     fn from(wish: TurnWish) -> Self {
-        let mut turn =
-            Self::marked(wish.marked).reasoning(wish.reasoning).delay(Duration::from_millis(wish.delay_ms));
+        let mut turn = Self::marked(wish.marked).and_text(wish.text).reasoning(wish.reasoning);
+        turn = turn.delay(Duration::from_millis(wish.delay_ms));
         for (name, arguments) in &wish.calls {
             turn = turn.and_call(name, arguments);
         }
@@ -83,11 +100,26 @@ impl From<TurnWish> for Turn {
 
 /// Runs a script of Node to its end, which must be a good one.
 pub(crate) async fn node(file: &str, setup: Setup) {
-    let needed = |name| std::env::var_os(name).unwrap_or_else(|| panic!("`cargo xtask test` sets {name}"));
+    let mut program = Command::new(needed(NODE.0));
+    play(program.arg(PathBuf::from(needed(NODE.1)).join(file)), file, setup).await;
+}
+
+/// The same for a script of Python.
+pub(crate) async fn python(file: &str, setup: Setup) {
+    let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("clients/python");
+    let mut program = Command::new(needed(PYTHON));
+    // Nothing is written beside the scripts.
+    play(program.arg("-B").arg(folder.join(file)), file, setup).await;
+}
+
+fn needed(name: &str) -> OsString {
+    std::env::var_os(name).unwrap_or_else(|| panic!("`cargo xtask test` sets {name}"))
+}
+
+async fn play(program: &mut Command, file: &str, setup: Setup) {
     let mut world = World::start(setup).await;
     let urls: Vec<String> = world.apis.iter().map(longhaul_tests::world::Server::url).collect();
-    let mut process = Command::new(needed(PROGRAM))
-        .arg(PathBuf::from(needed(FOLDER)).join(file))
+    let mut process = program
         .env("LONGHAUL_APIS", urls.join(" "))
         .env("LONGHAUL_KEY", world.key.clone().unwrap_or_default())
         .stdin(Stdio::piped())
@@ -95,12 +127,12 @@ pub(crate) async fn node(file: &str, setup: Setup) {
         // A group of its own, of which nothing is left behind: it may start a browser.
         .process_group(0)
         .spawn()
-        .expect("Node can be started");
+        .expect("the script's program can be started");
     let _group = Group(process.id().unwrap());
     let mut answers = process.stdin.take().unwrap();
     let mut lines = BufReader::new(process.stdout.take().unwrap()).lines();
     let mut gates = Vec::new();
-    let play = async {
+    let to_the_end = async {
         while let Some(line) = lines.next_line().await.unwrap() {
             let Some(wish) = line.strip_prefix('@') else {
                 eprintln!("{line}");
@@ -112,7 +144,8 @@ pub(crate) async fn node(file: &str, setup: Setup) {
         }
         process.wait().await.unwrap()
     };
-    let ended = timeout(PATIENCE, play).await.unwrap_or_else(|_| panic!("{file} does not come to its end"));
+    let ended =
+        timeout(PATIENCE, to_the_end).await.unwrap_or_else(|_| panic!("{file} does not come to its end"));
     assert!(ended.success(), "{file}: {ended}");
     world.finish().await;
 }
@@ -146,16 +179,38 @@ async fn fulfil(world: &mut World, gates: &mut Vec<Gate>, wish: Wish) -> Value {
             gates[gate].open();
             Value::Null
         }
+        Wish::Asked { model } => {
+            let calls = world.provider.calls_to(&model);
+            calls.iter().map(|call| Value::clone(&call.request)).collect()
+        }
+        Wish::Tool { name, status } => {
+            let refusal = |status| Answer::Status(status, "refused".to_owned());
+            world.tools.behave(&name, status.map_or(Answer::Result, refusal));
+            Value::Null
+        }
+        Wish::KillWorkers => {
+            kill_workers(world);
+            Value::Null
+        }
         Wish::ReplaceWorkers => {
-            for worker in &mut world.workers {
-                worker.kill();
-            }
+            kill_workers(world);
             world.start_worker().await;
             Value::Null
         }
-        Wish::RestartApi { api } => {
-            world.apis[api].restart().await;
+        Wish::RestartApi { api, gently } => {
+            let api = &mut world.apis[api];
+            if gently {
+                api.terminate();
+                assert!(api.ended().await.success(), "{api} ends badly when asked to");
+            }
+            api.restart().await;
             Value::Null
         }
+    }
+}
+
+fn kill_workers(world: &mut World) {
+    for worker in &mut world.workers {
+        worker.kill();
     }
 }

@@ -1,4 +1,4 @@
-//! The packages of clients that nobody here wrote, installed from their registries into a cache folder.
+//! The packages of clients that nobody here wrote, installed from their registries into cache folders.
 
 use std::env;
 use std::ffi::OsString;
@@ -17,8 +17,16 @@ const LOCK: &str = "package-lock.json";
 /// In the cache folder: what was installed last.
 const INSTALLED: &str = "node_modules/.installed";
 
+const REQUIREMENTS: &str = "tests/clients/python/requirements.txt";
+const ENVIRONMENT: &str = "target/clients/python";
+
+/// Everything that tests with clients of others are told.
+pub(crate) fn all(interrupt: &Interrupt) -> Result<Vec<(&'static str, OsString)>> {
+    Ok([node(interrupt)?, python(interrupt)?].concat())
+}
+
 /// The scripts beside the packages that they import, and what tests are told about them.
-pub(crate) fn node(interrupt: &Interrupt) -> Result<Vec<(&'static str, OsString)>> {
+fn node(interrupt: &Interrupt) -> Result<Vec<(&'static str, OsString)>> {
     let (node, npm) = find::node(interrupt)?;
     let (scripts, cache) = (Path::new(SCRIPTS), env::current_dir()?.join(CACHE));
     fs::create_dir_all(&cache)?;
@@ -40,6 +48,23 @@ pub(crate) fn node(interrupt: &Interrupt) -> Result<Vec<(&'static str, OsString)
         ("LONGHAUL_TEST_CLIENTS_NODE", cache.into()),
         ("LONGHAUL_TEST_CHROMIUM", find::chromium(interrupt)?.into()),
     ])
+}
+
+/// An environment with the packages that scripts import; the scripts are run from where they are.
+fn python(interrupt: &Interrupt) -> Result<Vec<(&'static str, OsString)>> {
+    let environment = env::current_dir()?.join(ENVIRONMENT);
+    let (python, installed) = (environment.join("bin/python"), environment.join(".installed"));
+    let wanted = fs::read(REQUIREMENTS)?;
+    // The environment's Python is a link to one that may have gone.
+    if !python.is_file() || fs::read(&installed).ok().as_ref() != Some(&wanted) {
+        let mut make = Command::new(find::python(interrupt)?);
+        run(make.args(["-m", "venv", "--clear"]).arg(&environment), interrupt)?;
+        let mut install = Command::new(&python);
+        install.args(["-m", "pip", "install", "--quiet", "--disable-pip-version-check", "-r", REQUIREMENTS]);
+        run(&mut install, interrupt).context("the packages of client tests cannot be installed")?;
+        fs::write(installed, wanted)?;
+    }
+    Ok(vec![("LONGHAUL_TEST_PYTHON", python.into())])
 }
 
 fn with_folder_of(program: &Path) -> Result<OsString> {

@@ -1,4 +1,4 @@
-//! Finds PostgreSQL, Redis and Node on this machine, or installs them where that is possible without asking.
+//! Finds PostgreSQL, Redis, Node and Python on this machine, or installs them where that is possible without asking.
 
 use std::fs::{self, OpenOptions};
 use std::io::{ErrorKind, Write};
@@ -12,6 +12,8 @@ use crate::child::{Interrupt, run};
 
 const OLDEST_POSTGRES: u32 = 15;
 const OLDEST_NODE: u32 = 18;
+/// Ends well in a Python that is new enough (3.11, as the packages say) and can make environments.
+const FITTING_PYTHON: &str = "import sys, venv, ensurepip; sys.exit(sys.version_info < (3, 11))";
 const DEBIAN_POSTGRES: &str = "/usr/lib/postgresql";
 const SERVICE_POLICY: &str = "/usr/sbin/policy-rc.d";
 
@@ -37,6 +39,16 @@ pub(crate) fn node(interrupt: &Interrupt) -> Result<(PathBuf, PathBuf)> {
     )
 }
 
+/// A Python that can make environments.
+pub(crate) fn python(interrupt: &Interrupt) -> Result<PathBuf> {
+    // The first in PATH may be another one than the system's, which is what can be installed.
+    let fitting = || all_in_path("python3").find(|python| is_fitting_python(python));
+    found_or_installed("python3-venv", fitting, interrupt).context(
+        "Python 3.11 or newer with its modules venv and ensurepip is not in PATH, for the tests with clients of others \
+         (on Debian: apt-get install python3-venv)",
+    )
+}
+
 /// A browser without a window.
 pub(crate) fn chromium(interrupt: &Interrupt) -> Result<PathBuf> {
     let any = || ["chromium", "chromium-browser", "google-chrome"].into_iter().find_map(in_path);
@@ -52,10 +64,19 @@ fn is_new_enough(node: &Path) -> bool {
     major.is_some_and(|major| major >= OLDEST_NODE)
 }
 
+fn is_fitting_python(python: &Path) -> bool {
+    Command::new(python).args(["-c", FITTING_PYTHON]).output().is_ok_and(|output| output.status.success())
+}
+
 /// The first file of that name in PATH. It is not resolved further: Debian's `redis-server` is a link whose name matters.
 pub(crate) fn in_path(program: &str) -> Option<PathBuf> {
-    let path = std::env::var_os("PATH")?;
-    std::env::split_paths(&path).map(|folder| folder.join(program)).find(|file| file.is_file())
+    all_in_path(program).next()
+}
+
+fn all_in_path(program: &str) -> impl Iterator<Item = PathBuf> {
+    let path = std::env::var_os("PATH").unwrap_or_default();
+    let files: Vec<_> = std::env::split_paths(&path).map(|folder| folder.join(program)).collect();
+    files.into_iter().filter(|file| file.is_file())
 }
 
 /// Numeric id of a user (`-u`) or of its group (`-g`), as `id` prints it; without a name, our own.

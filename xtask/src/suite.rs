@@ -16,7 +16,7 @@ pub(crate) fn full(filter: &[String], interrupt: &Interrupt) -> Result<()> {
     }
     let mut tests = tests(filter, interrupt)?;
     if filter.is_empty() || filter.iter().any(|arg| arg.contains("client")) {
-        tests.envs(clients::node(interrupt)?);
+        tests.envs(clients::all(interrupt)?);
     }
     let servers = Servers::start(interrupt)?;
     run(tests.envs(servers.env()), interrupt)?;

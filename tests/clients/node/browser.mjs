@@ -7,8 +7,8 @@ import { mkdir } from 'node:fs/promises';
 import { join } from 'node:path';
 import { build } from 'esbuild';
 import puppeteer from 'puppeteer-core';
-import { apis, gate, headers, replaceWorkers, script } from './world.mjs';
-import { equalsStored, load, marks } from './pages.mjs';
+import { apis, gate, headers, marks, replaceWorkers, script } from './world.mjs';
+import { equalsStored, load } from './pages.mjs';
 
 const HTML = `<!doctype html><meta charset="utf-8"><title>Chat</title>
 <style>

@@ -3,8 +3,8 @@
 import assert from 'node:assert/strict';
 import test from 'node:test';
 import { setTimeout as sleep } from 'node:timers/promises';
-import { cutting, gate, replaceWorkers, restartApi, script } from './world.mjs';
-import { chunks, equalsStored, load, marks, page, read, submit, text, user, workflowPage } from './pages.mjs';
+import { cutting, dice, gate, marks, replaceWorkers, restartApi, script } from './world.mjs';
+import { chunks, equalsStored, load, page, read, submit, text, user, workflowPage } from './pages.mjs';
 
 // The SDK takes a refused connection for final; a page that tries again does not.
 async function persistent(url, init) {
@@ -41,8 +41,7 @@ test('a stream that is cut at random bytes, again and again, arrives without gap
   await script('helper', [{ marked: 3, calls: [['look', { op: 'x' }]] }, { marked: 60, delayMs: 3 }]);
   const noise = console.error;
   console.error = () => {}; // It tells of every cut.
-  let seed = 1;
-  const random = () => (seed = (seed * 48271) % 2147483647) / 2147483647;
+  const random = dice(1);
   let cuts = 0;
   for (let round = 0; round < 8; round++) {
     const fetch = cutting(() => (cuts++, 1 + Math.floor(random() * 400)));

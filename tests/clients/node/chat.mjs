@@ -2,8 +2,8 @@
 
 import assert from 'node:assert/strict';
 import test from 'node:test';
-import { apis, call, gate, headers, script } from './world.mjs';
-import { chatApi, chunks, equalsStored, load, marks, page, read, stop, submit, text, user, workflowPage } from './pages.mjs';
+import { apis, call, gate, headers, marks, script } from './world.mjs';
+import { chatApi, chunks, equalsStored, load, page, read, stop, submit, text, user, workflowPage } from './pages.mjs';
 
 const withTool = [
   { marked: 3, reasoning: ['Let ', 'me ', 'look.'], calls: [['look', { op: 'weather' }]] },

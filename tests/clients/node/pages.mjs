@@ -57,7 +57,3 @@ export async function equalsStored(chatId, message, api = 0) {
 
 export const text = (message) =>
   message.parts.filter((part) => part.type === 'text').map((part) => part.text).join('');
-
-// All marks of one answer of the model, in order.
-export const marks = (attempt, turn, count) =>
-  Array.from({ length: count }, (_, i) => `a${attempt}.s${turn}.${i} `).join('');

@@ -3,7 +3,8 @@
 import { createInterface } from 'node:readline';
 
 export const apis = process.env.LONGHAUL_APIS.split(' ');
-export const headers = { authorization: `Bearer ${process.env.LONGHAUL_KEY}` };
+export const key = process.env.LONGHAUL_KEY;
+export const headers = { authorization: `Bearer ${key}` };
 
 const waiting = [];
 const answers = createInterface({ input: process.stdin });
@@ -24,6 +25,10 @@ function wish(wish) {
 }
 
 export const script = (model, turns) => wish({ do: 'script', model, turns });
+// The bodies of all requests for this model so far.
+export const asked = (model) => wish({ do: 'asked', model });
+// A tool refuses with this status from now on, or does what it should again.
+export const tool = (name, status = null) => wish({ do: 'tool', name, status });
 export const replaceWorkers = () => wish({ do: 'replace_workers' });
 export const restartApi = (api) => wish({ do: 'restart_api', api });
 
@@ -60,4 +65,14 @@ export function cutting(bytes) {
     });
     return new Response(response.body.pipeThrough(cut), response);
   };
+}
+
+// All marks of one answer of the model, in order.
+export const marks = (attempt, turn, count) =>
+  Array.from({ length: count }, (_, i) => `a${attempt}.s${turn}.${i} `).join('');
+
+// Numbers between 0 and 1 that are the same in each test run.
+export function dice(seed) {
+  let state = seed;
+  return () => (state = (state * 48271) % 2147483647) / 2147483647;
 }
