@@ -281,7 +281,7 @@ mod tests {
             messages: Arc::new(messages.to_vec()),
             tools: vec![],
             client_tools: vec![],
-            options: ModelOptions::default(),
+            options: crate::provider::ModelOptions::default(),
             run_id: RunId::generate(),
             step,
             attempt,

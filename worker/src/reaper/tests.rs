@@ -51,6 +51,7 @@ impl World {
             queue: QUEUE.to_owned(),
             priority: 0,
             idempotency: None,
+            request: None,
         };
         let run = self.store.admit(new).await.unwrap().run.id;
         let id = WorkerId::generate();

@@ -2,6 +2,7 @@ use longhaul_shared::domain::{
     event::ReleaseReason,
     run::{RunError, Usage},
     tool::Effect,
+    transition::Reason,
 };
 use serde_json::json;
 

@@ -23,7 +23,7 @@ fn request() -> ModelRequest {
         messages: Arc::new(vec![ModelMessage::User("hi".into())]),
         tools: vec![],
         client_tools: vec![],
-        options: ModelOptions::default(),
+        options: crate::provider::ModelOptions::default(),
         run_id: RunId::generate(),
         step: 3,
         attempt: 1,
