@@ -49,6 +49,11 @@ enum Wish {
         name: String,
         status: Option<u16>,
     },
+    /// Answered by the secret of a new key.
+    Key {
+        workspace: String,
+        role: String,
+    },
     KillWorkers,
     /// Kills all workers and starts another one.
     ReplaceWorkers,
@@ -188,6 +193,7 @@ async fn fulfil(world: &mut World, gates: &mut Vec<Gate>, wish: Wish) -> Value {
             world.tools.behave(&name, status.map_or(Answer::Result, refusal));
             Value::Null
         }
+        Wish::Key { workspace, role } => world.new_key(&workspace, &role).await.into(),
         Wish::KillWorkers => {
             kill_workers(world);
             Value::Null

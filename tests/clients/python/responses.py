@@ -10,7 +10,7 @@ from pydantic import BaseModel
 
 from streams import begin, ended, kinds, marks, obeys, raw, read, response_obeys, said, tail
 from world import Gate, apis, asked, async_client, call, check, client, headers, here, later, play
-from world import refused, script, there, tool, turn, until
+from world import new_key, refused, script, there, tool, turn, until
 
 WITH_TOOL = (turn(3, reasoning=["Let ", "me ", "look."], calls=[["look", {"op": "weather"}]]), turn(20))
 
@@ -509,6 +509,52 @@ def a_key_that_is_none_opens_nothing():
             lambda: stranger.conversations.create(),
         ):
             refused(act, openai.AuthenticationError)
+
+
+@check
+def another_workspace_sees_nothing_and_joins_nothing():
+    script(turn(3))
+    again = {"model": "helper", "input": "go", "extra_headers": {"Idempotency-Key": "the same for all"}}
+    conversation = here.conversations.create()
+    ours = here.responses.create(**again, conversation=conversation.id)
+    stranger = client(1, api_key=new_key("elsewhere"))
+    for act in (
+        lambda: stranger.responses.retrieve(ours.id),
+        lambda: list(stranger.responses.retrieve(ours.id, stream=True)),
+        lambda: stranger.responses.cancel(ours.id),
+        lambda: stranger.responses.delete(ours.id),
+        lambda: list(stranger.responses.input_items.list(ours.id)),
+        lambda: stranger.conversations.retrieve(conversation.id),
+        lambda: stranger.conversations.update(conversation.id, metadata={"a": "b"}),
+        lambda: stranger.conversations.delete(conversation.id),
+        lambda: list(stranger.conversations.items.list(conversation.id)),
+    ):
+        refused(act, openai.NotFoundError)
+    go = {"model": "helper", "input": "go"}
+    kinds = (openai.BadRequestError, openai.NotFoundError)
+    error = refused(lambda: stranger.responses.create(**go, previous_response_id=ours.id), *kinds)
+    assert error.code == "previous_response_not_found"
+    refused(lambda: stranger.responses.create(**go, conversation=conversation.id), *kinds)
+    theirs = stranger.responses.create(**again)
+    assert theirs.id != ours.id and theirs.status == "completed"
+    refused(lambda: here.responses.retrieve(theirs.id), openai.NotFoundError)
+    assert here.responses.retrieve(ours.id).to_dict() == ours.to_dict()
+
+
+@check
+def a_key_that_may_only_read_changes_nothing():
+    script(turn(3))
+    ours = here.responses.create(model="helper", input="go")
+    viewer = client(1, api_key=new_key(role="viewer"))
+    assert viewer.responses.retrieve(ours.id).to_dict() == ours.to_dict()
+    assert read(viewer, ours) == read(here, ours)
+    for act in (
+        lambda: viewer.responses.create(model="helper", input="go"),
+        lambda: viewer.responses.cancel(ours.id),
+        lambda: viewer.responses.delete(ours.id),
+        lambda: viewer.conversations.create(),
+    ):
+        refused(act, openai.PermissionDeniedError)
 
 
 play()

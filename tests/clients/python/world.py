@@ -76,6 +76,10 @@ def tool(name, status=None):
     wish(do="tool", name=name, status=status)
 
 
+def new_key(workspace="default", role="admin"):
+    return wish(do="key", workspace=workspace, role=role)
+
+
 def kill_workers():
     wish(do="kill_workers")
 
