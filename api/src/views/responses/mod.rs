@@ -355,8 +355,7 @@ impl Encoder {
             (RunStatus::Failed, reason) => {
                 let error = error.unwrap_or_else(|| RunError::new("internal", reason.to_string()));
                 self.status = Status::Failed;
-                // By other codes the AI SDK takes a failed run for one to be started again.
-                let told = json!({"code": "invalid_run", "type": error.code, "message": error.message});
+                let told = json!({"code": "server_error", "type": error.code, "message": error.message});
                 self.outcome.error = Some(told);
                 "response.failed"
             }
