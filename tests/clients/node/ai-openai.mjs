@@ -281,7 +281,9 @@ test('what was torn or cancelled has been seen, and the conversation goes on beh
 
   const again = await gate('helper', 7);
   const cancelled = stream({ messages: [user('one'), ...messages, user('two')] });
-  const leaving = parts(cancelled);
+  const begun = [];
+  const leaving = parts(cancelled, begun);
+  await eventually(() => begun.some(({ type }) => type === 'text-delta'), 'the next turn has begun');
   await again.reached();
   const [run] = (await call('GET', '/v1/runs?limit=1')).body.data;
   await call('POST', `/v1/runs/${run.runId}/stop?wait=10`);

@@ -28,7 +28,10 @@ export function bare(response) {
 
 export async function all(stream) {
   const events = [];
-  for await (const event of await stream) events.push(event);
+  for await (const event of await stream) {
+    events.push(event);
+    assert.ok(events.length < 2000, 'it has no end');
+  }
   return events;
 }
 

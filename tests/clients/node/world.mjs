@@ -1,6 +1,7 @@
 // The world of a test, as its script sees it: where the API is, and what may be made to happen.
 
 import { createInterface } from 'node:readline';
+import { afterEach } from 'node:test';
 
 export const apis = process.env.LONGHAUL_APIS.split(' ');
 export const key = process.env.LONGHAUL_KEY;
@@ -32,13 +33,26 @@ export const tool = (name, status = null) => wish({ do: 'tool', name, status });
 export const replaceWorkers = () => wish({ do: 'replace_workers' });
 export const restartApi = (api) => wish({ do: 'restart_api', api });
 
+const closed = new Set();
+
 export async function gate(model, token) {
   const gate = await wish({ do: 'gate', model, token });
+  closed.add(gate);
   return {
     reached: (by = 1) => wish({ do: 'reached', gate, by }),
-    open: () => wish({ do: 'open', gate }),
+    open: () => open(gate),
   };
 }
+
+function open(gate) {
+  closed.delete(gate);
+  return wish({ do: 'open', gate });
+}
+
+// What a test that failed has left closed would hold all that follow.
+afterEach(async () => {
+  for (const gate of closed) await open(gate);
+});
 
 // A call of the native API.
 export async function call(method, path, body, api = 0) {
