@@ -210,9 +210,10 @@ fn flaws_of_stages(log: &[Event]) -> Option<String> {
     (!expected.contains(&&stages[..])).then(|| format!("a log with the stages {stages:?} of a stop"))
 }
 
-/// The output of a step row as kinds and texts.
+/// The output of a step row as kinds and texts, or ids of calls.
 fn stretches(output: &Value) -> Vec<(&str, String)> {
     let parts = output.as_array().map(Vec::as_slice).unwrap_or_default();
-    let word = |part: &Value| part["text"].as_str().unwrap_or_default().to_owned();
+    let word =
+        |part: &Value| part["text"].as_str().or(part["call_id"].as_str()).unwrap_or_default().to_owned();
     parts.iter().map(|part| (part["type"].as_str().unwrap_or_default(), word(part))).collect()
 }

@@ -50,12 +50,12 @@ pub struct Told {
 }
 
 impl Told {
-    /// `text` and `reasoning` in stretches.
+    /// `text` and `reasoning` in stretches, and each `call` that is left to the client by its id.
     pub fn output(&self) -> Vec<(&'static str, String)> {
         let mut output: Vec<(&'static str, String)> = Vec::new();
         for (_, kind, text) in &self.deltas {
             match output.last_mut() {
-                Some((last, stretch)) if last == kind => stretch.push_str(text),
+                Some((last, stretch)) if last == kind && *kind != "call" => stretch.push_str(text),
                 _ => output.push((kind, text.clone())),
             }
         }
@@ -94,6 +94,7 @@ impl Story {
             "step.finished" => step.is_saved = true,
             "text.delta" => step.deltas.push((event.seq, "text", text("text"))),
             "reasoning.delta" => step.deltas.push((event.seq, "reasoning", text("text"))),
+            "tool.requested" => step.deltas.push((event.seq, "call", text("callId"))),
             "tool.planned" => drop(step.calls.insert(call, (text("name"), "planned".to_owned()))),
             "tool.started" => self.set_state(number, call, "dispatched".to_owned()),
             "tool.finished" => self.set_state(number, call, text("state")),

@@ -182,7 +182,7 @@ test('streams that are cut at random bytes, again and again, make up whole ones'
   await script('helper', [{ marked: 3, calls: [['look', { op: 'x' }]] }, { marked: 60, delayMs: 3 }]);
   const random = dice(1);
   let cuts = 0;
-  const fetch = cutting(() => (cuts++, 1 + Math.floor(random() * 12_000)));
+  const fetch = cutting(() => (cuts++, 1 + Math.floor(random() * 6_000)));
   const shaky = [0, 1].map((api) => client(api, { fetch }));
   for (let round = 0; round < 6; round++) {
     const { id } = await here.responses.create(inBackground());

@@ -42,7 +42,8 @@ here, there = client(0), client(1)
 
 def call(method, path, api=0, **more):
     """A call without the package."""
-    return httpx2.request(method, apis[api] + path, headers=headers, timeout=30, **more)
+    sent = {"content-type": "application/json", **headers}
+    return httpx2.request(method, apis[api] + path, headers=sent, timeout=30, **more)
 
 
 # Wishes are fulfilled one after the other.

@@ -201,7 +201,9 @@ max_retry_delay = "{max_retry_delay}ms"
         if self.store == Store::Sqlite {
             let _ = writeln!(toml, "[auth]\nmode = \"{auth}\"");
         }
-        for (name, model) in &self.agents {
+        // It answers whoever names a model and no agent.
+        let default = [("default".to_owned(), "default".to_owned())];
+        for (name, model) in self.agents.iter().chain(&default) {
             let _ = write!(
                 toml,
                 "[agents.{name}]\nprovider = \"fake\"\nmodel = \"{model}\"\ninstructions = \"{INSTRUCTIONS}\"\n\

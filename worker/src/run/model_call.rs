@@ -232,12 +232,15 @@ impl Attempt<'_> {
         let finish_reason = answer.finish_reason.unwrap_or(FinishReason::Other);
         let (mut events, mut calls) = (vec![], vec![]);
         let mut output = self.replay.open().map(|open| open.output.clone()).unwrap_or_default();
-        for (number, call) in (1..).zip(answer.calls.into_values()) {
+        let own = answer.calls.values().filter(|call| !self.is_clients(&call.name)).count() as u32;
+        let mut client_numbers = own + 1..;
+        for call in answer.calls.into_values() {
             if !self.is_clients(&call.name) {
-                let call = self.plan(step, number, call);
+                let call = self.plan(step, calls.len() as u32 + 1, call);
                 events.push(planned_event(&call).of_step(step, attempt));
                 calls.push(call);
             } else if finish_reason != FinishReason::Length || arguments::parse(&call.arguments).is_ok() {
+                let number = client_numbers.next().unwrap_or_default();
                 let call_id = call_id(self.run.id, step, number);
                 let PlannedCall { name, arguments } = call;
                 output.push(OutputPart::Call {

@@ -8,7 +8,11 @@ use axum::{
 };
 use longhaul_shared::{
     admission::{Input, LimitOverrides, Submission, SubmitError, submit_to_the_end},
-    domain::{ids::RunId, run::Run, run::Trigger},
+    domain::{
+        ids::RunId,
+        run::{Run, Trigger},
+        text::one_line,
+    },
     store::{IfBusy, Request},
 };
 use sha2::{Digest, Sha256};
@@ -77,7 +81,7 @@ async fn admit(
     let (agent, model) = match &wish.model {
         Some(name) => state.agents.by_model(name).ok_or_else(|| ApiError {
             code: Code::AgentNotFound,
-            ..ApiError::body("/model", "names no agent, and no model of the default agent")
+            ..ApiError::body("/model", format!("there is no agent and no model `{}`", one_line(name, 100)))
         })?,
         None => (state.agents.default().ok_or_else(|| ApiError::body("/model", "is required"))?, None),
     };

@@ -78,13 +78,28 @@ pub(super) async fn settle(
     let known = known(state, workspace, before).await?;
     let items = without_repetition(items, &known);
     let mut parts = vec![];
-    let mut outputs: BTreeMap<RunId, Vec<Item>> = BTreeMap::new();
+    // Results of calls that were made in one step with the calls that follow.
+    let mut held_back: Vec<Part> = vec![];
+    let mut outputs = Outputs::default();
     for item in items {
         match item {
-            Sent::Part(part) => parts.push(part),
-            Sent::Reference(id) => parts.extend(resolve(state, workspace, &id, &mut outputs).await?),
+            Sent::Part(part) => {
+                if !matches!(part, Part::Call { .. }) {
+                    parts.append(&mut held_back);
+                }
+                parts.push(part);
+            }
+            Sent::Reference(id) => {
+                let referred = outputs.resolve(state, workspace, &id).await?;
+                if !matches!(referred.parts.first(), Some(Part::Call { .. }) | None) {
+                    parts.append(&mut held_back);
+                }
+                parts.extend(referred.parts);
+                held_back.extend(referred.later);
+            }
         }
     }
+    parts.append(&mut held_back);
     check_calls(&parts, &known)?;
     Ok(parts)
 }
@@ -135,7 +150,10 @@ fn check_calls(parts: &[Part], known: &Known) -> Result<(), ApiError> {
                 called.insert(call_id.clone());
             }
             Part::CallResult { call_id, .. } => {
-                answered.insert(call_id.clone());
+                if !answered.insert(call_id.clone()) {
+                    let told = format!("more than one tool output for function call {call_id}");
+                    return Err(ApiError::body("/input", told));
+                }
             }
             _ => {}
         }
@@ -151,42 +169,66 @@ fn check_calls(parts: &[Part], known: &Known) -> Result<(), ApiError> {
 }
 
 /// What the model is to read of an item that somebody refers to.
-async fn resolve(
-    state: &AppState,
-    workspace: WorkspaceId,
-    id: &str,
-    outputs: &mut BTreeMap<RunId, Vec<Item>>,
-) -> Result<Vec<Part>, ApiError> {
-    let unknown = || ApiError {
-        code: Code::NotFound,
-        ..ApiError::body("/input", format!("there is no item with the id `{id}`"))
-    };
-    let (run_id, _) = run_of_item(id).ok_or_else(unknown)?;
-    if !outputs.contains_key(&run_id) {
-        let run = found(state.store.run(workspace, run_id).await)?.ok_or_else(unknown)?;
-        if !run.status.is_terminal() {
-            return Err(unknown());
+#[derive(Default)]
+struct Referred {
+    parts: Vec<Part>,
+    /// To be read behind the other calls of its step.
+    later: Option<Part>,
+}
+
+/// The items of the runs that an input refers to, and whether each is of an attempt that broke off.
+#[derive(Default)]
+struct Outputs(BTreeMap<RunId, Vec<(Item, bool)>>);
+
+impl Outputs {
+    async fn resolve(
+        &mut self,
+        state: &AppState,
+        workspace: WorkspaceId,
+        id: &str,
+    ) -> Result<Referred, ApiError> {
+        let unknown = || ApiError {
+            code: Code::NotFound,
+            ..ApiError::body("/input", format!("there is no item with the id `{id}`"))
+        };
+        let (run_id, _) = run_of_item(id).ok_or_else(unknown)?;
+        if !self.0.contains_key(&run_id) {
+            let run = found(state.store.run(workspace, run_id).await)?.ok_or_else(unknown)?;
+            if !run.status.is_terminal() {
+                return Err(unknown());
+            }
+            let head = head_of(state, &run).await?;
+            let items = encoded(state, &run, head).await?;
+            self.0.insert(run_id, items.items().map(|(item, is_torn)| (item.clone(), is_torn)).collect());
         }
-        outputs.insert(run_id, outputs_of(state, &run).await?);
+        let items = &self.0[&run_id];
+        let (item, is_torn) = items.iter().find(|(item, _)| item.id() == id).ok_or_else(unknown)?;
+        Ok(if *is_torn { Referred::default() } else { read(item, items) })
     }
-    let item = outputs[&run_id].iter().find(|item| item.id() == id).ok_or_else(unknown)?;
-    Ok(match item.clone() {
+}
+
+fn read(item: &Item, all: &[(Item, bool)]) -> Referred {
+    match item.clone() {
         Item::Message { content, .. } => {
             let text = content.iter().map(|piece| piece.as_text()).collect();
-            vec![Part::Said { by: Speaker::Assistant, text }]
+            Referred { parts: vec![Part::Said { by: Speaker::Assistant, text }], later: None }
         }
-        Item::Reasoning { .. } => vec![],
+        Item::Reasoning { .. } => Referred::default(),
         Item::FunctionCall { call_id, name, arguments, .. } => {
-            vec![Part::Call { call_id, name, arguments }]
+            Referred { parts: vec![Part::Call { call_id, name, arguments }], later: None }
         }
-        Item::McpCall { id, name, arguments, output, error, .. } => {
-            let output = output.or(error).unwrap_or_default();
-            vec![
-                Part::Call { call_id: id.clone(), name, arguments },
-                Part::CallResult { call_id: id, output },
-            ]
+        Item::McpCall { id, name, arguments, output, error, step, .. } => {
+            let output = output.or(error.map(|error| error.message)).unwrap_or_default();
+            let result = Part::CallResult { call_id: id.clone(), output };
+            let call = Part::Call { call_id: id, name, arguments };
+            let is_beside = |(item, _): &(Item, bool)| matches!(item, Item::FunctionCall { step: other, .. } if *other == step);
+            if all.iter().any(is_beside) {
+                Referred { parts: vec![call], later: Some(result) }
+            } else {
+                Referred { parts: vec![call, result], later: None }
+            }
         }
-    })
+    }
 }
 
 /// The output of a run that is over.
@@ -261,6 +303,7 @@ mod tests {
         assert_eq!(check(&[call("c"), result("c"), result("open")]), Ok(()));
         assert!(check(&[said("hi")]).unwrap_err().contains("no tool output found for function call open"));
         assert!(check(&[result("open"), call("c")]).unwrap_err().contains("function call c"));
+        assert!(check(&[result("open"), result("open")]).unwrap_err().contains("more than one"));
         assert!(check(&[result("open"), result("x")]).unwrap_err().contains("no tool call found"));
     }
 }

@@ -99,7 +99,7 @@ async fn chat_of_the_last_answer(
     Ok(found(state.store.message(caller.workspace_id, message).await)?.map(|message| message.chat_id))
 }
 
-/// The agent that the page asks for, or the one that the chat has, or the only one that there is.
+/// The agent that the page asks for, or the one that the chat has, or the default one.
 async fn agent_for(
     state: &AppState,
     caller: &Caller,
@@ -114,7 +114,7 @@ async fn agent_for(
         (None, Some(name)) => state.store.chat_of_client(caller.workspace_id, name).await,
         (None, None) => Err(StoreError::NotFound),
     };
-    Ok(found(chat)?.and_then(|chat| chat.agent).or_else(|| state.agents.only()))
+    Ok(found(chat)?.and_then(|chat| chat.agent).or_else(|| state.agents.default()))
 }
 
 fn read(body: &Bytes) -> Result<Body, ApiError> {

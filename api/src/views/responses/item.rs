@@ -28,6 +28,8 @@ pub(crate) enum Item {
         name: String,
         arguments: String,
         status: ItemStatus,
+        #[serde(skip)]
+        step: u32,
     },
     /// A call of a tool that the worker runs.
     McpCall {
@@ -36,10 +38,32 @@ pub(crate) enum Item {
         name: String,
         arguments: String,
         output: Option<String>,
-        error: Option<String>,
+        error: Option<CallError>,
         status: ItemStatus,
         approval_request_id: Option<String>,
+        #[serde(skip)]
+        step: u32,
     },
+}
+
+/// Why a call failed. Some clients read the content, some the message.
+#[derive(Clone, Debug, PartialEq, Serialize)]
+#[serde(tag = "type", rename = "mcp_tool_execution_error")]
+pub(crate) struct CallError {
+    pub(crate) message: String,
+    content: [ErrorText; 1],
+}
+
+#[derive(Clone, Debug, PartialEq, Serialize)]
+#[serde(tag = "type", rename = "text")]
+struct ErrorText {
+    text: String,
+}
+
+impl From<String> for CallError {
+    fn from(message: String) -> Self {
+        Self { content: [ErrorText { text: message.clone() }], message }
+    }
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]

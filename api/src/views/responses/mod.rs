@@ -83,7 +83,12 @@ impl Encoder {
 
     /// The items that count, in order.
     pub(crate) fn output(&self) -> impl Iterator<Item = &Item> {
-        self.items.iter().zip(&self.torn).filter(|(_, torn)| !**torn).map(|(item, _)| item)
+        self.items().filter(|(_, is_torn)| !is_torn).map(|(item, _)| item)
+    }
+
+    /// All items, and whether each is of an attempt that broke off.
+    pub(crate) fn items(&self) -> impl Iterator<Item = (&Item, bool)> {
+        self.items.iter().zip(self.torn.iter().copied())
     }
 
     /// What the next event of the log adds to the stream.
@@ -116,12 +121,12 @@ impl Encoder {
             }
             Some(EventData::ToolPlanned { call, name, arguments, .. }) => {
                 self.close_as(ItemStatus::Completed, Some(Phase::Commentary), out);
-                let index = self.call(name, arguments, out);
+                let index = self.call(step, name, arguments, out);
                 self.calls.insert((step, call), index);
             }
             Some(EventData::ToolRequested { call_id, name, arguments }) => {
                 self.close_as(ItemStatus::Completed, Some(Phase::Commentary), out);
-                self.request(call_id, name, arguments, out);
+                self.request(step, call_id, name, arguments, out);
             }
             Some(EventData::ToolFinished { call, state, output, error, .. }) => {
                 if let Some(index) = self.calls.remove(&(step, call)) {
@@ -268,13 +273,14 @@ impl Encoder {
         self.done(index, out);
     }
 
-    fn request(&mut self, call_id: String, name: String, arguments: String, out: &mut Vec<Value>) {
+    fn request(&mut self, step: u32, call_id: String, name: String, arguments: String, out: &mut Vec<Value>) {
         let item = Item::FunctionCall {
             id: self.next_id("fc"),
             call_id,
             name: name.clone(),
             arguments: String::new(),
             status: ItemStatus::InProgress,
+            step,
         };
         let index = self.add(item, out);
         let (mut delta, mut done) = (self.place(index), self.place(index));
@@ -289,7 +295,7 @@ impl Encoder {
         self.done(index, out);
     }
 
-    fn call(&mut self, name: String, arguments: String, out: &mut Vec<Value>) -> usize {
+    fn call(&mut self, step: u32, name: String, arguments: String, out: &mut Vec<Value>) -> usize {
         let item = Item::McpCall {
             id: self.next_id("mcp"),
             server_label: SERVER_LABEL,
@@ -299,6 +305,7 @@ impl Encoder {
             error: None,
             status: ItemStatus::InProgress,
             approval_request_id: None,
+            step,
         };
         let index = self.add(item, out);
         self.say("response.mcp_call.in_progress", self.place(index), out);
@@ -325,7 +332,7 @@ impl Encoder {
         if let Item::McpCall { output, error, status, .. } = &mut self.items[index] {
             *status = if is_good { ItemStatus::Completed } else { ItemStatus::Failed };
             *output = result;
-            *error = if is_good { None } else { Some(why.unwrap_or_else(|| state.to_string())) };
+            *error = if is_good { None } else { Some(why.unwrap_or_else(|| state.to_string()).into()) };
         }
         let kind = if is_good { "response.mcp_call.completed" } else { "response.mcp_call.failed" };
         self.say(kind, self.place(index), out);
@@ -355,7 +362,9 @@ impl Encoder {
             (RunStatus::Failed, reason) => {
                 let error = error.unwrap_or_else(|| RunError::new("internal", reason.to_string()));
                 self.status = Status::Failed;
-                let told = json!({"code": "server_error", "type": error.code, "message": error.message});
+                // Of the codes that clients know, the one that lets none of them start the run again: what could be
+                // tried again has been.
+                let told = json!({"code": "invalid_prompt", "type": error.code, "message": error.message});
                 self.outcome.error = Some(told);
                 "response.failed"
             }

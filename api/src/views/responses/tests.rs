@@ -170,7 +170,7 @@ fn reasoning_and_calls_of_the_server_are_items_of_their_own() {
     assert_eq!(types, ["reasoning", "message", "mcp_call", "mcp_call", "message"]);
     assert_eq!(output[0]["summary"], json!([{"type": "summary_text", "text": "hm"}]));
     assert_eq!((&output[2]["output"], &output[2]["status"]), (&json!("noon"), &json!("completed")));
-    assert_eq!((&output[3]["error"], &output[3]["status"]), (&json!("unknown"), &json!("failed")));
+    assert_eq!((&output[3]["error"]["message"], &output[3]["status"]), (&json!("unknown"), &json!("failed")));
     let added = events.iter().find(|event| event["item"]["type"] == "mcp_call").unwrap();
     assert_eq!(
         (&added["item"]["arguments"], &added["item"]["server_label"]),
