@@ -10,40 +10,48 @@ use longhaul_shared::domain::{
     replay::{CallForModel, ModelMessage},
 };
 
-/// The parts of a user's message in their order. Neighbouring texts of one speaker become one message.
+/// The parts of a user's message in their order. The pieces of one text are one message, and so is what an assistant said
+/// without a break, since providers want the two sides to take turns.
 pub(super) fn messages_of(parts: &[Part]) -> Vec<ModelMessage> {
     let mut messages: Vec<ModelMessage> = vec![];
     for part in parts {
-        match (part, messages.last_mut()) {
-            (Part::Text { text }, Some(ModelMessage::User(said))) => said.push_str(text),
-            (Part::Text { text }, _) => messages.push(ModelMessage::User(text.clone())),
-            (Part::Said { by: Speaker::User, text }, _) => messages.push(ModelMessage::User(text.clone())),
-            (Part::Said { by: Speaker::System, text }, _) => {
-                messages.push(ModelMessage::System(text.clone()))
-            }
-            (
-                Part::Said { by: Speaker::Assistant, text },
-                Some(ModelMessage::Assistant { text: said, calls }),
-            ) if calls.is_empty() => said.push_str(text),
-            (Part::Said { by: Speaker::Assistant, text }, _) => {
-                messages.push(ModelMessage::Assistant { text: text.clone(), calls: vec![] });
-            }
-            (Part::Call { call_id, name, arguments }, last) => {
+        match part {
+            Part::Text { text } => match messages.last_mut() {
+                Some(ModelMessage::User(said)) => said.push_str(text),
+                _ => messages.push(ModelMessage::User(text.clone())),
+            },
+            Part::Said { by, text } => say(&mut messages, *by, text),
+            Part::Call { call_id, name, arguments } => {
                 let (call_id, name, arguments) = (call_id.clone(), name.clone(), arguments.clone());
                 let call = CallForModel { call_id, name, arguments };
-                match last {
+                match messages.last_mut() {
                     Some(ModelMessage::Assistant { calls, .. }) => calls.push(call),
                     _ => messages.push(ModelMessage::Assistant { text: String::new(), calls: vec![call] }),
                 }
             }
-            (Part::CallResult { call_id, output }, _) => {
-                messages.push(ModelMessage::ToolResult { call_id: call_id.clone(), content: output.clone() })
+            Part::CallResult { call_id, output } => {
+                let (call_id, content) = (call_id.clone(), output.clone());
+                messages.push(ModelMessage::ToolResult { call_id, content });
             }
             // A model wrote these, never a client.
-            (Part::Step { .. } | Part::Reasoning { .. } | Part::Tool { .. }, _) => {}
+            Part::Step { .. } | Part::Reasoning { .. } | Part::Tool { .. } => {}
         }
     }
     messages
+}
+
+fn say(messages: &mut Vec<ModelMessage>, by: Speaker, text: &str) {
+    match (by, messages.last_mut()) {
+        (Speaker::Assistant, Some(ModelMessage::Assistant { text: said, calls })) if calls.is_empty() => {
+            said.push_str("\n\n");
+            said.push_str(text);
+        }
+        (Speaker::Assistant, _) => {
+            messages.push(ModelMessage::Assistant { text: text.to_owned(), calls: vec![] });
+        }
+        (Speaker::User, _) => messages.push(ModelMessage::User(text.to_owned())),
+        (Speaker::System, _) => messages.push(ModelMessage::System(text.to_owned())),
+    }
 }
 
 /// Moves every result right behind its call, in the order of the calls. A call without one gets one that says so; a
@@ -116,7 +124,7 @@ mod tests {
             said(Speaker::System, "rule"),
             said(Speaker::User, "one"),
             said(Speaker::User, "two"),
-            said(Speaker::Assistant, "let me "),
+            said(Speaker::Assistant, "let me"),
             said(Speaker::Assistant, "see"),
             call("1"),
             call("2"),
@@ -126,7 +134,7 @@ mod tests {
         ];
         assert_eq!(
             brief(&messages_of(&parts)),
-            ["s:rule", "u:one", "u:two", "a:let me see[1,2]", "r:1=x", "r:2=y", "u:three"]
+            ["s:rule", "u:one", "u:two", "a:let me\n\nsee[1,2]", "r:1=x", "r:2=y", "u:three"]
         );
     }
 

@@ -1,7 +1,7 @@
 //! What an input has to do with what was said before: it may repeat a part of it, refer to items, and it has to answer the
 //! calls that were left to the client.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::{BTreeMap, BTreeSet, btree_map::Entry};
 
 use longhaul_shared::{
     domain::{
@@ -20,7 +20,7 @@ use super::{encoded, found, head_of, input::Sent};
 use crate::{
     error::{ApiError, Code},
     state::AppState,
-    views::responses::{Item, run_of_item},
+    views::responses::{Content, Item, run_of_item},
 };
 
 /// How much of a conversation is looked at.
@@ -149,11 +149,9 @@ fn check_calls(parts: &[Part], known: &Known) -> Result<(), ApiError> {
             Part::Call { call_id, .. } => {
                 called.insert(call_id.clone());
             }
-            Part::CallResult { call_id, .. } => {
-                if !answered.insert(call_id.clone()) {
-                    let told = format!("more than one tool output for function call {call_id}");
-                    return Err(ApiError::body("/input", told));
-                }
+            Part::CallResult { call_id, .. } if !answered.insert(call_id.clone()) => {
+                let told = format!("more than one tool output for function call {call_id}");
+                return Err(ApiError::body("/input", told));
             }
             _ => {}
         }
@@ -192,16 +190,18 @@ impl Outputs {
             ..ApiError::body("/input", format!("there is no item with the id `{id}`"))
         };
         let (run_id, _) = run_of_item(id).ok_or_else(unknown)?;
-        if !self.0.contains_key(&run_id) {
-            let run = found(state.store.run(workspace, run_id).await)?.ok_or_else(unknown)?;
-            if !run.status.is_terminal() {
-                return Err(unknown());
+        let items = match self.0.entry(run_id) {
+            Entry::Occupied(known) => known.into_mut(),
+            Entry::Vacant(place) => {
+                let run = found(state.store.run(workspace, run_id).await)?.ok_or_else(unknown)?;
+                if !run.status.is_terminal() {
+                    return Err(unknown());
+                }
+                let head = head_of(state, &run).await?;
+                let encoder = encoded(state, &run, head).await?;
+                place.insert(encoder.items().map(|(item, is_torn)| (item.clone(), is_torn)).collect())
             }
-            let head = head_of(state, &run).await?;
-            let items = encoded(state, &run, head).await?;
-            self.0.insert(run_id, items.items().map(|(item, is_torn)| (item.clone(), is_torn)).collect());
-        }
-        let items = &self.0[&run_id];
+        };
         let (item, is_torn) = items.iter().find(|(item, _)| item.id() == id).ok_or_else(unknown)?;
         Ok(if *is_torn { Referred::default() } else { read(item, items) })
     }
@@ -210,7 +210,7 @@ impl Outputs {
 fn read(item: &Item, all: &[(Item, bool)]) -> Referred {
     match item.clone() {
         Item::Message { content, .. } => {
-            let text = content.iter().map(|piece| piece.as_text()).collect();
+            let text = content.iter().map(Content::as_text).collect();
             Referred { parts: vec![Part::Said { by: Speaker::Assistant, text }], later: None }
         }
         Item::Reasoning { .. } => Referred::default(),

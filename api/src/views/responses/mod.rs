@@ -21,8 +21,8 @@ use longhaul_shared::domain::{
 use serde_json::{Value, json};
 
 pub(crate) use input_item::{input_items, message_of_item};
-use item::{Content, ItemStatus, Phase, item_id};
-pub(crate) use item::{Item, run_of_item};
+pub(crate) use item::{Content, Item, run_of_item};
+use item::{ItemStatus, Phase, item_id};
 pub(crate) use response::{Head, Outcome, Status, chat_of, conversation_id, response_id, run_of, seconds};
 
 /// What a stream says behind its last event.
