@@ -28,6 +28,14 @@ pub(crate) struct Event {
     pub(crate) data: String,
 }
 
+/// The form in which a run is shown.
+#[derive(Clone, Copy, Debug)]
+pub(crate) enum View {
+    Native,
+    Ui,
+    Responses,
+}
+
 /// A stream of server-sent events.
 pub(crate) struct Events {
     body: BoxStream<'static, reqwest::Result<Bytes>>,
@@ -55,7 +63,17 @@ impl Client {
 
     /// Watches a run from its first event.
     pub(crate) async fn tail(&self, run_id: RunId) -> Result<Events> {
-        let url = format!("{}/v1/runs/{run_id}/events", self.base);
+        self.watch(run_id, View::Native).await
+    }
+
+    /// Watches a run from its first event, in the form that some clients read.
+    pub(crate) async fn watch(&self, run_id: RunId, view: View) -> Result<Events> {
+        let path = match view {
+            View::Native => format!("/v1/runs/{run_id}/events"),
+            View::Ui => format!("/api/chat/{run_id}/stream"),
+            View::Responses => format!("/v1/responses/resp_{}?stream=true", run_id.0.simple()),
+        };
+        let url = self.base.clone() + &path;
         let response = self.http.get(url).header(ACCEPT, "text/event-stream").send().await?;
         Ok(Events::of(response.error_for_status()?))
     }
@@ -101,6 +119,14 @@ impl Events {
             }
         }
         bail!("the stream ended before the event that was waited for")
+    }
+
+    /// Reads to the end without a look at what it says.
+    pub(crate) async fn swallow(mut self) -> Result<()> {
+        while let Some(bytes) = self.body.next().await {
+            bytes.context("a stream broke off")?;
+        }
+        Ok(())
     }
 
     /// Reads to the end.

@@ -38,7 +38,7 @@ pub(crate) struct World {
     pub(crate) client: Client,
     pub(crate) provider: Provider,
     pub(crate) pool: PgPool,
-    _database: Database,
+    database: Database,
     _dir: TempDir,
 }
 
@@ -60,7 +60,7 @@ impl World {
         let worker = start(Role::Worker)?;
         let pool = database.connect().await?;
         let client = Client::new(api.url());
-        let world = Self { api, worker, client, provider, pool, _database: database, _dir: dir };
+        let world = Self { api, worker, client, provider, pool, database, _dir: dir };
         world.until(Duration::from_secs(20), "a worker is alive", || world.count_alive_workers()).await?;
         Ok(world)
     }
@@ -68,6 +68,11 @@ impl World {
     async fn count_alive_workers(&self) -> Result<bool> {
         let alive = "select count(*) > 0 as alive from workers where expires_at > now_ms()";
         Ok(sqlx::query(alive).fetch_one(&self.pool).await?.try_get("alive")?)
+    }
+
+    /// A store on its database.
+    pub(crate) fn store(&self) -> Result<SharedStore> {
+        open(&self.database, 2)
     }
 
     /// Submits so many runs over so many connections.

@@ -22,6 +22,7 @@ mod racing;
 mod reconciling;
 mod redis;
 mod refusing;
+mod replaying;
 mod restarting;
 mod stalling;
 mod stopping;

@@ -3,6 +3,8 @@
 mod delivery;
 mod idle;
 mod latency;
+mod pages;
+mod replay;
 mod runs;
 mod steps;
 mod streams;
@@ -48,6 +50,8 @@ pub(crate) const ALL: &[(&str, Measure)] = &[
     ("delivery", |effort| delivery::measure(effort).boxed()),
     ("streams", |effort| streams::measure(effort).boxed()),
     ("tails", |effort| tails::measure(effort).boxed()),
+    ("pages", |effort| pages::measure(effort).boxed()),
+    ("replay", |effort| replay::measure(effort).boxed()),
     ("idle", |effort| idle::measure(effort).boxed()),
     ("wal", |effort| wal::measure(effort).boxed()),
 ];
