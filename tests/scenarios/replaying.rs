@@ -14,7 +14,9 @@ async fn a_long_run_has_the_same_bytes_in_each_view_from_every_process_and_after
     }
     let mut world = World::start(Setup::postgres().apis(2).workers(1).limit("max_steps", 2_000)).await;
     let calling = (1..STEPS).map(|step| {
-        Turn::marked(2).reasoning(["Hm. "]).and_call("clock", &json!({"timezone": format!("+{:02}:{:02}", step / 60, step % 60)}))
+        Turn::marked(2)
+            .reasoning(["Hm. "])
+            .and_call("clock", &json!({"timezone": format!("+{:02}:{:02}", step / 60, step % 60)}))
     });
     world.provider.script("helper", Script::new(calling.chain([Turn::marked(20)])));
     let run = world.client().submit("helper", "Go a long way.").await.run_id;

@@ -10,7 +10,7 @@ use axum::{
     http::{HeaderName, HeaderValue, header},
     response::{IntoResponse, Response},
 };
-use bytes::Bytes;
+use bytes::{Bytes, BytesMut};
 use futures::{Stream, StreamExt};
 use longhaul_shared::{
     domain::{ids::Seq, run::Run},
@@ -20,6 +20,8 @@ use longhaul_shared::{
 use tokio::time::Instant;
 
 use crate::{state::AppState, views::native::HEARTBEAT};
+
+const SLICES_AT_ONCE: usize = 32;
 
 /// How a tail writes a log for its client.
 pub(crate) trait View: Send + 'static {
@@ -80,7 +82,8 @@ fn frames<V: View>(
         let draining = state.draining.clone();
         let mut draining = pin!(draining.cancelled_owned());
         let mut silence = pin!(tokio::time::sleep(heartbeat));
-        let mut tail = pin!(tail);
+        // What is there at once goes out at once.
+        let mut tail = pin!(tail.ready_chunks(SLICES_AT_ONCE));
         loop {
             tokio::select! {
                 biased;
@@ -89,17 +92,17 @@ fn frames<V: View>(
                     return;
                 }
                 next = tail.next() => match next {
-                    Some(Ok(slice)) => {
-                        let bytes = view.render(&slice);
+                    Some(slices) => {
+                        let (bytes, error) = render(&mut view, slices);
                         if !bytes.is_empty() {
                             yield Ok(bytes);
                             silence.as_mut().reset(Instant::now() + heartbeat);
                         }
-                    }
-                    Some(Err(error)) => {
-                        tracing::warn!(error = %error, "a tail was reset");
-                        yield Err(broken_off("the log cannot be read"));
-                        return;
+                        if let Some(error) = error {
+                            tracing::warn!(error = %error, "a tail was reset");
+                            yield Err(broken_off("the log cannot be read"));
+                            return;
+                        }
                     }
                     None => {
                         if !V::CLOSING.is_empty() {
@@ -115,6 +118,34 @@ fn frames<V: View>(
             }
         }
     }
+}
+
+/// Everything up to the first error.
+fn render(view: &mut impl View, slices: Vec<Result<Slice, TailError>>) -> (Bytes, Option<TailError>) {
+    let (mut first, mut more) = (Bytes::new(), BytesMut::new());
+    for slice in slices {
+        let bytes = match slice {
+            Ok(slice) => view.render(&slice),
+            Err(error) => return (joined(first, more), Some(error)),
+        };
+        if first.is_empty() {
+            first = bytes;
+        } else {
+            more.extend_from_slice(&bytes);
+        }
+    }
+    (joined(first, more), None)
+}
+
+/// A live tail gets one slice at a time, whose bytes it shares with all others: they are not copied.
+fn joined(first: Bytes, more: BytesMut) -> Bytes {
+    if more.is_empty() {
+        return first;
+    }
+    let mut whole = BytesMut::with_capacity(first.len() + more.len());
+    whole.extend_from_slice(&first);
+    whole.extend_from_slice(&more);
+    whole.freeze()
 }
 
 fn broken_off(why: &'static str) -> io::Error {

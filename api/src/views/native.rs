@@ -52,7 +52,12 @@ pub(crate) fn write_envelope(out: &mut String, seq: Seq, at: Millis, event: &Eve
     }
     out.push_str(r#","data":"#);
     // JSON strings cannot hold a raw line break, so one that is there is space between tokens.
-    out.extend(event.data.get().chars().map(|c| if c == '\n' || c == '\r' { ' ' } else { c }));
+    let mut lines = event.data.get().split(['\n', '\r']);
+    out.push_str(lines.next().unwrap_or_default());
+    for line in lines {
+        out.push(' ');
+        out.push_str(line);
+    }
     out.push('}');
 }
 

@@ -2,7 +2,10 @@
 //!
 //! Stored names are stable. A reader that meets an event type of a newer version passes it through.
 
-use serde::{Deserialize, Serialize};
+use serde::{
+    Deserialize, Serialize,
+    de::{DeserializeSeed, IntoDeserializer, MapAccess, value::MapAccessDeserializer},
+};
 use serde_json::value::RawValue;
 
 use super::{
@@ -169,14 +172,33 @@ impl EventData {
 impl Event {
     /// The typed data, or `None` for a type or a shape that this version does not know.
     pub fn data(&self) -> Option<EventData> {
-        #[derive(Serialize)]
-        struct Tagged<'a> {
-            #[serde(rename = "type")]
-            kind: &'a str,
-            data: &'a RawValue,
+        EventData::deserialize(MapAccessDeserializer::new(Tagged {
+            event: self,
+            fields: ["type", "data"].iter(),
+        }))
+        .ok()
+    }
+}
+
+/// An event as the object that [`EventData`] is read from, without writing it down first.
+struct Tagged<'a> {
+    event: &'a Event,
+    fields: std::slice::Iter<'a, &'static str>,
+}
+
+impl<'de> MapAccess<'de> for Tagged<'de> {
+    type Error = serde_json::Error;
+
+    fn next_key_seed<K: DeserializeSeed<'de>>(&mut self, seed: K) -> serde_json::Result<Option<K::Value>> {
+        let next = self.fields.as_slice().first();
+        next.map(|name| seed.deserialize(name.into_deserializer())).transpose()
+    }
+
+    fn next_value_seed<V: DeserializeSeed<'de>>(&mut self, seed: V) -> serde_json::Result<V::Value> {
+        match self.fields.next() {
+            Some(&"type") => seed.deserialize(self.event.kind.as_str().into_deserializer()),
+            _ => seed.deserialize(&mut serde_json::Deserializer::from_str(self.event.data.get())),
         }
-        let json = serde_json::to_string(&Tagged { kind: &self.kind, data: &self.data }).ok()?;
-        serde_json::from_str(&json).ok()
     }
 }
 

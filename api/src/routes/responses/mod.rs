@@ -37,7 +37,7 @@ use crate::{
     dialect::RESPONSES,
     error::{ApiError, Code},
     state::AppState,
-    views::responses::{DONE, Encoder, Head, run_of, write_frame},
+    views::responses::{DONE, Encoder, Frames, Head, run_of},
 };
 
 pub(super) use history::outputs_of;
@@ -94,13 +94,9 @@ async fn ended(state: &AppState, run: &Run, head: Head) -> Result<Value, ApiErro
 async fn encoded(state: &AppState, run: &Run, head: Head) -> Result<Encoder, ApiError> {
     let cursor = LogCursor { workspace_id: run.workspace_id, run_id: run.id, after: 0 };
     let mut log = Box::pin(state.tails.replay(cursor));
-    let (mut encoder, mut events) = (Encoder::new(head), vec![]);
+    let mut encoder = Encoder::new(head);
     while let Some(slice) = log.next().await {
-        let slice = slice?;
-        for (_, event) in slice.events() {
-            encoder.push(slice.segment.at, event, &mut events);
-        }
-        events.clear();
+        encoder.push_all(&slice?, &mut Frames::none());
     }
     Ok(encoder)
 }
@@ -108,9 +104,7 @@ async fn encoded(state: &AppState, run: &Run, head: Head) -> Result<Encoder, Api
 /// The events of one response.
 struct Events {
     encoder: Encoder,
-    /// How many of the first events are left out.
-    to_skip: u64,
-    new: Vec<Value>,
+    frames: Frames,
 }
 
 impl View for Events {
@@ -118,31 +112,18 @@ impl View for Events {
     const CLOSING: &'static str = DONE;
 
     fn render(&mut self, slice: &Slice) -> Bytes {
-        for (_, event) in slice.events() {
-            self.encoder.push(slice.segment.at, event, &mut self.new);
-        }
-        let mut text = String::new();
-        for event in self.new.drain(..) {
-            if self.to_skip > 0 {
-                self.to_skip -= 1;
-            } else {
-                write_frame(&event, &mut text);
-            }
-        }
-        Bytes::from(text)
+        self.encoder.push_all(slice, &mut self.frames);
+        self.frames.take()
     }
 }
 
 /// The events of the response from number `first` on.
 fn stream(state: &AppState, run: &Run, head: Head, first: u64) -> Response {
-    sse::respond(state, run, 0, Events { encoder: Encoder::new(head), to_skip: first, new: vec![] })
+    sse::respond(state, run, 0, Events { encoder: Encoder::new(head), frames: Frames::from(first) })
 }
 
 /// The finished object, and white space until then, so that nobody takes a long run for a dead connection.
-struct Finished {
-    encoder: Encoder,
-    passed: Vec<Value>,
-}
+struct Finished(Encoder);
 
 impl View for Finished {
     const OPENING: &'static str = "";
@@ -150,18 +131,14 @@ impl View for Finished {
     const SIGN_OF_LIFE: &'static str = "\n";
 
     fn render(&mut self, slice: &Slice) -> Bytes {
-        for (_, event) in slice.events() {
-            self.encoder.push(slice.segment.at, event, &mut self.passed);
-        }
-        self.passed.clear();
-        if slice.is_end() { Bytes::from(self.encoder.response().to_string()) } else { Bytes::new() }
+        self.0.push_all(slice, &mut Frames::none());
+        if slice.is_end() { Bytes::from(self.0.response().to_string()) } else { Bytes::new() }
     }
 }
 
 /// The response when it is over.
 fn wait(state: &AppState, run: &Run, head: Head) -> Response {
-    let view = Finished { encoder: Encoder::new(head), passed: vec![] };
-    let body: Body = sse::body(state, run, 0, view);
+    let body: Body = sse::body(state, run, 0, Finished(Encoder::new(head)));
     ([(header::CONTENT_TYPE, "application/json")], UNBUFFERED, body).into_response()
 }
 

@@ -66,7 +66,7 @@ impl View for Chunks {
         for (_, event) in slice.events() {
             self.encoder.push(event, &mut self.new);
         }
-        let mut text = String::new();
+        let mut text = vec![];
         for chunk in self.new.drain(..) {
             if self.to_skip > 0 {
                 self.to_skip -= 1;

@@ -124,11 +124,49 @@ impl Item {
     }
 
     /// The one piece of text that it is made of.
-    pub(crate) fn content(&mut self) -> Option<&mut Content> {
+    pub(super) fn content(&self) -> Option<&Content> {
+        match self {
+            Self::Message { content, .. } => content.first(),
+            Self::Reasoning { summary, .. } => summary.first(),
+            Self::FunctionCall { .. } | Self::McpCall { .. } => None,
+        }
+    }
+
+    pub(super) fn content_mut(&mut self) -> Option<&mut Content> {
         match self {
             Self::Message { content, .. } => content.first_mut(),
             Self::Reasoning { summary, .. } => summary.first_mut(),
             Self::FunctionCall { .. } | Self::McpCall { .. } => None,
+        }
+    }
+
+    pub(super) fn begin_content(&mut self) {
+        match self {
+            Self::Message { content, .. } => content.push(Content::text(String::new())),
+            Self::Reasoning { summary, .. } => summary.push(Content::SummaryText { text: String::new() }),
+            Self::FunctionCall { .. } | Self::McpCall { .. } => {}
+        }
+    }
+
+    /// Of a call.
+    pub(super) fn arguments(&self) -> Option<&str> {
+        match self {
+            Self::FunctionCall { arguments, .. } | Self::McpCall { arguments, .. } => Some(arguments),
+            Self::Message { .. } | Self::Reasoning { .. } => None,
+        }
+    }
+
+    pub(super) fn set_arguments(&mut self, written: String) {
+        if let Self::FunctionCall { arguments, .. } | Self::McpCall { arguments, .. } = self {
+            *arguments = written;
+        }
+    }
+
+    /// Of a call: that of its tool.
+    pub(super) fn name(&self) -> Option<&str> {
+        match self {
+            Self::FunctionCall { name, .. } | Self::McpCall { name, .. } => Some(name),
+            Self::Message { .. } | Self::Reasoning { .. } => None,
         }
     }
 }

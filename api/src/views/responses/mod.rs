@@ -4,6 +4,7 @@
 //! creation, so that every replay has the same bytes under the same numbers, and the stored object is the one that the
 //! last event carries. Only event and item types are used that the SDKs know.
 
+mod frames;
 mod input_item;
 mod item;
 mod response;
@@ -18,8 +19,11 @@ use longhaul_shared::domain::{
     tool::CallState,
     transition::{Reason, RunStatus},
 };
+use longhaul_shared::tail::Slice;
 use serde_json::{Value, json};
 
+use frames::Fields;
+pub(crate) use frames::Frames;
 pub(crate) use input_item::{input_items, message_of_item};
 pub(crate) use item::{Content, Item, run_of_item};
 use item::{ItemStatus, Phase, item_id};
@@ -34,6 +38,20 @@ const SERVER_LABEL: &str = "longhaul";
 enum Kind {
     Text,
     Reasoning,
+}
+
+impl Kind {
+    /// The place of the one piece that its items have.
+    fn place<'a>(self) -> Fields<'a> {
+        match self {
+            Self::Text => Fields { content_index: Some(0), ..Fields::default() },
+            Self::Reasoning => Fields { summary_index: Some(0), ..Fields::default() },
+        }
+    }
+
+    fn logprobs(self) -> Option<[(); 0]> {
+        (self == Self::Text).then_some([])
+    }
 }
 
 /// Turns the events of one log, from the first one on, into the events of a stream.
@@ -91,8 +109,14 @@ impl Encoder {
         self.items.iter().zip(self.torn.iter().copied())
     }
 
+    pub(crate) fn push_all(&mut self, slice: &Slice, out: &mut Frames) {
+        for (_, event) in slice.events() {
+            self.push(slice.segment.at, event, out);
+        }
+    }
+
     /// What the next event of the log adds to the stream.
-    pub(crate) fn push(&mut self, at: Millis, event: &Event, out: &mut Vec<Value>) {
+    pub(crate) fn push(&mut self, at: Millis, event: &Event, out: &mut Frames) {
         let step = event.step.unwrap_or(0);
         match event.data() {
             Some(EventData::RunQueued { .. }) if self.next == 0 => {
@@ -149,41 +173,54 @@ impl Encoder {
         }
     }
 
-    fn say(&mut self, kind: &str, mut fields: Value, out: &mut Vec<Value>) {
-        fields["type"] = kind.into();
-        fields["sequence_number"] = self.next.into();
+    fn say(&mut self, kind: &'static str, fields: &Fields<'_>, out: &mut Frames) {
+        out.add(kind, self.next, fields);
         self.next += 1;
-        out.push(fields);
     }
 
-    fn lifecycle(&mut self, kind: &str, out: &mut Vec<Value>) {
+    fn lifecycle(&mut self, kind: &'static str, out: &mut Frames) {
         let response = self.response();
-        self.say(kind, json!({"response": response}), out);
-    }
-
-    /// The place of an item, as each of its events has it.
-    fn place(&self, index: usize) -> Value {
-        json!({"item_id": self.items[index].id(), "output_index": index})
+        self.say(kind, &Fields { response: Some(&response), ..Fields::default() }, out);
     }
 
     fn next_id(&self, prefix: &str) -> String {
         item_id(prefix, self.head.run_id, self.items.len())
     }
 
-    fn add(&mut self, item: Item, out: &mut Vec<Value>) -> usize {
+    fn add(&mut self, item: Item, out: &mut Frames) -> usize {
         let index = self.items.len();
-        self.say("response.output_item.added", json!({"output_index": index, "item": item}), out);
+        let fields = Fields { output_index: Some(index), item: Some(&item), ..Fields::default() };
+        self.say("response.output_item.added", &fields, out);
         self.items.push(item);
         self.torn.push(false);
         index
     }
 
-    fn done(&mut self, index: usize, out: &mut Vec<Value>) {
-        let fields = json!({"output_index": index, "item": self.items[index]});
-        self.say("response.output_item.done", fields, out);
+    /// Says something about an item; `fields` tells what, and where in the item.
+    fn tell<'a>(
+        &'a mut self,
+        kind: &'static str,
+        index: usize,
+        out: &mut Frames,
+        fields: impl FnOnce(&'a Item) -> Fields<'a>,
+    ) {
+        let item = &self.items[index];
+        let fields = Fields { item_id: Some(item.id()), output_index: Some(index), ..fields(item) };
+        out.add(kind, self.next, &fields);
+        self.next += 1;
     }
 
-    fn write(&mut self, kind: Kind, delta: &str, out: &mut Vec<Value>) {
+    fn done(&mut self, index: usize, out: &mut Frames) {
+        let item = Some(&self.items[index]);
+        out.add(
+            "response.output_item.done",
+            self.next,
+            &Fields { output_index: Some(index), item, ..Fields::default() },
+        );
+        self.next += 1;
+    }
+
+    fn write(&mut self, kind: Kind, delta: &str, out: &mut Frames) {
         let index = match self.open {
             Some((open, index)) if open == kind => index,
             _ => {
@@ -191,81 +228,60 @@ impl Encoder {
                 self.begin(kind, out)
             }
         };
-        if let Some(content) = self.items[index].content() {
+        if let Some(content) = self.items[index].content_mut() {
             content.push(delta);
         }
-        let mut fields = self.place(index);
-        fields["delta"] = delta.into();
-        match kind {
-            Kind::Text => {
-                fields["content_index"] = 0.into();
-                fields["logprobs"] = json!([]);
-                self.say("response.output_text.delta", fields, out);
-            }
-            Kind::Reasoning => {
-                fields["summary_index"] = 0.into();
-                self.say("response.reasoning_summary_text.delta", fields, out);
-            }
-        }
+        let fields = Fields { delta: Some(delta), ..kind.place() };
+        let event = match kind {
+            Kind::Text => "response.output_text.delta",
+            Kind::Reasoning => "response.reasoning_summary_text.delta",
+        };
+        let logprobs = kind.logprobs();
+        let item_id = Some(self.items[index].id());
+        let fields = Fields { item_id, output_index: Some(index), logprobs, ..fields };
+        out.add(event, self.next, &fields);
+        self.next += 1;
     }
 
-    fn begin(&mut self, kind: Kind, out: &mut Vec<Value>) -> usize {
+    fn begin(&mut self, kind: Kind, out: &mut Frames) -> usize {
         let status = ItemStatus::InProgress;
-        let index = match kind {
+        let (item, event) = match kind {
             Kind::Text => {
                 let id = self.next_id("msg");
-                self.add(Item::Message { id, role: "assistant", status, content: vec![], phase: None }, out)
+                let item = Item::Message { id, role: "assistant", status, content: vec![], phase: None };
+                (item, "response.content_part.added")
             }
             Kind::Reasoning => {
-                let id = self.next_id("rs");
-                self.add(Item::Reasoning { id, status, summary: vec![] }, out)
+                let item = Item::Reasoning { id: self.next_id("rs"), status, summary: vec![] };
+                (item, "response.reasoning_summary_part.added")
             }
         };
+        let index = self.add(item, out);
         self.open = Some((kind, index));
-        let mut fields = self.place(index);
-        match &mut self.items[index] {
-            Item::Message { content, .. } => {
-                content.push(Content::text(String::new()));
-                fields["content_index"] = 0.into();
-                fields["part"] = json!(content[0]);
-                self.say("response.content_part.added", fields, out);
-            }
-            Item::Reasoning { summary, .. } => {
-                summary.push(Content::SummaryText { text: String::new() });
-                fields["summary_index"] = 0.into();
-                fields["part"] = json!(summary[0]);
-                self.say("response.reasoning_summary_part.added", fields, out);
-            }
-            Item::FunctionCall { .. } | Item::McpCall { .. } => {}
-        }
+        self.items[index].begin_content();
+        self.tell(event, index, out, |item| Fields { part: item.content(), ..kind.place() });
         index
     }
 
-    fn close(&mut self, status: ItemStatus, out: &mut Vec<Value>) {
+    fn close(&mut self, status: ItemStatus, out: &mut Frames) {
         self.close_as(status, None, out);
     }
 
     /// Closes the item that is being written.
-    fn close_as(&mut self, status: ItemStatus, what_for: Option<Phase>, out: &mut Vec<Value>) {
+    fn close_as(&mut self, status: ItemStatus, what_for: Option<Phase>, out: &mut Frames) {
         let Some((kind, index)) = self.open.take() else { return };
-        let Some(content) = self.items[index].content().cloned() else { return };
-        let mut text = self.place(index);
-        text["text"] = content.as_text().into();
-        let mut part = self.place(index);
-        part["part"] = json!(content);
-        match kind {
-            Kind::Text => {
-                (text["content_index"], part["content_index"]) = (0.into(), 0.into());
-                text["logprobs"] = json!([]);
-                self.say("response.output_text.done", text, out);
-                self.say("response.content_part.done", part, out);
-            }
+        let (text_done, part_done) = match kind {
+            Kind::Text => ("response.output_text.done", "response.content_part.done"),
             Kind::Reasoning => {
-                (text["summary_index"], part["summary_index"]) = (0.into(), 0.into());
-                self.say("response.reasoning_summary_text.done", text, out);
-                self.say("response.reasoning_summary_part.done", part, out);
+                ("response.reasoning_summary_text.done", "response.reasoning_summary_part.done")
             }
-        }
+        };
+        self.tell(text_done, index, out, |item| Fields {
+            text: item.content().map(Content::as_text),
+            logprobs: kind.logprobs(),
+            ..kind.place()
+        });
+        self.tell(part_done, index, out, |item| Fields { part: item.content(), ..kind.place() });
         self.items[index].set_status(status);
         if let Item::Message { phase, .. } = &mut self.items[index] {
             *phase = what_for;
@@ -273,29 +289,25 @@ impl Encoder {
         self.done(index, out);
     }
 
-    fn request(&mut self, step: u32, call_id: String, name: String, arguments: String, out: &mut Vec<Value>) {
-        let item = Item::FunctionCall {
-            id: self.next_id("fc"),
-            call_id,
-            name: name.clone(),
-            arguments: String::new(),
-            status: ItemStatus::InProgress,
-            step,
-        };
+    fn request(&mut self, step: u32, call_id: String, name: String, arguments: String, out: &mut Frames) {
+        let (id, status) = (self.next_id("fc"), ItemStatus::InProgress);
+        let item = Item::FunctionCall { id, call_id, name, arguments: String::new(), status, step };
         let index = self.add(item, out);
-        let (mut delta, mut done) = (self.place(index), self.place(index));
-        delta["delta"] = arguments.as_str().into();
-        (done["arguments"], done["name"]) = (arguments.as_str().into(), name.into());
-        self.say("response.function_call_arguments.delta", delta, out);
-        self.say("response.function_call_arguments.done", done, out);
-        if let Item::FunctionCall { arguments: whole, .. } = &mut self.items[index] {
-            *whole = arguments;
-        }
+        self.items[index].set_arguments(arguments);
+        self.tell("response.function_call_arguments.delta", index, out, |item| Fields {
+            delta: item.arguments(),
+            ..Fields::default()
+        });
+        self.tell("response.function_call_arguments.done", index, out, |item| Fields {
+            arguments: item.arguments(),
+            name: item.name(),
+            ..Fields::default()
+        });
         self.items[index].set_status(ItemStatus::Completed);
         self.done(index, out);
     }
 
-    fn call(&mut self, step: u32, name: String, arguments: String, out: &mut Vec<Value>) -> usize {
+    fn call(&mut self, step: u32, name: String, arguments: String, out: &mut Frames) -> usize {
         let item = Item::McpCall {
             id: self.next_id("mcp"),
             server_label: SERVER_LABEL,
@@ -308,15 +320,16 @@ impl Encoder {
             step,
         };
         let index = self.add(item, out);
-        self.say("response.mcp_call.in_progress", self.place(index), out);
-        let (mut delta, mut done) = (self.place(index), self.place(index));
-        delta["delta"] = arguments.as_str().into();
-        done["arguments"] = arguments.as_str().into();
-        self.say("response.mcp_call_arguments.delta", delta, out);
-        self.say("response.mcp_call_arguments.done", done, out);
-        if let Item::McpCall { arguments: whole, .. } = &mut self.items[index] {
-            *whole = arguments;
-        }
+        self.items[index].set_arguments(arguments);
+        self.tell("response.mcp_call.in_progress", index, out, |_| Fields::default());
+        self.tell("response.mcp_call_arguments.delta", index, out, |item| Fields {
+            delta: item.arguments(),
+            ..Fields::default()
+        });
+        self.tell("response.mcp_call_arguments.done", index, out, |item| Fields {
+            arguments: item.arguments(),
+            ..Fields::default()
+        });
         index
     }
 
@@ -326,7 +339,7 @@ impl Encoder {
         state: CallState,
         result: Option<String>,
         why: Option<String>,
-        out: &mut Vec<Value>,
+        out: &mut Frames,
     ) {
         let is_good = state == CallState::Succeeded;
         if let Item::McpCall { output, error, status, .. } = &mut self.items[index] {
@@ -335,7 +348,7 @@ impl Encoder {
             *error = if is_good { None } else { Some(why.unwrap_or_else(|| state.to_string()).into()) };
         }
         let kind = if is_good { "response.mcp_call.completed" } else { "response.mcp_call.failed" };
-        self.say(kind, self.place(index), out);
+        self.tell(kind, index, out, |_| Fields::default());
         self.done(index, out);
     }
 
@@ -345,7 +358,7 @@ impl Encoder {
         reason: Reason,
         error: Option<RunError>,
         at: Millis,
-        out: &mut Vec<Value>,
+        out: &mut Frames,
     ) {
         let incomplete = |reason: &str| Some(json!({"reason": reason}));
         let kind = match (status, reason) {
@@ -388,15 +401,6 @@ impl Encoder {
         };
         self.lifecycle(kind, out);
     }
-}
-
-/// Appends it as a server-sent event.
-pub(crate) fn write_frame(event: &Value, out: &mut String) {
-    out.push_str("event: ");
-    out.push_str(event["type"].as_str().unwrap_or_default());
-    out.push_str("\ndata: ");
-    out.push_str(&event.to_string());
-    out.push_str("\n\n");
 }
 
 #[cfg(test)]

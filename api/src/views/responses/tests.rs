@@ -57,10 +57,12 @@ fn done() -> Event {
 
 /// Holds every stream against the rules that the SDKs' strict helpers enforce.
 fn stream(log: &[Event]) -> Vec<Value> {
-    let (mut encoder, mut events) = (Encoder::new(head()), vec![]);
+    let (mut encoder, mut frames) = (Encoder::new(head()), Frames::default());
     for event in log {
-        encoder.push(AT, event, &mut events);
+        encoder.push(AT, event, &mut frames);
     }
+    let text = String::from_utf8(frames.take().to_vec()).unwrap();
+    let events: Vec<Value> = text.split_terminator("\n\n").map(parsed).collect();
     let mut items: Vec<(String, bool)> = vec![];
     for (number, event) in events.iter().enumerate() {
         assert_eq!(event["sequence_number"], number, "dense from 0");
@@ -93,6 +95,14 @@ fn stream(log: &[Event]) -> Vec<Value> {
         "the stored object is the last event's"
     );
     events
+}
+
+/// The data of a frame, whose name is its type.
+fn parsed(frame: &str) -> Value {
+    let (name, data) = frame.split_once('\n').unwrap();
+    let event: Value = serde_json::from_str(data.strip_prefix("data: ").unwrap()).unwrap();
+    assert_eq!(name.strip_prefix("event: "), event["type"].as_str());
+    event
 }
 
 fn kinds(events: &[Value]) -> Vec<&str> {

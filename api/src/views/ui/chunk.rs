@@ -147,10 +147,10 @@ impl Chunk {
     }
 
     /// Appends it as a server-sent event.
-    pub(crate) fn write_frame(&self, out: &mut String) {
-        out.push_str("data: ");
-        out.push_str(&serde_json::to_string(self).expect("a chunk has string keys and finite numbers only"));
-        out.push_str("\n\n");
+    pub(crate) fn write_frame(&self, out: &mut Vec<u8>) {
+        out.extend_from_slice(b"data: ");
+        serde_json::to_writer(&mut *out, self).expect("a chunk has string keys and finite numbers only");
+        out.extend_from_slice(b"\n\n");
     }
 }
 

@@ -86,10 +86,11 @@ fn a_plain_answer_has_exactly_these_bytes() {
         saved(1, FinishReason::Stop, 0),
         ended(RunStatus::Succeeded, Reason::Done),
     ];
-    let mut frames = String::new();
+    let mut frames = vec![];
     for chunk in chunks(&events) {
         chunk.write_frame(&mut frames);
     }
+    let frames = String::from_utf8(frames).unwrap();
     let usage = r#"{"inputTokens":0,"outputTokens":0,"reasoningTokens":0,"cachedInputTokens":0}"#;
     let expected = [
         r#"{"type":"start","messageId":"00000000-0000-0000-0000-000000000002","messageMetadata":{"runId":"00000000-0000-0000-0000-000000000001"}}"#,
@@ -275,10 +276,11 @@ fn every_form_has_exactly_these_bytes() {
         settled(2, CallState::Cancelled, None, None),
         settled(3, CallState::Failed, None, Some("no")),
     ];
-    let mut frames = String::new();
+    let mut frames = vec![];
     for chunk in chunks(&forms).iter().skip(1) {
         chunk.write_frame(&mut frames);
     }
+    let frames = String::from_utf8(frames).unwrap();
     let tail = r#""dynamic":true,"providerExecuted":true}"#;
     let expected = [
         r#"{"type":"tool-input-available","toolCallId":"c1","toolName":"clock","input":{"f":1.5,"n":9007199254740993},"#,
