@@ -6,7 +6,7 @@
 
 use axum::{
     Json,
-    http::{HeaderName, HeaderValue, header},
+    http::{HeaderName, HeaderValue, StatusCode, header},
     response::{IntoResponse, Response},
 };
 use longhaul_shared::{admission::SubmitError, domain::ids::RunId, store::StoreError, tail::TailError};
@@ -266,7 +266,8 @@ impl ApiError {
             "code": self.code.as_openai(),
         }});
         // Its clients repeat a conflict and every failure of a server unless they are told not to.
-        let should_retry = HeaderValue::from_static(if self.code.is_retryable() { "true" } else { "false" });
+        let is_worth_it = self.code.is_retryable() && self.code.status() != StatusCode::CONFLICT;
+        let should_retry = HeaderValue::from_static(if is_worth_it { "true" } else { "false" });
         let should_retry = [(HeaderName::from_static("x-should-retry"), should_retry)];
         (self.code.status(), should_retry, Json(body)).into_response()
     }

@@ -34,7 +34,7 @@ use crate::{
 
 const MAX_TAGS: usize = 32;
 const MAX_TAG_CHARS: usize = 128;
-const MAX_METADATA_BYTES: usize = 16 * 1024;
+const MAX_METADATA_BYTES: usize = 64 * 1024;
 const MAX_NAME_CHARS: usize = 200;
 /// A start further away than this is a mistake in the unit rather than a plan.
 const MAX_DELAY_MS: i64 = 366 * 24 * 3_600_000;

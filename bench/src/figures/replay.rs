@@ -20,7 +20,7 @@ use crate::{
 
 const PATIENCE: Duration = Duration::from_mins(5);
 /// Rows of one read, as a tail reads them.
-const PAGE: u32 = 1_000;
+const PAGE: u32 = 100;
 
 pub(super) async fn measure(effort: Effort) -> Result<Vec<Figure>> {
     let steps = effort.of(1_000, 100);

@@ -70,7 +70,9 @@ async fn wait_for_end(
     loop {
         match store.run(workspace, run_id).await {
             Ok(run) if run.status.is_terminal() => return Ok(()),
+            // One that was deleted ends like any other; the slot says when.
             Ok(_) => {}
+            Err(StoreError::NotFound) => return Ok(()),
             Err(error) if error.is_transient() => {
                 tracing::debug!(%error, "cannot see whether a run has ended");
             }

@@ -135,27 +135,31 @@ impl ToolCall {
     }
 
     fn told_at_the_end(&self) -> String {
-        match self.state {
-            CallState::Succeeded => self.output.clone().unwrap_or_default(),
-            CallState::Failed => {
-                format!("Error: {}", self.error.as_deref().unwrap_or("the tool gave no reason"))
-            }
+        let (output, error) = (self.output.as_deref(), self.error.as_deref());
+        told(self.state, output, error, self.dispatched_at.is_some())
+    }
+}
+
+/// What a model reads as the result of a call in that state.
+pub fn told(state: CallState, output: Option<&str>, error: Option<&str>, was_sent: bool) -> String {
+    match state {
+            CallState::Succeeded => output.unwrap_or_default().to_owned(),
+            CallState::Failed => format!("Error: {}", error.unwrap_or("the tool gave no reason")),
             CallState::Unknown => "The outcome of this call is unknown: it was sent, and no answer was seen. It may \
                                    or may not have taken effect. It was not sent again. Verify before repeating it."
                 .to_owned(),
             CallState::Denied => "This call was denied. It was not executed.".to_owned(),
-            CallState::Cancelled => match (&self.error, self.dispatched_at) {
+            CallState::Cancelled => match (error, was_sent) {
                 (Some(why), _) => format!("This call was cancelled: {why}."),
-                (None, Some(_)) => {
+                (None, true) => {
                     "This call was cancelled after it was sent; it may have taken effect.".to_owned()
                 }
-                (None, None) => "This call was cancelled before it was sent.".to_owned(),
+                (None, false) => "This call was cancelled before it was sent.".to_owned(),
             },
             CallState::AwaitingApproval | CallState::Planned | CallState::Dispatched => {
                 "This call has no result yet.".to_owned()
             }
         }
-    }
 }
 
 impl LateResult {
@@ -179,16 +183,13 @@ pub fn idempotency_key(run: RunId, step: u32, call: u32) -> String {
 
 /// The name of a call, unique within its conversation too: models pair call and result by it.
 pub fn call_id(run: RunId, step: u32, call: u32) -> String {
-    let run = run.0.simple().to_string();
-    format!("call_{}_{step}_{call}", &run[20..])
+    format!("{}_{step}_{call}", call_prefix(run))
 }
 
-/// Whether [`call_id`] gives such a name to a call of that run.
-pub fn is_call_of(run: RunId, name: &str) -> bool {
+/// What the names of all calls of that run begin with, up to and without the step.
+pub fn call_prefix(run: RunId) -> String {
     let run = run.0.simple().to_string();
-    name.strip_prefix("call_")
-        .and_then(|rest| rest.strip_prefix(&run[20..]))
-        .is_some_and(|rest| rest.starts_with('_'))
+    format!("call_{}", &run[20..])
 }
 
 #[cfg(test)]

@@ -174,6 +174,14 @@ pub trait Chats: Send + Sync {
         chat: ChatId,
         page: Page<(i64, i32)>,
     ) -> Result<Listed<Message, (i64, i32)>>;
+    /// Newest first, those of turns below `before`. Of deleted chats too: what goes on with them knows them.
+    async fn messages_back(
+        &self,
+        workspace: WorkspaceId,
+        chat: ChatId,
+        before: i64,
+        limit: u32,
+    ) -> Result<Vec<Message>>;
     async fn message(&self, workspace: WorkspaceId, message: MessageId) -> Result<Message>;
     /// Adds something that was said elsewhere as the chat's next turn, which no run answers.
     async fn import_message(&self, workspace: WorkspaceId, chat: ChatId, parts: Vec<Part>)
@@ -199,12 +207,30 @@ pub struct RunInput {
     pub previous_run_id: Option<RunId>,
 }
 
+/// How young a run is to be. Both in milliseconds, by the database's clock.
+#[derive(Clone, Copy, Debug)]
+pub struct Fresh {
+    /// Made within this time,
+    pub made_within_ms: Millis,
+    /// and not over, or over for no longer than this.
+    pub over_within_ms: Millis,
+}
+
+/// What an idempotency key stands for.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct KeyedRun {
+    pub run_id: RunId,
+    pub fingerprint: Vec<u8>,
+}
+
 /// A turn of the conversation that a run goes on with.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Ancestor {
     pub run_id: RunId,
     pub chat_id: ChatId,
     pub turn: i64,
+    pub status: RunStatus,
+    pub previous_run_id: Option<RunId>,
     /// The user's message.
     pub parts: Vec<Part>,
 }
@@ -269,13 +295,15 @@ pub trait Runs: Send + Sync {
     /// The run itself and those before it, by [`Request::previous_run_id`], newest first and at most `limit`. Deleted
     /// ones are among them: what goes on with them knows them.
     async fn ancestors(&self, workspace: WorkspaceId, run: RunId, limit: u32) -> Result<Vec<Ancestor>>;
-    /// The newest run with that [`Request::fingerprint`] that is not over, or has not been for longer than `within_ms`.
+    /// The newest run with that [`Request::fingerprint`], if it is fresh.
     async fn run_of_request(
         &self,
         workspace: WorkspaceId,
         fingerprint: &[u8],
-        within_ms: Millis,
+        fresh: Fresh,
     ) -> Result<Option<Run>>;
+    /// The run that was submitted with this key.
+    async fn run_of_key(&self, workspace: WorkspaceId, key: KeyName<'_>) -> Result<Option<KeyedRun>>;
     /// Makes it unknown to readers. It goes on, unless it is stopped. Again is `NotFound`.
     async fn delete_run(&self, workspace: WorkspaceId, run: RunId) -> Result<()>;
     /// Newest first, by id.

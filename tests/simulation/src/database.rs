@@ -18,8 +18,8 @@ use longhaul_shared::{
     mutant::{self, Mutant},
     store::{
         Admission, AdmitError, Admitted, Ancestor, ApiKey, Append, ChatPatch, Chats, Committed, Evidence,
-        HeldRun, Jobs, KeyName, KeyStop, Listed, Log, LogCursor, LogReader, NewChat, NewKey, NewRun,
-        NewWorker, Page, Peer, Released, Result, RunFilter, RunInput, RunRecord, Runs, StopOutcome,
+        Fresh, HeldRun, Jobs, KeyName, KeyStop, KeyedRun, Listed, Log, LogCursor, LogReader, NewChat, NewKey,
+        NewRun, NewWorker, Page, Peer, Released, Result, RunFilter, RunInput, RunRecord, Runs, StopOutcome,
         StopRequest, StoreError, WorkerRow, Workers, Workspaces,
         memory::{MemoryStore, unavailable},
     },
@@ -239,6 +239,15 @@ impl Chats for Connection {
     async fn message(&self, workspace: WorkspaceId, message: MessageId) -> Result<Message> {
         remote!(self, message(workspace, message))
     }
+    async fn messages_back(
+        &self,
+        workspace: WorkspaceId,
+        chat: ChatId,
+        before: i64,
+        limit: u32,
+    ) -> Result<Vec<Message>> {
+        remote!(self, messages_back(workspace, chat, before, limit))
+    }
     async fn import_message(
         &self,
         workspace: WorkspaceId,
@@ -264,9 +273,12 @@ impl Runs for Connection {
         &self,
         workspace: WorkspaceId,
         fingerprint: &[u8],
-        within_ms: Millis,
+        fresh: Fresh,
     ) -> Result<Option<Run>> {
-        local!(run_of_request(workspace, fingerprint, within_ms))
+        local!(run_of_request(workspace, fingerprint, fresh))
+    }
+    async fn run_of_key(&self, workspace: WorkspaceId, key: KeyName<'_>) -> Result<Option<KeyedRun>> {
+        local!(run_of_key(workspace, key))
     }
     async fn delete_run(&self, workspace: WorkspaceId, run: RunId) -> Result<()> {
         remote!(self, delete_run(workspace, run))

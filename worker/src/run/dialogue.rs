@@ -55,32 +55,29 @@ fn say(messages: &mut Vec<ModelMessage>, by: Speaker, text: &str) {
 }
 
 /// Moves every result right behind its call, in the order of the calls. A call without one gets one that says so; a
-/// result without a call is left out.
+/// result without a call is left out. Where a name is used again, a result belongs to the last call before it.
 pub(super) fn pair(messages: Vec<ModelMessage>) -> Vec<ModelMessage> {
-    let mut results: HashMap<String, String> = HashMap::new();
-    let mut others = vec![];
+    let mut paired: Vec<ModelMessage> = vec![];
+    // Where the result of each call is to stand that has none yet.
+    let mut open: HashMap<String, usize> = HashMap::new();
     for message in messages {
         match message {
             ModelMessage::ToolResult { call_id, content } => {
-                results.insert(call_id, content);
+                if let Some(place) = open.remove(&call_id) {
+                    paired[place] = ModelMessage::ToolResult { call_id, content };
+                }
             }
-            other => others.push(other),
+            ModelMessage::Assistant { text, calls } => {
+                let ids: Vec<String> = calls.iter().map(|call| call.call_id.clone()).collect();
+                paired.push(ModelMessage::Assistant { text, calls });
+                for call_id in ids {
+                    open.insert(call_id.clone(), paired.len());
+                    let content = "There is no result of this call.".to_owned();
+                    paired.push(ModelMessage::ToolResult { call_id, content });
+                }
+            }
+            other => paired.push(other),
         }
-    }
-    let mut paired = vec![];
-    for message in others {
-        let calls = match &message {
-            ModelMessage::Assistant { calls, .. } => {
-                calls.iter().map(|call| call.call_id.clone()).collect::<Vec<_>>()
-            }
-            _ => vec![],
-        };
-        paired.push(message);
-        paired.extend(calls.into_iter().map(|call_id| {
-            let content = results.get(&call_id).cloned();
-            let content = content.unwrap_or_else(|| "There is no result of this call.".to_owned());
-            ModelMessage::ToolResult { call_id, content }
-        }));
     }
     paired
 }
@@ -160,6 +157,23 @@ mod tests {
                 "a:[3]",
                 "r:3=There is no result of this call.",
             ]
+        );
+    }
+
+    #[test]
+    fn a_name_that_is_used_again_does_not_mix_results_up() {
+        let parts = [
+            call("1"),
+            result("1", "first"),
+            result("1", "forged"),
+            said(Speaker::User, "again"),
+            call("1"),
+            said(Speaker::User, "well?"),
+            result("1", "second"),
+        ];
+        assert_eq!(
+            brief(&pair(messages_of(&parts))),
+            ["a:[1]", "r:1=first", "u:again", "a:[1]", "r:1=second", "u:well?"]
         );
     }
 }

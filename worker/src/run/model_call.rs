@@ -4,7 +4,6 @@ use std::collections::BTreeMap;
 
 use futures::StreamExt;
 use longhaul_shared::domain::{
-    arguments,
     asked::ToolChoice,
     event::EventData,
     ids::Seq,
@@ -239,7 +238,7 @@ impl Attempt<'_> {
                 let call = self.plan(step, calls.len() as u32 + 1, call);
                 events.push(planned_event(&call).of_step(step, attempt));
                 calls.push(call);
-            } else if finish_reason != FinishReason::Length || arguments::parse(&call.arguments).is_ok() {
+            } else if finish_reason != FinishReason::Length || is_whole(&call.arguments) {
                 let number = client_numbers.next().unwrap_or_default();
                 let call_id = call_id(self.run.id, step, number);
                 let PlannedCall { name, arguments } = call;
@@ -319,6 +318,11 @@ impl Attempt<'_> {
             late: None,
         }
     }
+}
+
+/// Whether the output limit has left these arguments as they were meant.
+fn is_whole(arguments: &str) -> bool {
+    serde_json::from_str::<serde_json::Map<String, serde_json::Value>>(arguments).is_ok()
 }
 
 /// Why a run ends whose model call failed for good: a limit of ours, or the provider.

@@ -1,9 +1,6 @@
 //! `/v1/conversations/{id}/items`: what was said, turn by turn. A turn is part of it when its run is over.
 
-use axum::{
-    Json,
-    extract::{Path, State},
-};
+use axum::{Json, extract::State};
 use longhaul_shared::{
     domain::{
         chat::Chat,
@@ -15,7 +12,7 @@ use longhaul_shared::{
 use serde::Deserialize;
 use serde_json::{Value, json};
 
-use super::{ConversationId, conversation, read_parts};
+use super::{ConversationId, ItemId, conversation, read_parts};
 use crate::{
     auth::{Operator, Viewer},
     error::{ApiError, Code},
@@ -28,7 +25,7 @@ use crate::{
     views::responses::{input_items, message_of_item, run_of_item},
 };
 
-const MESSAGES_AT_ONCE: u32 = 200;
+const MESSAGES_AT_ONCE: u32 = 40;
 
 pub(super) async fn list(
     State(state): State<AppState>,
@@ -36,33 +33,32 @@ pub(super) async fn list(
     ConversationId(id): ConversationId,
     Params(query): Params<ListItems>,
 ) -> Result<Json<Value>, ApiError> {
+    let unknown = || ApiError::parameter("after", "names no item of this conversation");
     let limit = query.limit()?;
     let chat = conversation(&state, caller.workspace_id, id).await?;
-    let mut turns = turns(&state, &chat).await?;
-    if query.order == Order::Desc {
-        turns.reverse();
-    }
-    if let Some(after) = &query.after {
-        let seen = turns.iter().position(|turn| turn.has(after));
-        let seen = seen.ok_or_else(|| ApiError::parameter("after", "names no item of this conversation"))?;
-        turns.drain(..seen);
-    }
+    let mut from = match &query.after {
+        None => None,
+        Some(after) => Some(turn_of(&state, &chat, after).await?.ok_or_else(unknown)?),
+    };
     let mut seen = query.after;
     let mut items = vec![];
-    for turn in turns {
-        let mut more = turn.items(&state).await?;
-        if query.order == Order::Desc {
-            more.reverse();
-        }
-        if let Some(after) = seen.take() {
-            let last = more.iter().position(|item| item["id"] == *after);
-            let last =
-                last.ok_or_else(|| ApiError::parameter("after", "names no item of this conversation"))?;
-            more.drain(..=last);
-        }
-        items.extend(more);
-        if items.len() > limit {
-            break;
+    while items.len() <= limit {
+        let turns = turns(&state, &chat, query.order, from).await?;
+        let Some(last) = turns.last() else { break };
+        from = Some(last.next(query.order));
+        for turn in turns.into_iter().filter(Turn::is_over) {
+            let mut more = turn.items(&state).await?;
+            if query.order == Order::Desc {
+                more.reverse();
+            }
+            if let Some(after) = seen.take() {
+                let last = more.iter().position(|item| item["id"] == *after).ok_or_else(unknown)?;
+                more.drain(..=last);
+            }
+            items.extend(more);
+            if items.len() > limit {
+                break;
+            }
         }
     }
     let has_more = items.len() > limit;
@@ -73,13 +69,14 @@ pub(super) async fn list(
 pub(super) async fn retrieve(
     State(state): State<AppState>,
     Viewer(caller): Viewer,
-    Path((_, item)): Path<(String, String)>,
     ConversationId(id): ConversationId,
+    ItemId(item): ItemId,
 ) -> Result<Json<Value>, ApiError> {
     let unknown = || ApiError::new(Code::NotFound, "there is no such item in this conversation");
     let chat = conversation(&state, caller.workspace_id, id).await?;
-    let turns = turns(&state, &chat).await?;
-    let turn = turns.iter().find(|turn| turn.has(&item)).ok_or_else(unknown)?;
+    let number = turn_of(&state, &chat, &item).await?.ok_or_else(unknown)?;
+    let turns = turns(&state, &chat, Order::Desc, Some(number)).await?;
+    let turn = turns.into_iter().find(|turn| turn.question.turn == number).ok_or_else(unknown)?;
     let items = turn.items(&state).await?;
     items.into_iter().find(|known| known["id"] == *item).map(Json).ok_or_else(unknown)
 }
@@ -108,50 +105,80 @@ struct Turn {
 }
 
 impl Turn {
-    fn has(&self, item_id: &str) -> bool {
-        message_of_item(item_id) == Some(self.question.id)
-            || run_of_item(item_id).is_some_and(|(run, _)| self.question.run_id == Some(run))
+    /// Where a list that has this turn goes on.
+    fn next(&self, order: Order) -> i64 {
+        match order {
+            Order::Asc => self.question.turn + 1,
+            Order::Desc => self.question.turn - 1,
+        }
+    }
+
+    fn is_over(&self) -> bool {
+        match &self.answer {
+            Some(answer) => answer.status != Some(MessageStatus::Streaming),
+            None => self.question.run_id.is_none(),
+        }
     }
 
     async fn items(&self, state: &AppState) -> Result<Vec<Value>, ApiError> {
         let mut items = input_items(self.question.id, &self.question.parts);
-        let Some(run_id) = self.answer.as_ref().and_then(|answer| answer.run_id) else { return Ok(items) };
-        // Of a response that was deleted only the question is left.
-        if let Some(run) = found(state.store.run(self.question.workspace_id, run_id).await)? {
-            let output = outputs_of(state, &run).await?;
+        if let Some(run_id) = self.answer.as_ref().and_then(|answer| answer.run_id) {
+            let output = outputs_of(state, self.question.workspace_id, run_id).await?;
             items.extend(output.iter().map(|item| json!(item)));
         }
         Ok(items)
     }
 }
 
-/// Those that are over, oldest first.
-async fn turns(state: &AppState, chat: &Chat) -> Result<Vec<Turn>, ApiError> {
-    let mut turns: Vec<Turn> = vec![];
-    let mut after = None;
-    loop {
-        let page = Page { limit: MESSAGES_AT_ONCE, after };
-        let listed = state.store.messages(chat.workspace_id, chat.id, page).await?;
-        for message in listed.items {
-            match message.role {
-                Role::User => turns.push(Turn { question: message, answer: None }),
-                Role::Assistant => {
-                    let question = turns.last_mut().filter(|turn| turn.question.turn == message.turn);
-                    if let Some(turn) = question {
-                        turn.answer = Some(message);
-                    }
-                }
-            }
+/// The turn of this conversation that may have that item.
+async fn turn_of(state: &AppState, chat: &Chat, item_id: &str) -> Result<Option<i64>, ApiError> {
+    if let Some(message) = message_of_item(item_id) {
+        let message = found(state.store.message(chat.workspace_id, message).await)?;
+        return Ok(message.filter(|message| message.chat_id == chat.id).map(|message| message.turn));
+    }
+    let Some(run_id) = run_of_item(item_id) else { return Ok(None) };
+    // The run itself may be deleted.
+    let run = state.store.ancestors(chat.workspace_id, run_id, 1).await?.pop();
+    Ok(run.filter(|run| run.chat_id == chat.id).map(|run| run.turn))
+}
+
+/// The next few turns from that one on, in that order.
+async fn turns(
+    state: &AppState,
+    chat: &Chat,
+    order: Order,
+    from: Option<i64>,
+) -> Result<Vec<Turn>, ApiError> {
+    let (workspace, limit) = (chat.workspace_id, MESSAGES_AT_ONCE);
+    let mut rows = match order {
+        Order::Asc => {
+            let after = from.map(|turn| (turn, -1));
+            state.store.messages(workspace, chat.id, Page { limit, after }).await?.items
         }
-        after = listed.next;
-        if after.is_none() {
-            break;
+        Order::Desc => {
+            let before = from.map_or(i64::MAX, |turn| turn + 1);
+            let mut rows = state.store.messages_back(workspace, chat.id, before, limit).await?;
+            rows.reverse();
+            rows
+        }
+    };
+    // A page may end within a turn, whose other half comes with the next one.
+    if order == Order::Asc
+        && rows.len() == limit as usize
+        && rows.last().is_some_and(|row| row.role == Role::User)
+    {
+        rows.pop();
+    }
+    let mut turns: Vec<Turn> = vec![];
+    for row in rows {
+        match (row.role, turns.last_mut()) {
+            (Role::User, _) => turns.push(Turn { question: row, answer: None }),
+            (Role::Assistant, Some(turn)) if turn.question.turn == row.turn => turn.answer = Some(row),
+            (Role::Assistant, _) => {}
         }
     }
-    let is_over = |turn: &Turn| {
-        turn.answer.as_ref().is_none_or(|answer| answer.status != Some(MessageStatus::Streaming))
-            && (turn.answer.is_some() || turn.question.run_id.is_none())
-    };
-    turns.retain(is_over);
+    if order == Order::Desc {
+        turns.reverse();
+    }
     Ok(turns)
 }

@@ -51,10 +51,25 @@ impl FromRequestParts<AppState> for ConversationId {
     type Rejection = ApiError;
 
     async fn from_request_parts(parts: &mut Parts, state: &AppState) -> Result<Self, ApiError> {
-        let path = Path::<Vec<(String, String)>>::from_request_parts(parts, state).await;
-        let id = path.ok().and_then(|path| path.0.into_iter().next()).map(|(_, id)| id);
-        id.as_deref().and_then(chat_of).map(Self).ok_or_else(not_found)
+        named(parts, state, "id").await.as_deref().and_then(chat_of).map(Self).ok_or_else(not_found)
     }
+}
+
+/// The item that a path names.
+struct ItemId(String);
+
+impl FromRequestParts<AppState> for ItemId {
+    type Rejection = ApiError;
+
+    async fn from_request_parts(parts: &mut Parts, state: &AppState) -> Result<Self, ApiError> {
+        named(parts, state, "item").await.map(Self).ok_or_else(not_found)
+    }
+}
+
+/// The text that stands in the path under that name, if it is text.
+async fn named(parts: &mut Parts, state: &AppState, name: &str) -> Option<String> {
+    let Path(path) = Path::<Vec<(String, String)>>::from_request_parts(parts, state).await.ok()?;
+    path.into_iter().find(|(known, _)| known == name).map(|(_, value)| value)
 }
 
 fn not_found() -> ApiError {

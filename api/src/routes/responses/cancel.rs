@@ -7,7 +7,7 @@ use axum::{Json, extract::State};
 use longhaul_shared::admission::stop;
 use serde_json::Value;
 
-use super::{ResponseId, ended, response};
+use super::{ResponseId, any_response, ended};
 use crate::{
     auth::Operator,
     error::ApiError,
@@ -24,7 +24,7 @@ pub(super) async fn cancel(
     Operator(caller): Operator,
     ResponseId(id): ResponseId,
 ) -> Result<Json<Value>, ApiError> {
-    let (mut run, head) = response(&state, caller.workspace_id, id).await?;
+    let (mut run, head) = any_response(&state, caller.workspace_id, id).await?;
     if !run.status.is_terminal() {
         run = stop(&*state.store, &*state.bus, caller.workspace_id, id).await?;
     }

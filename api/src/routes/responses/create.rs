@@ -13,7 +13,7 @@ use longhaul_shared::{
         run::{Run, Trigger},
         text::one_line,
     },
-    store::{IfBusy, Request},
+    store::{Fresh, IfBusy, KeyName, Request, admission::IdempotencyKey},
 };
 use sha2::{Digest, Sha256};
 
@@ -33,12 +33,12 @@ use crate::{
         submission::{Origin, idempotency, text_of},
     },
     state::AppState,
-    views::responses::{Outcome, Status, chat_of, run_of},
+    views::responses::{Head, Outcome, Status, chat_of, run_of},
 };
 
 const ROUTE: &str = "POST /v1/responses";
-/// How long after its end a run is still taken for the one that a repeated call asked for.
-const JOIN_WITHIN_MS: i64 = 60_000;
+/// Which run is taken for the one that a repeated call asked for: as old as an SDK waits for an answer, and a little more.
+const JOINED: Fresh = Fresh { made_within_ms: 660_000, over_within_ms: 60_000 };
 
 pub(super) async fn create(
     State(state): State<AppState>,
@@ -47,8 +47,7 @@ pub(super) async fn create(
     JsonBody { value: wish, fingerprint }: JsonBody<Wish>,
 ) -> Result<Response, ApiError> {
     let (is_stream, is_background) = (wish.stream == Some(true), wish.background == Some(true));
-    let run = admit(&state, caller, &headers, wish, fingerprint).await?;
-    let head = head_of(&state, &run).await?;
+    let (run, head) = admit(&state, caller, &headers, wish, fingerprint).await?;
     Ok(if is_stream {
         stream(&state, &run, head, 0)
     } else if is_background {
@@ -65,18 +64,15 @@ async fn admit(
     headers: &HeaderMap,
     wish: Wish,
     body: [u8; 32],
-) -> Result<Run, ApiError> {
+) -> Result<(Run, Head), ApiError> {
     let origin = Origin { caller, headers, route: ROUTE, chat_id: None, fingerprint: body };
     let idempotency = idempotency(&origin)?;
     let caller = origin.caller;
     let fingerprint = fingerprint(&caller, body);
-    let is_repeat = text_of(headers, "x-stainless-retry-count").is_some_and(|count| count != "0");
-    if is_repeat && idempotency.is_none() {
-        // The SDK lost the answer to its first call and does not name it.
-        let first = state.store.run_of_request(caller.workspace_id, &fingerprint, JOIN_WITHIN_MS).await?;
-        if let Some(run) = first {
-            return Ok(run);
-        }
+    let first = first_call(state, &caller, headers, idempotency.as_ref(), &fingerprint).await?;
+    if let Some(run) = first {
+        let head = head_of(state, &run).await?;
+        return Ok((run, head));
     }
     let (agent, model) = match &wish.model {
         Some(name) => state.agents.by_model(name).ok_or_else(|| ApiError {
@@ -93,7 +89,7 @@ async fn admit(
     let parts = settle(state, caller.workspace_id, &before, items).await?;
     let (chat_id, previous_run_id): (_, Option<RunId>) = match before {
         Before::Nothing => (None, None),
-        Before::Run(run) => (None, Some(run.id)),
+        Before::Run(run) => (None, Some(run)),
         Before::Chat(chat) => (Some(chat), None),
     };
     let submission = Submission {
@@ -113,7 +109,7 @@ async fn admit(
         metadata,
         traceparent: text_of(headers, "traceparent"),
         idempotency,
-        request: Some(Request { asked, previous_run_id, fingerprint }),
+        request: Some(Request { asked: asked.clone(), previous_run_id, fingerprint }),
     };
     let submitted = submit_to_the_end(&state.store, &state.bus, &state.agents, submission).await;
     let admitted = submitted.map_err(|error| match error {
@@ -123,7 +119,36 @@ async fn admit(
         },
         error => error.into(),
     })?;
-    Ok(admitted.run)
+    // Without another read: nothing may fail behind the commit.
+    let head = Head::new(&admitted.run, asked);
+    Ok((admitted.run, head))
+}
+
+/// The run of an earlier call that this one repeats. It is looked for before anything is held against what has been said
+/// since, of which that run is a part.
+async fn first_call(
+    state: &AppState,
+    caller: &Caller,
+    headers: &HeaderMap,
+    key: Option<&IdempotencyKey>,
+    fingerprint: &[u8],
+) -> Result<Option<Run>, ApiError> {
+    let Some(key) = key else {
+        // The SDK lost the answer to its first call and does not name it.
+        let is_repeat = text_of(headers, "x-stainless-retry-count").is_some_and(|count| count != "0");
+        return Ok(if is_repeat {
+            state.store.run_of_request(caller.workspace_id, fingerprint, JOINED).await?
+        } else {
+            None
+        });
+    };
+    let name = KeyName { key: &key.key, caller: &key.caller, route: key.route };
+    let Some(known) = state.store.run_of_key(caller.workspace_id, name).await? else { return Ok(None) };
+    if known.fingerprint != key.fingerprint {
+        return Err(Code::IdempotencyKeyReused.into());
+    }
+    let run = found(state.store.run(caller.workspace_id, known.run_id).await)?;
+    run.map(Some).ok_or_else(|| ApiError::new(Code::NotFound, "the response that this key made was deleted"))
 }
 
 /// Two callers' calls are not the same, whatever they say.
@@ -136,8 +161,7 @@ fn fingerprint(caller: &Caller, body: [u8; 32]) -> Vec<u8> {
 
 /// What the response goes on with.
 async fn before(state: &AppState, caller: &Caller, wish: &Wish) -> Result<Before, ApiError> {
-    let conversation = wish.conversation.as_ref().filter(|value| !value.is_null());
-    match (&wish.previous_response_id, conversation) {
+    match (&wish.previous_response_id, &wish.conversation) {
         (None, None) => Ok(Before::Nothing),
         (Some(_), Some(_)) => {
             Err(ApiError::body("/conversation", "cannot be given together with previous_response_id"))
@@ -156,7 +180,7 @@ async fn before(state: &AppState, caller: &Caller, wish: &Wish) -> Result<Before
                 let told = "this response is not over yet: wait for its end or cancel it";
                 return Err(ApiError::body("/previous_response_id", told));
             }
-            Ok(Before::Run(Box::new(run)))
+            Ok(Before::Run(run.id))
         }
         (None, Some(conversation)) => {
             let unknown = || ApiError {

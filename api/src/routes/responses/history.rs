@@ -5,14 +5,12 @@ use std::collections::{BTreeMap, BTreeSet, btree_map::Entry};
 
 use longhaul_shared::{
     domain::{
-        ids::{ChatId, RunId, WorkspaceId},
-        message::{Part, Speaker},
-        replay::Replay,
-        run::Run,
-        tool::is_call_of,
-        transition::RunStatus,
+        ids::{ChatId, MessageId, RunId, WorkspaceId},
+        message::{Message, Part, Role, Speaker},
+        tool::call_prefix,
+        transition::{MessageStatus, RunStatus},
     },
-    store::{Page, RunFilter, RunRecord},
+    store::Ancestor,
 };
 use serde_json::Value;
 
@@ -20,51 +18,117 @@ use super::{encoded, found, head_of, input::Sent};
 use crate::{
     error::{ApiError, Code},
     state::AppState,
-    views::responses::{Content, Item, run_of_item},
+    views::responses::{Content, Head, Item, message_of_item, part_of_item, run_of_item},
 };
 
-/// How much of a conversation is looked at.
-const MAX_RUNS: u32 = 200;
+/// How far back a conversation is looked at, in turns.
+const MAX_TURNS: u32 = 200;
+/// The same for an input that repeats nothing: only the calls that wait for an answer are asked for.
+const FEW_TURNS: u32 = 8;
+/// How many responses an input may refer to the items of.
+const MAX_REFERRED: usize = 100;
 
 /// What the new run goes on with.
 pub(super) enum Before {
     Nothing,
     /// A run that is over.
-    Run(Box<Run>),
+    Run(RunId),
     Chat(ChatId),
 }
 
-/// The runs that were there before, newest first, and what the newest was told.
+/// What was there before.
 #[derive(Default)]
 struct Known {
-    runs: Vec<RunId>,
-    /// The calls that it left to the client.
+    runs: BTreeSet<RunId>,
+    /// What the names of the runs' calls begin with.
+    calls: BTreeSet<String>,
+    /// What the client has said.
+    told: BTreeSet<Told>,
+    /// The same in the newest turn.
+    told_last: BTreeSet<Told>,
+    /// The calls that were left to the client and have no answer yet.
     open: BTreeSet<String>,
-    input: Vec<Part>,
+    /// Calls that have one, but the turn that it began came to nothing, and those that the client brought along.
+    may_be_answered_again: BTreeSet<String>,
+}
+
+/// One turn of it.
+struct Turn {
+    parts: Vec<Part>,
+    answer: Option<RunId>,
+    has_succeeded: bool,
 }
 
 impl Known {
+    /// `turns` are newest first.
+    async fn of(state: &AppState, workspace: WorkspaceId, turns: Vec<Turn>) -> Result<Self, ApiError> {
+        let mut known = Self::default();
+        let mut given = BTreeSet::new();
+        let mut is_settled = false;
+        for (place, turn) in turns.iter().enumerate() {
+            if let Some(run) = turn.answer {
+                known.runs.insert(run);
+                known.calls.insert(call_prefix(run));
+            }
+            // Answers that came to something are final, and so are the calls before them.
+            if let Some(run) = turn.answer.filter(|_| turn.has_succeeded && !is_settled) {
+                is_settled = true;
+                let record = state.store.records(workspace, &[run]).await?.pop();
+                let asked_for = record.map(|record| record.replay().open_client_calls()).unwrap_or_default();
+                for call in asked_for {
+                    if given.contains(&call.call_id) {
+                        known.may_be_answered_again.insert(call.call_id);
+                    } else {
+                        known.open.insert(call.call_id);
+                    }
+                }
+            }
+            for part in &turn.parts {
+                if let Some(told) = told(part) {
+                    if place == 0 {
+                        known.told_last.insert(told.clone());
+                    }
+                    known.told.insert(told);
+                }
+                match part {
+                    Part::CallResult { call_id, .. } => {
+                        given.insert(call_id.clone());
+                    }
+                    Part::Call { call_id, .. } => {
+                        known.may_be_answered_again.insert(call_id.clone());
+                    }
+                    _ => {}
+                }
+            }
+        }
+        Ok(known)
+    }
+
     fn has_call(&self, call_id: &str) -> bool {
-        self.runs.iter().any(|run| is_call_of(*run, call_id))
+        call_id.rsplitn(3, '_').nth(2).is_some_and(|prefix| self.calls.contains(prefix))
     }
 
     fn has(&self, item: &Sent) -> bool {
         match item {
-            Sent::Reference(id) => run_of_item(id).is_some_and(|(run, _)| self.runs.contains(&run)),
+            Sent::Reference(id) => run_of_item(id).is_some_and(|run| self.runs.contains(&run)),
             Sent::Part(Part::Call { call_id, .. }) => self.has_call(call_id),
             Sent::Part(_) => false,
         }
     }
 
-    fn asks_for(&self, item: &Sent) -> bool {
-        matches!(item, Sent::Part(Part::CallResult { call_id, .. }) if self.open.contains(call_id))
+    fn takes(&self, call_id: &str) -> bool {
+        self.open.contains(call_id) || self.may_be_answered_again.contains(call_id)
     }
+}
 
-    fn was_told(&self, item: &Sent) -> bool {
-        let Sent::Part(Part::Said { by: Speaker::User, text }) = item else { return false };
-        self.input.iter().any(|part| {
-            matches!(part, Part::Text { text: told } | Part::Said { by: Speaker::User, text: told } if told == text)
-        })
+/// Who said something, and what.
+type Told = (&'static str, String);
+
+fn told(part: &Part) -> Option<Told> {
+    match part {
+        Part::Text { text } => Some((Speaker::User.as_str(), text.clone())),
+        Part::Said { by, text } => Some((by.as_str(), text.clone())),
+        _ => None,
     }
 }
 
@@ -75,12 +139,17 @@ pub(super) async fn settle(
     before: &Before,
     items: Vec<Sent>,
 ) -> Result<Vec<Part>, ApiError> {
-    let known = known(state, workspace, before).await?;
+    let is_plain = |item: &Sent| matches!(item, Sent::Part(Part::Text { .. } | Part::Said { .. }));
+    let depth = if items.iter().all(is_plain) { FEW_TURNS } else { MAX_TURNS };
+    let known = Known::of(state, workspace, turns(state, workspace, before, depth).await?).await?;
     let items = without_repetition(items, &known);
+    if items.is_empty() {
+        return Err(ApiError::body("/input", "says nothing that is not known already"));
+    }
     let mut parts = vec![];
     // Results of calls that were made in one step with the calls that follow.
     let mut held_back: Vec<Part> = vec![];
-    let mut outputs = Outputs::default();
+    let mut outputs = Outputs { most_bytes: state.settings.body_limit, ..Outputs::default() };
     for item in items {
         match item {
             Sent::Part(part) => {
@@ -101,67 +170,98 @@ pub(super) async fn settle(
     }
     parts.append(&mut held_back);
     check_calls(&parts, &known)?;
+    if parts.is_empty() {
+        return Err(ApiError::body("/input", "says nothing to the model"));
+    }
     Ok(parts)
 }
 
-async fn known(state: &AppState, workspace: WorkspaceId, before: &Before) -> Result<Known, ApiError> {
-    let runs: Vec<RunId> = match before {
-        Before::Nothing => return Ok(Known::default()),
+/// Newest first.
+async fn turns(
+    state: &AppState,
+    workspace: WorkspaceId,
+    before: &Before,
+    depth: u32,
+) -> Result<Vec<Turn>, ApiError> {
+    match before {
+        Before::Nothing => Ok(vec![]),
         Before::Run(run) => {
-            let line = state.store.ancestors(workspace, run.id, MAX_RUNS).await?;
-            line.into_iter().map(|ancestor| ancestor.run_id).collect()
+            let line = state.store.ancestors(workspace, *run, depth).await?;
+            let turn = |ancestor: Ancestor| Turn {
+                parts: ancestor.parts,
+                answer: Some(ancestor.run_id),
+                has_succeeded: ancestor.status == RunStatus::Succeeded,
+            };
+            Ok(line.into_iter().map(turn).collect())
         }
         Before::Chat(chat) => {
-            let filter = RunFilter { chat_id: Some(*chat), ..RunFilter::default() };
-            let page = Page { limit: MAX_RUNS, after: None };
-            state.store.list_runs(workspace, &filter, page).await?.items.iter().map(|run| run.id).collect()
+            let rows = state.store.messages_back(workspace, *chat, i64::MAX, 2 * depth).await?;
+            let mut answers: BTreeMap<MessageId, Message> = BTreeMap::new();
+            let mut turns = vec![];
+            for row in rows {
+                if row.role == Role::Assistant {
+                    answers.extend(row.in_reply_to.map(|question| (question, row)));
+                } else {
+                    let answer = answers.remove(&row.id);
+                    let status = answer.as_ref().and_then(|answer| answer.status);
+                    turns.push(Turn {
+                        parts: row.parts,
+                        answer: answer.and_then(|answer| answer.run_id),
+                        has_succeeded: status == Some(MessageStatus::Completed),
+                    });
+                }
+            }
+            Ok(turns)
         }
-    };
-    let Some(newest) = runs.first() else { return Ok(Known::default()) };
-    let input = state.store.input(workspace, *newest).await?.parts;
-    let record = state.store.records(workspace, &[*newest]).await?.pop();
-    let replay = record.map(RunRecord::replay);
-    let is_done = |replay: &Replay| replay.end().is_some_and(|end| end.status == RunStatus::Succeeded);
-    let open = replay.filter(is_done).map(|replay| replay.open_client_calls()).unwrap_or_default();
-    Ok(Known { open: open.into_iter().map(|call| call.call_id).collect(), runs, input })
+    }
 }
 
-/// Clients that keep the history themselves send it again, or a part of it: everything up to the last item that is known
-/// is known, too. Those that do not still repeat the message that led to the calls whose results they send.
+/// Clients that keep the history themselves send it again, or a part of it: what they have before the last item that is
+/// known, and said before, is no news. Those that do not still repeat the message that led to the calls whose results
+/// they send.
 fn without_repetition(items: Vec<Sent>, known: &Known) -> Vec<Sent> {
     let seen = items.iter().rposition(|item| known.has(item)).map_or(0, |last| last + 1);
-    let answers = items.iter().position(|item| known.asks_for(item)).unwrap_or(0);
-    let is_new = |(index, item): &(usize, Sent)| match item {
-        Sent::Part(Part::CallResult { call_id, .. }) => {
-            known.open.contains(call_id) || !known.has_call(call_id)
+    let is_answer =
+        |item: &Sent| matches!(item, Sent::Part(Part::CallResult { call_id, .. }) if known.takes(call_id));
+    let answers = items.iter().position(is_answer).unwrap_or(0);
+    let is_new = |(index, item): &(usize, Sent)| {
+        if known.has(item) {
+            return false;
         }
-        item => *index >= seen && !(*index < answers && known.was_told(item)),
+        match item {
+            Sent::Part(Part::CallResult { call_id, .. }) => known.takes(call_id) || !known.has_call(call_id),
+            Sent::Part(Part::Said { by: Speaker::Assistant, .. }) => *index >= seen,
+            Sent::Part(part) => told(part).is_none_or(|told| {
+                !(*index < seen && known.told.contains(&told))
+                    && !(*index < answers && known.told_last.contains(&told))
+            }),
+            Sent::Reference(_) => true,
+        }
     };
     items.into_iter().enumerate().filter(is_new).map(|(_, item)| item).collect()
 }
 
-/// Every call is answered and every answer has its call.
+/// Every call is answered and every answer has its call, each once.
 fn check_calls(parts: &[Part], known: &Known) -> Result<(), ApiError> {
-    let mut called = known.open.clone();
+    let refuse = |told: String| Err(ApiError::body("/input", told));
+    let mut called = BTreeSet::new();
     let mut answered = BTreeSet::new();
     for part in parts {
         match part {
-            Part::Call { call_id, .. } => {
-                called.insert(call_id.clone());
+            Part::Call { call_id, .. } if !called.insert(call_id) => {
+                return refuse(format!("more than one function call with call_id {call_id}"));
             }
-            Part::CallResult { call_id, .. } if !answered.insert(call_id.clone()) => {
-                let told = format!("more than one tool output for function call {call_id}");
-                return Err(ApiError::body("/input", told));
+            Part::CallResult { call_id, .. } if !answered.insert(call_id) => {
+                return refuse(format!("more than one tool output for function call {call_id}"));
             }
             _ => {}
         }
     }
-    if let Some(call) = called.difference(&answered).next() {
-        return Err(ApiError::body("/input", format!("no tool output found for function call {call}")));
+    if let Some(call) = called.iter().copied().chain(&known.open).find(|call| !answered.contains(call)) {
+        return refuse(format!("no tool output found for function call {call}"));
     }
-    if let Some(call) = answered.difference(&called).next() {
-        let told = format!("no tool call found for function call output with call_id {call}");
-        return Err(ApiError::body("/input", told));
+    if let Some(call) = answered.iter().find(|call| !called.contains(*call) && !known.takes(call)) {
+        return refuse(format!("no tool call found for function call output with call_id {call}"));
     }
     Ok(())
 }
@@ -176,7 +276,12 @@ struct Referred {
 
 /// The items of the runs that an input refers to, and whether each is of an attempt that broke off.
 #[derive(Default)]
-struct Outputs(BTreeMap<RunId, Vec<(Item, bool)>>);
+struct Outputs {
+    runs: BTreeMap<RunId, Vec<(Item, bool)>>,
+    /// Of all that is read of them.
+    most_bytes: usize,
+    bytes: usize,
+}
 
 impl Outputs {
     async fn resolve(
@@ -185,25 +290,62 @@ impl Outputs {
         workspace: WorkspaceId,
         id: &str,
     ) -> Result<Referred, ApiError> {
-        let unknown = || ApiError {
-            code: Code::NotFound,
-            ..ApiError::body("/input", format!("there is no item with the id `{id}`"))
+        let referred = if let Some(message) = message_of_item(id) {
+            let message = found(state.store.message(workspace, message).await)?.ok_or_else(|| unknown(id))?;
+            let part = part_of_item(&message, id).ok_or_else(|| unknown(id))?;
+            Referred { parts: vec![part], later: None }
+        } else {
+            let items = self.items(state, workspace, id).await?;
+            let (item, is_torn) =
+                items.iter().find(|(item, _)| item.id() == id).ok_or_else(|| unknown(id))?;
+            if *is_torn { Referred::default() } else { read(item, items) }
         };
-        let (run_id, _) = run_of_item(id).ok_or_else(unknown)?;
-        let items = match self.0.entry(run_id) {
+        let size = |part: &Part| match part {
+            Part::Text { text } | Part::Said { text, .. } => text.len(),
+            Part::Call { arguments, .. } => arguments.len(),
+            Part::CallResult { output, .. } => output.len(),
+            _ => 0,
+        };
+        self.bytes += referred.parts.iter().chain(&referred.later).map(size).sum::<usize>();
+        if self.bytes > self.most_bytes {
+            let told =
+                format!("refers to more than {} bytes; go on with previous_response_id", self.most_bytes);
+            return Err(ApiError::body("/input", told));
+        }
+        Ok(referred)
+    }
+
+    async fn items(
+        &mut self,
+        state: &AppState,
+        workspace: WorkspaceId,
+        id: &str,
+    ) -> Result<&[(Item, bool)], ApiError> {
+        let run_id = run_of_item(id).ok_or_else(|| unknown(id))?;
+        let count = self.runs.len();
+        Ok(match self.runs.entry(run_id) {
             Entry::Occupied(known) => known.into_mut(),
+            Entry::Vacant(_) if count == MAX_REFERRED => {
+                let told = format!("refers to items of more than {MAX_REFERRED} responses");
+                return Err(ApiError::body("/input", told));
+            }
             Entry::Vacant(place) => {
-                let run = found(state.store.run(workspace, run_id).await)?.ok_or_else(unknown)?;
-                if !run.status.is_terminal() {
-                    return Err(unknown());
-                }
+                let run = found(state.store.run(workspace, run_id).await)?.ok_or_else(|| unknown(id))?;
                 let head = head_of(state, &run).await?;
-                let encoder = encoded(state, &run, head).await?;
+                if !run.status.is_terminal() || !head.is_kept() {
+                    return Err(unknown(id));
+                }
+                let encoder = encoded(state, workspace, run_id, head).await?;
                 place.insert(encoder.items().map(|(item, is_torn)| (item.clone(), is_torn)).collect())
             }
-        };
-        let (item, is_torn) = items.iter().find(|(item, _)| item.id() == id).ok_or_else(unknown)?;
-        Ok(if *is_torn { Referred::default() } else { read(item, items) })
+        })
+    }
+}
+
+fn unknown(id: &str) -> ApiError {
+    ApiError {
+        code: Code::NotFound,
+        ..ApiError::body("/input", format!("there is no item with the id `{id}`"))
     }
 }
 
@@ -217,9 +359,8 @@ fn read(item: &Item, all: &[(Item, bool)]) -> Referred {
         Item::FunctionCall { call_id, name, arguments, .. } => {
             Referred { parts: vec![Part::Call { call_id, name, arguments }], later: None }
         }
-        Item::McpCall { id, name, arguments, output, error, step, .. } => {
-            let output = output.or(error.map(|error| error.message)).unwrap_or_default();
-            let result = Part::CallResult { call_id: id.clone(), output };
+        Item::McpCall { id, name, arguments, told, step, .. } => {
+            let result = Part::CallResult { call_id: id.clone(), output: told };
             let call = Part::Call { call_id: id, name, arguments };
             let is_beside = |(item, _): &(Item, bool)| matches!(item, Item::FunctionCall { step: other, .. } if *other == step);
             if all.iter().any(is_beside) {
@@ -231,10 +372,13 @@ fn read(item: &Item, all: &[(Item, bool)]) -> Referred {
     }
 }
 
-/// The output of a run that is over.
-pub(crate) async fn outputs_of(state: &AppState, run: &Run) -> Result<Vec<Item>, ApiError> {
-    let head = head_of(state, run).await?;
-    Ok(encoded(state, run, head).await?.output().cloned().collect())
+/// The output of a run that is over, even of a deleted one.
+pub(crate) async fn outputs_of(
+    state: &AppState,
+    workspace: WorkspaceId,
+    run_id: RunId,
+) -> Result<Vec<Item>, ApiError> {
+    Ok(encoded(state, workspace, run_id, Head::bare(run_id)).await?.output().cloned().collect())
 }
 
 /// The chat that `conversation` names: an id, or an object with one.
@@ -261,10 +405,14 @@ mod tests {
     }
 
     fn known(run: RunId, open: &[&str], told: &str) -> Known {
+        let told = BTreeSet::from([("user", told.to_owned())]);
         Known {
-            runs: vec![run],
+            runs: BTreeSet::from([run]),
+            calls: BTreeSet::from([call_prefix(run)]),
             open: open.iter().map(|id| (*id).to_owned()).collect(),
-            input: vec![Part::Text { text: told.into() }],
+            told_last: told.clone(),
+            told,
+            may_be_answered_again: BTreeSet::new(),
         }
     }
 
@@ -281,6 +429,8 @@ mod tests {
         let whole =
             [&said("one"), &item, &call(&old), &result(&old), &call(&open), &result(&open), &said("two")];
         assert_eq!(new(&whole), [result(&open), said("two")]);
+        // News may stand before what is known.
+        assert_eq!(new(&[&said("news"), &item, &result(&open)]), [said("news"), result(&open)]);
         // The message that led to the call, and its result.
         assert_eq!(new(&[&said("one"), &result(&open)]), [result(&open)]);
         assert_eq!(new(&[&said("other"), &result(&open)]), [said("other"), result(&open)]);
@@ -291,7 +441,10 @@ mod tests {
 
     #[test]
     fn every_call_has_to_be_answered_and_nothing_else() {
-        let known = known(RunId::generate(), &["open"], "");
+        let run = RunId::generate();
+        let tried = call_id(run, 1, 1);
+        let mut known = known(run, &["open"], "");
+        known.may_be_answered_again.insert(tried.clone());
         let check = |items: &[Sent]| {
             let parts: Vec<Part> = items
                 .iter()
@@ -300,10 +453,16 @@ mod tests {
             check_calls(&parts, &known).map_err(|error| error.detail.unwrap())
         };
         assert_eq!(check(&[result("open")]), Ok(()));
+        assert_eq!(check(&[result("open"), result(&tried)]), Ok(()));
         assert_eq!(check(&[call("c"), result("c"), result("open")]), Ok(()));
         assert!(check(&[said("hi")]).unwrap_err().contains("no tool output found for function call open"));
         assert!(check(&[result("open"), call("c")]).unwrap_err().contains("function call c"));
         assert!(check(&[result("open"), result("open")]).unwrap_err().contains("more than one"));
+        assert!(
+            check(&[call("c"), call("c"), result("c"), result("open")])
+                .unwrap_err()
+                .contains("more than one")
+        );
         assert!(check(&[result("open"), result("x")]).unwrap_err().contains("no tool call found"));
     }
 }

@@ -38,11 +38,15 @@ fn read_item(pointer: &str, item: Value) -> Result<Vec<Sent>, ApiError> {
         Some(Value::String(kind)) => kind.as_str(),
         _ => return Err(ApiError::body(format!("{pointer}/type"), "must name the kind of the item")),
     };
-    let text = |name: &str| required_text(pointer, &fields, name);
+    let any_text = |name: &str| required_text(pointer, &fields, name);
+    let text = |name: &str| match any_text(name)? {
+        text if text.is_empty() => Err(ApiError::body(format!("{pointer}/{name}"), "must not be empty")),
+        text => Ok(text),
+    };
     Ok(match kind {
         "message" => read_message(pointer, &fields)?,
         "function_call" => {
-            let (call_id, name, arguments) = (text("call_id")?, text("name")?, text("arguments")?);
+            let (call_id, name, arguments) = (text("call_id")?, text("name")?, any_text("arguments")?);
             vec![Sent::Part(Part::Call { call_id, name, arguments })]
         }
         "function_call_output" => {
@@ -51,10 +55,19 @@ fn read_item(pointer: &str, item: Value) -> Result<Vec<Sent>, ApiError> {
         }
         "mcp_call" => {
             let call_id = text("id")?;
-            let result = ["output", "error"].into_iter().find_map(|name| fields.get(name)?.as_str());
-            let output = result.unwrap_or_default().to_owned();
-            let call =
-                Part::Call { call_id: call_id.clone(), name: text("name")?, arguments: text("arguments")? };
+            let error = fields.get("error").filter(|error| !error.is_null());
+            let output = match error {
+                None => fields.get("output").and_then(Value::as_str).unwrap_or_default().to_owned(),
+                Some(error) => {
+                    let why = error.as_str().or_else(|| error["message"].as_str());
+                    format!("Error: {}", why.unwrap_or("the tool gave no reason"))
+                }
+            };
+            let call = Part::Call {
+                call_id: call_id.clone(),
+                name: text("name")?,
+                arguments: any_text("arguments")?,
+            };
             vec![Sent::Part(call), Sent::Part(Part::CallResult { call_id, output })]
         }
         "item_reference" => vec![Sent::Reference(text("id")?)],
@@ -107,7 +120,7 @@ fn read_text(pointer: &str, content: Option<&Value>) -> Result<String, ApiError>
 
 fn required_text(pointer: &str, fields: &Map<String, Value>, name: &str) -> Result<String, ApiError> {
     match fields.get(name) {
-        Some(Value::String(text)) if !text.is_empty() => Ok(text.clone()),
+        Some(Value::String(text)) => Ok(text.clone()),
         _ => Err(ApiError::body(format!("{pointer}/{name}"), "must be text")),
     }
 }
@@ -136,7 +149,8 @@ mod tests {
                 "content": [{"type": "output_text", "text": "c", "annotations": []}]},
             {"type": "function_call", "call_id": "1", "name": "look", "arguments": "{}"},
             {"type": "function_call_output", "call_id": "1", "output": [{"type": "input_text", "text": "d"}]},
-            {"type": "mcp_call", "id": "mcp_1", "name": "look", "arguments": "{}", "output": null, "error": "no"},
+            {"type": "mcp_call", "id": "mcp_1", "name": "look", "arguments": "{}", "output": null,
+                "error": {"type": "mcp_tool_execution_error", "message": "no", "content": []}},
             {"type": "item_reference", "id": "msg_2"},
         ]);
         let call = |id: &str| {
@@ -153,7 +167,7 @@ mod tests {
                 call("1"),
                 result("1", "d"),
                 call("mcp_1"),
-                result("mcp_1", "no"),
+                result("mcp_1", "Error: no"),
                 Sent::Reference("msg_2".into()),
             ]
         );

@@ -70,10 +70,20 @@ fn not_found() -> ApiError {
     ApiError::new(Code::NotFound, "there is no such response")
 }
 
-/// The response, unless its creator did not want it to be found after its end.
-async fn response(state: &AppState, workspace: WorkspaceId, run_id: RunId) -> Result<(Run, Head), ApiError> {
+/// The response, whatever its creator wants to be found after its end.
+async fn any_response(
+    state: &AppState,
+    workspace: WorkspaceId,
+    run_id: RunId,
+) -> Result<(Run, Head), ApiError> {
     let run = found(state.store.run(workspace, run_id).await)?.ok_or_else(not_found)?;
     let head = head_of(state, &run).await?;
+    Ok((run, head))
+}
+
+/// The response, unless its creator did not want it to be found after its end.
+async fn response(state: &AppState, workspace: WorkspaceId, run_id: RunId) -> Result<(Run, Head), ApiError> {
+    let (run, head) = any_response(state, workspace, run_id).await?;
     if run.status.is_terminal() && !head.is_kept() {
         return Err(not_found());
     }
@@ -87,12 +97,17 @@ async fn head_of(state: &AppState, run: &Run) -> Result<Head, ApiError> {
 
 /// The object as the log of a run that is over has it.
 async fn ended(state: &AppState, run: &Run, head: Head) -> Result<Value, ApiError> {
-    Ok(encoded(state, run, head).await?.response())
+    Ok(encoded(state, run.workspace_id, run.id, head).await?.response())
 }
 
 /// The whole log of a run that is over.
-async fn encoded(state: &AppState, run: &Run, head: Head) -> Result<Encoder, ApiError> {
-    let cursor = LogCursor { workspace_id: run.workspace_id, run_id: run.id, after: 0 };
+async fn encoded(
+    state: &AppState,
+    workspace_id: WorkspaceId,
+    run_id: RunId,
+    head: Head,
+) -> Result<Encoder, ApiError> {
+    let cursor = LogCursor { workspace_id, run_id, after: 0 };
     let mut log = Box::pin(state.tails.replay(cursor));
     let mut encoder = Encoder::new(head);
     while let Some(slice) = log.next().await {

@@ -15,10 +15,6 @@ const MAX_PAIR_KEY: usize = 64;
 const MAX_PAIR_VALUE: usize = 512;
 const EFFORTS: [&str; 7] = ["none", "minimal", "low", "medium", "high", "xhigh", "max"];
 const VERBOSITIES: [&str; 3] = ["low", "medium", "high"];
-/// Fields that a response repeats as they were given.
-const REPEATED: [&str; 6] =
-    ["background", "prompt_cache_key", "safety_identifier", "store", "truncation", "user"];
-
 /// The body as it comes. Fields that are not known are let through.
 #[derive(Clone, Debug, Default, Deserialize)]
 #[serde(default)]
@@ -80,26 +76,22 @@ impl Wish {
         })
     }
 
+    /// Fields that a response repeats as they were given.
     fn echo(&self) -> Map<String, Value> {
         let text = |value: &Option<String>| value.clone().map(Value::from);
-        let flag = |value: Option<bool>| value.map(Value::from);
-        let given = [
-            flag(self.background),
-            text(&self.prompt_cache_key),
-            text(&self.safety_identifier),
-            flag(self.store),
-            text(&self.truncation),
-            text(&self.user),
-        ];
-        let repeated = REPEATED.into_iter().zip(given);
-        let others = [
+        let fields = [
+            ("background", self.background.map(Value::from)),
+            ("conversation", self.conversation.as_ref().map(|_| Value::Bool(true))),
             ("model", text(&self.model)),
             ("previous_response_id", text(&self.previous_response_id)),
-            ("conversation", self.conversation.as_ref().map(|_| Value::Bool(true))),
+            ("prompt_cache_key", text(&self.prompt_cache_key)),
             ("reasoning", self.reasoning.as_ref().map(read_reasoning)),
+            ("safety_identifier", text(&self.safety_identifier)),
+            ("store", self.store.map(Value::from)),
+            ("truncation", text(&self.truncation)),
+            ("user", text(&self.user)),
         ];
-        let all = repeated.chain(others);
-        all.filter_map(|(name, value)| Some((name.to_owned(), value?))).collect()
+        fields.into_iter().filter_map(|(name, value)| Some((name.to_owned(), value?))).collect()
     }
 
     pub(super) fn checked_metadata(&self) -> Result<Value, ApiError> {
@@ -119,7 +111,10 @@ pub(crate) fn check_metadata(pairs: Map<String, Value>) -> Result<Value, ApiErro
         let length = value.as_str().map(|text| text.chars().count());
         if length.is_none_or(|length| length > MAX_PAIR_VALUE) {
             let told = format!("must be text of at most {MAX_PAIR_VALUE} characters");
-            return Err(ApiError::body(format!("/metadata/{key}"), told));
+            return Err(ApiError::body(
+                format!("/metadata/{}", key.replace('~', "~0").replace('/', "~1")),
+                told,
+            ));
         }
     }
     Ok(Value::Object(pairs))

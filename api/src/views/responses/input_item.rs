@@ -2,7 +2,7 @@
 
 use longhaul_shared::domain::{
     ids::MessageId,
-    message::{Part, Speaker},
+    message::{Message, Part, Speaker},
 };
 use serde_json::{Value, json};
 
@@ -36,6 +36,21 @@ pub(crate) fn input_items(message_id: MessageId, parts: &[Part]) -> Vec<Value> {
         is_text = matches!(part, Part::Text { .. });
     }
     items
+}
+
+/// What the item of that id says; all of it, if it is made of several pieces.
+pub(crate) fn part_of_item(message: &Message, item_id: &str) -> Option<Part> {
+    let mut items: Vec<Part> = vec![];
+    let mut is_text = false;
+    for part in &message.parts {
+        match (part, items.last_mut()) {
+            (Part::Text { text }, Some(Part::Text { text: whole })) if is_text => whole.push_str(text),
+            _ => items.push(part.clone()),
+        }
+        is_text = matches!(part, Part::Text { .. });
+    }
+    let number: usize = item_id.rsplit_once("_i")?.1.parse().ok()?;
+    items.into_iter().nth(number)
 }
 
 /// The message whose item has that id.

@@ -43,6 +43,9 @@ pub(crate) enum Item {
         approval_request_id: Option<String>,
         #[serde(skip)]
         step: u32,
+        /// What the model read as its result.
+        #[serde(skip)]
+        told: String,
     },
 }
 
@@ -175,13 +178,12 @@ pub(super) fn item_id(prefix: &str, run_id: RunId, index: usize) -> String {
     format!("{prefix}_{}_{index}", run_id.0.simple())
 }
 
-/// The run whose output has an item of that id, and the item's `output_index`.
-pub(crate) fn run_of_item(id: &str) -> Option<(RunId, usize)> {
+/// The run whose output may have an item of that id.
+pub(crate) fn run_of_item(id: &str) -> Option<RunId> {
     let (_, place) = id.split_once('_')?;
     let (run, index) = place.split_once('_')?;
-    let index = index.parse().ok()?;
-    let run_id = super::response::id_of(run)?.into();
-    Some((run_id, index))
+    index.parse::<usize>().ok()?;
+    super::response::id_of(run).map(RunId)
 }
 
 #[cfg(test)]
@@ -189,9 +191,9 @@ mod tests {
     use super::*;
 
     #[test]
-    fn an_id_leads_to_the_run_and_the_place_of_its_item() {
+    fn an_id_leads_to_the_run_of_its_item() {
         let run = RunId::generate();
-        assert_eq!(run_of_item(&item_id("msg", run, 12)), Some((run, 12)));
+        assert_eq!(run_of_item(&item_id("msg", run, 12)), Some(run));
         for other in ["", "msg_1", "msg_x_1", "rs_1", &format!("msg_{}", run.0.simple())] {
             assert_eq!(run_of_item(other), None, "{other}");
         }

@@ -16,7 +16,7 @@ use longhaul_shared::domain::{
     ids::Millis,
     run::RunError,
     step::FinishReason,
-    tool::CallState,
+    tool::{self, CallState},
     transition::{Reason, RunStatus},
 };
 use longhaul_shared::tail::Slice;
@@ -24,7 +24,7 @@ use serde_json::{Value, json};
 
 use frames::Fields;
 pub(crate) use frames::Frames;
-pub(crate) use input_item::{input_items, message_of_item};
+pub(crate) use input_item::{input_items, message_of_item, part_of_item};
 pub(crate) use item::{Content, Item, run_of_item};
 use item::{ItemStatus, Phase, item_id};
 pub(crate) use response::{Head, Outcome, Status, chat_of, conversation_id, response_id, run_of, seconds};
@@ -54,6 +54,12 @@ impl Kind {
     }
 }
 
+#[derive(Clone, Copy, Debug)]
+struct OpenCall {
+    index: usize,
+    was_sent: bool,
+}
+
 /// Turns the events of one log, from the first one on, into the events of a stream.
 #[derive(Debug)]
 pub(crate) struct Encoder {
@@ -71,7 +77,7 @@ pub(crate) struct Encoder {
     /// The item that is being written.
     open: Option<(Kind, usize)>,
     /// The calls that have no outcome yet, by step and number.
-    calls: BTreeMap<(u32, u32), usize>,
+    calls: BTreeMap<(u32, u32), OpenCall>,
     last_reason: Option<FinishReason>,
 }
 
@@ -146,15 +152,20 @@ impl Encoder {
             Some(EventData::ToolPlanned { call, name, arguments, .. }) => {
                 self.close_as(ItemStatus::Completed, Some(Phase::Commentary), out);
                 let index = self.call(step, name, arguments, out);
-                self.calls.insert((step, call), index);
+                self.calls.insert((step, call), OpenCall { index, was_sent: false });
+            }
+            Some(EventData::ToolStarted { call, .. }) => {
+                if let Some(open) = self.calls.get_mut(&(step, call)) {
+                    open.was_sent = true;
+                }
             }
             Some(EventData::ToolRequested { call_id, name, arguments }) => {
                 self.close_as(ItemStatus::Completed, Some(Phase::Commentary), out);
                 self.request(step, call_id, name, arguments, out);
             }
             Some(EventData::ToolFinished { call, state, output, error, .. }) => {
-                if let Some(index) = self.calls.remove(&(step, call)) {
-                    self.settle(index, state, output, error, out);
+                if let Some(open) = self.calls.remove(&(step, call)) {
+                    self.settle(open, state, output, error, out);
                 }
             }
             Some(EventData::RunFinished { status, reason, error, usage, .. }) => {
@@ -166,8 +177,7 @@ impl Encoder {
                 EventData::RunQueued { .. }
                 | EventData::RunClaimed { .. }
                 | EventData::RunReleased { .. }
-                | EventData::RunStopping { .. }
-                | EventData::ToolStarted { .. },
+                | EventData::RunStopping { .. },
             )
             | None => {}
         }
@@ -318,6 +328,7 @@ impl Encoder {
             status: ItemStatus::InProgress,
             approval_request_id: None,
             step,
+            told: String::new(),
         };
         let index = self.add(item, out);
         self.items[index].set_arguments(arguments);
@@ -335,14 +346,15 @@ impl Encoder {
 
     fn settle(
         &mut self,
-        index: usize,
+        OpenCall { index, was_sent }: OpenCall,
         state: CallState,
         result: Option<String>,
         why: Option<String>,
         out: &mut Frames,
     ) {
         let is_good = state == CallState::Succeeded;
-        if let Item::McpCall { output, error, status, .. } = &mut self.items[index] {
+        if let Item::McpCall { output, error, status, told, .. } = &mut self.items[index] {
+            *told = tool::told(state, result.as_deref(), why.as_deref(), was_sent);
             *status = if is_good { ItemStatus::Completed } else { ItemStatus::Failed };
             *output = result;
             *error = if is_good { None } else { Some(why.unwrap_or_else(|| state.to_string()).into()) };
@@ -367,6 +379,11 @@ impl Encoder {
                 self.outcome.incomplete_details = incomplete("cancelled");
                 "response.incomplete"
             }
+            (RunStatus::Failed, _) if self.last_reason == Some(FinishReason::ContentFilter) => {
+                self.status = Status::Incomplete;
+                self.outcome.incomplete_details = incomplete("content_filter");
+                "response.incomplete"
+            }
             (RunStatus::Failed, reason) if reason.is_limit() => {
                 self.status = Status::Incomplete;
                 self.outcome.incomplete_details = incomplete("max_output_tokens");
@@ -385,11 +402,6 @@ impl Encoder {
                 Some(FinishReason::Length) => {
                     self.status = Status::Incomplete;
                     self.outcome.incomplete_details = incomplete("max_output_tokens");
-                    "response.incomplete"
-                }
-                Some(FinishReason::ContentFilter) => {
-                    self.status = Status::Incomplete;
-                    self.outcome.incomplete_details = incomplete("content_filter");
                     "response.incomplete"
                 }
                 _ => {

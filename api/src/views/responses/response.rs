@@ -115,15 +115,30 @@ impl Head {
         }
     }
 
+    /// For those who want nothing but the items.
+    pub(crate) fn bare(run_id: RunId) -> Self {
+        Self {
+            run_id,
+            chat_id: ChatId(Uuid::nil()),
+            agent: String::new(),
+            created_at: 0,
+            metadata: Value::Null,
+            asked: Asked::default(),
+        }
+    }
+
     /// Whether its creator wants it to be found later.
     pub(crate) fn is_kept(&self) -> bool {
         self.asked.echo.get("store") != Some(&Value::Bool(false))
     }
 
+    pub(crate) fn is_in_conversation(&self) -> bool {
+        self.asked.echo.get("conversation") == Some(&Value::Bool(true))
+    }
+
     pub(crate) fn response(&self, status: Status, output: &[&Item], outcome: &Outcome) -> Value {
         let asked = &self.asked;
         let said = |name: &str, default: Value| asked.echo.get(name).cloned().unwrap_or(default);
-        let is_in_conversation = asked.echo.get("conversation") == Some(&Value::Bool(true));
         let response = Response {
             id: response_id(self.run_id),
             object: "response",
@@ -135,7 +150,7 @@ impl Head {
             output,
             usage: outcome.usage.map(usage),
             completed_at: outcome.completed_at.map(seconds),
-            conversation: is_in_conversation.then(|| json!({"id": conversation_id(self.chat_id)})),
+            conversation: self.is_in_conversation().then(|| json!({"id": conversation_id(self.chat_id)})),
             background: said("background", json!(false)),
             instructions: &asked.instructions,
             max_output_tokens: asked.max_output_tokens,

@@ -233,7 +233,7 @@ fn every_end_has_its_status_and_its_event() {
             ["response.incomplete", "incomplete", "max_output_tokens", "-"],
         ),
         (
-            vec![saved(1, FinishReason::ContentFilter), done()],
+            vec![saved(1, FinishReason::ContentFilter), ended(RunStatus::Failed, Reason::Provider)],
             ["response.incomplete", "incomplete", "content_filter", "-"],
         ),
         (

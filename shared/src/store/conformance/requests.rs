@@ -17,8 +17,11 @@ use crate::{
         ids::{ChatId, RunId, WorkspaceId},
         message::{Part, Speaker},
         run::Run,
+        transition::RunStatus,
     },
-    store::{NewRun, Request, RunFilter, RunInput, StoreError},
+    store::{
+        Fresh, KeyName, KeyedRun, NewRun, Request, RunFilter, RunInput, StoreError, admission::IdempotencyKey,
+    },
 };
 
 upheld! {
@@ -26,6 +29,8 @@ upheld! {
     a_line_of_runs_is_read_newest_first,
     a_repeated_request_finds_its_run_while_it_is_fresh,
     a_deleted_run_is_as_good_as_unknown,
+    a_key_names_its_run_to_those_who_ask,
+    messages_are_read_back_from_any_turn_of_any_chat,
     an_imported_message_takes_a_turn_of_its_own,
     racing_imports_and_runs_take_different_turns,
 }
@@ -83,15 +88,20 @@ async fn a_line_of_runs_is_read_newest_first(db: Database) {
         let expected: Vec<RunId> = line.iter().map(|run| run.id).take(limit as usize).collect();
         assert_eq!(ids, expected);
         assert_eq!((read[0].chat_id, read[0].turn, read[0].parts.len()), (line[0].chat_id, 1, 2));
+        assert_eq!((read[0].status, read[0].previous_run_id), (RunStatus::Pending, Some(line[1].id)));
     }
     assert_eq!(db.store.ancestors(evil, line[0].id, 9).await.unwrap(), []);
 }
 
 async fn a_repeated_request_finds_its_run_while_it_is_fresh(db: Database) {
     let (acme, evil) = (db.workspace("acme").await, db.workspace("evil").await);
-    let found = async |workspace, fingerprint: u8, within_ms| {
-        let found = db.store.run_of_request(workspace, &[fingerprint; 32], within_ms).await.unwrap();
+    let found_fresh = async |workspace, fingerprint: u8, made_within_ms, over_within_ms| {
+        let fresh = Fresh { made_within_ms, over_within_ms };
+        let found = db.store.run_of_request(workspace, &[fingerprint; 32], fresh).await.unwrap();
         found.map(|run| run.id)
+    };
+    let found = async |workspace, fingerprint, over_within_ms| {
+        found_fresh(workspace, fingerprint, 60_000, over_within_ms).await
     };
     let older = admit(&db, asking(acme, None, 1)).await;
     let newer = admit(&db, asking(acme, None, 1)).await;
@@ -104,6 +114,7 @@ async fn a_repeated_request_finds_its_run_while_it_is_fresh(db: Database) {
     }
     assert_eq!(found(acme, 1, 60_000).await, Some(newer.id));
     assert_eq!(found(acme, 1, -60_000).await, None, "it was over long ago");
+    assert_eq!(found_fresh(acme, 1, -60_000, 60_000).await, None, "it was made long ago");
     db.store.delete_run(acme, newer.id).await.unwrap();
     assert_eq!(found(acme, 1, 60_000).await, Some(older.id));
 }
@@ -121,6 +132,40 @@ async fn a_deleted_run_is_as_good_as_unknown(db: Database) {
     assert_eq!(listed.iter().map(|run| run.id).collect::<Vec<_>>(), [child.id]);
     assert!(db.store.latest_run(acme, run.chat_id).await.unwrap().is_none());
     assert_eq!(db.store.ancestors(acme, child.id, 9).await.unwrap().len(), 2, "its children know it");
+}
+
+async fn a_key_names_its_run_to_those_who_ask(db: Database) {
+    let (acme, evil) = (db.workspace("acme").await, db.workspace("evil").await);
+    let key = KeyName { key: "k", caller: "me", route: "r" };
+    assert_eq!(db.store.run_of_key(acme, key).await.unwrap(), None);
+    db.store.stop_by_key(acme, KeyName { key: "noted", ..key }).await.unwrap();
+    assert_eq!(db.store.run_of_key(acme, KeyName { key: "noted", ..key }).await.unwrap(), None);
+    let idempotency =
+        IdempotencyKey { key: "k".to_owned(), caller: "me".to_owned(), route: "r", fingerprint: vec![7; 32] };
+    let run = admit(&db, NewRun { idempotency: Some(idempotency), ..new_run(acme, None) }).await;
+    let keyed = KeyedRun { run_id: run.id, fingerprint: vec![7; 32] };
+    assert_eq!(db.store.run_of_key(acme, key).await.unwrap(), Some(keyed));
+    for (workspace, key) in
+        [(evil, key), (acme, KeyName { caller: "you", ..key }), (acme, KeyName { route: "s", ..key })]
+    {
+        assert_eq!(db.store.run_of_key(workspace, key).await.unwrap(), None);
+    }
+}
+
+async fn messages_are_read_back_from_any_turn_of_any_chat(db: Database) {
+    let (acme, evil) = (db.workspace("acme").await, db.workspace("evil").await);
+    let chat = db.chat(acme, "one").await.id;
+    for _ in 0..3 {
+        db.submit(acme, chat).await;
+    }
+    db.store.delete_chat(acme, chat).await.unwrap();
+    let places = async |workspace, before, limit| {
+        let messages = db.store.messages_back(workspace, chat, before, limit).await.unwrap();
+        messages.iter().map(|message| (message.turn, message.position)).collect::<Vec<_>>()
+    };
+    assert_eq!(places(acme, i64::MAX, 3).await, [(3, 1), (3, 0), (2, 1)]);
+    assert_eq!(places(acme, 2, 10).await, [(1, 1), (1, 0)]);
+    assert_eq!(places(evil, i64::MAX, 10).await, []);
 }
 
 async fn an_imported_message_takes_a_turn_of_its_own(db: Database) {

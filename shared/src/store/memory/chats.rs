@@ -90,6 +90,24 @@ impl Chats for MemoryStore {
         })
     }
 
+    async fn messages_back(
+        &self,
+        workspace: WorkspaceId,
+        chat: ChatId,
+        before: i64,
+        limit: u32,
+    ) -> Result<Vec<Message>> {
+        self.transact(|state| {
+            let is_wanted = |message: &&Message| {
+                message.workspace_id == workspace && message.chat_id == chat && message.turn < before
+            };
+            let mut messages: Vec<_> = state.messages.values().filter(is_wanted).cloned().collect();
+            messages.sort_by_key(|message| std::cmp::Reverse((message.turn, message.position)));
+            messages.truncate(limit as usize);
+            Ok(messages)
+        })
+    }
+
     async fn message(&self, workspace: WorkspaceId, message: MessageId) -> Result<Message> {
         self.transact(|state| {
             let found = state.messages.get(&message).ok_or(StoreError::NotFound)?;

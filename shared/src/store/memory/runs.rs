@@ -8,13 +8,13 @@ use super::{
 };
 use crate::{
     domain::{
-        ids::{ChatId, Millis, RunId, WorkspaceId},
+        ids::{ChatId, RunId, WorkspaceId},
         run::{BlockedBy, Run},
         transition::{Reason, RunStatus},
     },
     store::{
-        Ancestor, KeyName, KeyStop, Listed, LogCursor, Page, Result, RunFilter, RunInput, RunRecord, Runs,
-        StopOutcome, StoreError,
+        Ancestor, Fresh, KeyName, KeyStop, KeyedRun, Listed, LogCursor, Page, Result, RunFilter, RunInput,
+        RunRecord, Runs, StopOutcome, StoreError,
     },
 };
 
@@ -43,9 +43,15 @@ impl Runs for MemoryStore {
             while let Some(run_id) = next.filter(|_| line.len() < limit as usize) {
                 let Ok(row) = state.known_run(workspace, run_id) else { break };
                 let question = state.messages.get(&row.run.user_message_id).ok_or(StoreError::NotFound)?;
-                let (chat_id, turn, parts) = (row.run.chat_id, row.run.turn, question.parts.clone());
-                line.push(Ancestor { run_id, chat_id, turn, parts });
                 next = row.request.as_ref().and_then(|request| request.previous_run_id);
+                line.push(Ancestor {
+                    run_id,
+                    chat_id: row.run.chat_id,
+                    turn: row.run.turn,
+                    status: row.run.status,
+                    previous_run_id: next,
+                    parts: question.parts.clone(),
+                });
             }
             Ok(line)
         })
@@ -55,16 +61,28 @@ impl Runs for MemoryStore {
         &self,
         workspace: WorkspaceId,
         fingerprint: &[u8],
-        within_ms: Millis,
+        fresh: Fresh,
     ) -> Result<Option<Run>> {
         self.transact(|state| {
             let newest = state.runs.values().rev().find(|row| {
                 row.run.workspace_id == workspace
                     && !row.is_deleted
                     && row.request.as_ref().is_some_and(|request| request.fingerprint == fingerprint)
-                    && row.run.finished_at.is_none_or(|at| at > state.now - within_ms)
+                    && row.run.created_at > state.now - fresh.made_within_ms
+                    && row.run.finished_at.is_none_or(|at| at > state.now - fresh.over_within_ms)
             });
             Ok(newest.map(|row| state.as_read(row)))
+        })
+    }
+
+    async fn run_of_key(&self, workspace: WorkspaceId, key: KeyName<'_>) -> Result<Option<KeyedRun>> {
+        self.transact(|state| {
+            let place = (workspace, key.caller.to_owned(), key.route.to_owned(), key.key.to_owned());
+            let known = state.idempotency.get(&place).filter(|known| known.expires_at > state.now);
+            Ok(known.and_then(|known| {
+                let fingerprint = known.fingerprint.clone();
+                known.answer.map(|answer| KeyedRun { run_id: answer.run_id, fingerprint })
+            }))
         })
     }
 

@@ -141,6 +141,29 @@ impl Chats for SqlStore {
         Ok(Listed::cut(messages, &page, |message| (message.turn, message.position)))
     }
 
+    async fn messages_back(
+        &self,
+        workspace: WorkspaceId,
+        chat: ChatId,
+        before: i64,
+        limit: u32,
+    ) -> Result<Vec<Message>> {
+        const SQL: &str = concat!(
+            "select ",
+            message_columns!(),
+            " from messages m where m.workspace_id = $1 and m.chat_id = $2 and m.turn < $3 \
+             order by m.turn desc, m.position desc limit $4"
+        );
+        let rows = sqlx::query::<Db>(SQL)
+            .bind(workspace.0)
+            .bind(chat.0)
+            .bind(before)
+            .bind(i64::from(limit))
+            .fetch_all(self.reader())
+            .await?;
+        rows.iter().map(rows::message).collect()
+    }
+
     async fn message(&self, workspace: WorkspaceId, message: MessageId) -> Result<Message> {
         let row =
             sqlx::query::<Db>(MESSAGE).bind(workspace.0).bind(message.0).fetch_one(self.reader()).await?;

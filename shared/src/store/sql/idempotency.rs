@@ -9,7 +9,7 @@ use uuid::Uuid;
 
 use super::{
     super::{is_lock_timeout, reset_lock_timeout, set_lock_timeout},
-    Db,
+    Db, SqlStore,
     admission::read_run,
     rows::{self, get},
 };
@@ -21,7 +21,7 @@ use crate::{
         transition::RunStatus,
     },
     mutant::{self, Mutant},
-    store::{AdmitError, Admitted, NewRun, Result, StoreError, admission::IdempotencyKey},
+    store::{AdmitError, Admitted, KeyName, KeyedRun, NewRun, Result, StoreError, admission::IdempotencyKey},
 };
 
 /// How long a repeat waits for the first call with its key before it is told that it is in flight.
@@ -128,6 +128,30 @@ pub(super) async fn claim_key(
     };
     let admitted = replayed(tx, new.workspace_id, run_id.into(), answer).await?;
     Ok(KeyClaim::Answered(Box::new(admitted)))
+}
+
+/// The run that this key has made, for those who want to know before they submit.
+pub(super) async fn run_of_key(
+    store: &SqlStore,
+    workspace: WorkspaceId,
+    key: KeyName<'_>,
+) -> Result<Option<KeyedRun>> {
+    const SQL: &str = concat!(
+        "select run_id, fingerprint from idempotency where workspace_id = $1 and caller = $2 and route = $3 \
+         and key = $4 and run_id is not null and expires_at > ",
+        now!()
+    );
+    let row = sqlx::query::<Db>(SQL)
+        .bind(workspace.0)
+        .bind(key.caller)
+        .bind(key.route)
+        .bind(key.key)
+        .fetch_optional(store.reader())
+        .await?;
+    row.map(|row| {
+        Ok(KeyedRun { run_id: get::<Uuid>(&row, "run_id")?.into(), fingerprint: get(&row, "fingerprint")? })
+    })
+    .transpose()
 }
 
 pub(super) async fn keep_answer(

@@ -50,7 +50,6 @@ where
     text.map(|text| text.parse().map_err(|error: T::Err| corrupt(row, table, column, &error))).transpose()
 }
 
-/// A JSON column of a known shape.
 pub(crate) fn json_or_null<T>(row: &DbRow, table: &'static str, column: &'static str) -> Result<Option<T>>
 where
     T: DeserializeOwned + 'static,
@@ -61,6 +60,7 @@ where
     }
 }
 
+/// A JSON column of a known shape.
 pub(crate) fn json<T>(row: &DbRow, table: &'static str, column: &'static str) -> Result<T>
 where
     T: DeserializeOwned + 'static,

@@ -21,8 +21,8 @@ use crate::{
         transition::RunStatus,
     },
     store::{
-        Ancestor, KeyName, KeyStop, Listed, LogCursor, Page, Result, RunFilter, RunInput, RunRecord, Runs,
-        StopOutcome, StoreError,
+        Ancestor, Fresh, KeyName, KeyStop, KeyedRun, Listed, LogCursor, Page, Result, RunFilter, RunInput,
+        RunRecord, Runs, StopOutcome, StoreError,
     },
 };
 
@@ -52,13 +52,14 @@ impl Runs for SqlStore {
     }
 
     async fn ancestors(&self, workspace: WorkspaceId, run: RunId, limit: u32) -> Result<Vec<Ancestor>> {
-        const SQL: &str = "with recursive line (id, chat_id, turn, user_message_id, previous_run_id, depth) as ( \
-            select id, chat_id, turn, user_message_id, previous_run_id, 1 from runs where workspace_id = $1 and id = $2 \
+        const SQL: &str = "with recursive line (id, previous_run_id, depth) as ( \
+            select id, previous_run_id, 1 from runs where workspace_id = $1 and id = $2 \
             union all \
-            select r.id, r.chat_id, r.turn, r.user_message_id, r.previous_run_id, line.depth + 1 \
+            select r.id, r.previous_run_id, line.depth + 1 \
             from line join runs r on r.workspace_id = $1 and r.id = line.previous_run_id where line.depth < $3 \
-            ) select line.id, line.chat_id, line.turn, m.parts from line \
-            join messages m on m.workspace_id = $1 and m.id = line.user_message_id order by line.depth";
+            ) select r.id, r.chat_id, r.turn, r.status, r.previous_run_id, m.parts from line \
+            join runs r on r.workspace_id = $1 and r.id = line.id \
+            join messages m on m.workspace_id = $1 and m.id = r.user_message_id order by line.depth";
         let rows = sqlx::query::<Db>(SQL)
             .bind(workspace.0)
             .bind(run.0)
@@ -71,6 +72,8 @@ impl Runs for SqlStore {
                     run_id: get::<Uuid>(row, "id")?.into(),
                     chat_id: get::<Uuid>(row, "chat_id")?.into(),
                     turn: get(row, "turn")?,
+                    status: rows::word(row, "runs", "status")?,
+                    previous_run_id: get::<Option<Uuid>>(row, "previous_run_id")?.map(RunId),
                     parts: rows::json(row, "messages", "parts")?,
                 })
             })
@@ -81,7 +84,7 @@ impl Runs for SqlStore {
         &self,
         workspace: WorkspaceId,
         fingerprint: &[u8],
-        within_ms: Millis,
+        fresh: Fresh,
     ) -> Result<Option<Run>> {
         const SQL: &str = concat!(
             "select ",
@@ -89,17 +92,24 @@ impl Runs for SqlStore {
             ", ",
             run_place!(),
             " from runs r where r.workspace_id = $1 and r.fingerprint = $2 and r.deleted_at is null \
-             and (r.finished_at is null or r.finished_at > ",
+             and r.created_at > ",
             now!(),
-            " - $3) order by r.id desc limit 1"
+            " - $3 and (r.finished_at is null or r.finished_at > ",
+            now!(),
+            " - $4) order by r.id desc limit 1"
         );
         let row = sqlx::query::<Db>(SQL)
             .bind(workspace.0)
             .bind(fingerprint)
-            .bind(within_ms)
+            .bind(fresh.made_within_ms)
+            .bind(fresh.over_within_ms)
             .fetch_optional(self.reader())
             .await?;
         row.as_ref().map(rows::run).transpose()
+    }
+
+    async fn run_of_key(&self, workspace: WorkspaceId, key: KeyName<'_>) -> Result<Option<KeyedRun>> {
+        super::idempotency::run_of_key(self, workspace, key).await
     }
 
     async fn delete_run(&self, workspace: WorkspaceId, run: RunId) -> Result<()> {
