@@ -39,4 +39,5 @@ scripts! {
     the_openai_package_of_python_cancels_and_deletes: python "responses_cancelled.py",
     the_openai_package_of_python_outlives_lost_replies_and_crashes: python "responses_trouble.py",
     the_openai_package_of_python_keeps_conversations: python "conversations.py",
+    the_openai_package_of_python_repeats_refers_and_takes_back: python "repeats.py",
 }

@@ -44,9 +44,10 @@ const RULES: &[(&str, &str)] = &[
          and m.id in (r.user_message_id, r.assistant_message_id))",
     ),
     (
-        "a chat whose turns are not dense, or not a question and an answer each",
+        "a chat whose turns are not dense, or not a question each, with an answer unless it was imported",
         "select id_text(chat_id) from messages group by chat_id
-         having min(turn) <> 1 or count(*) <> 2 * max(turn) or sum(position) <> max(turn)",
+         having min(turn) <> 1 or count(*) filter (where position = 0) <> max(turn)
+         or count(*) filter (where position = 1) <> count(*) filter (where position = 0 and run_id is not null)",
     ),
     (
         "an answer to something else than the question before it",
