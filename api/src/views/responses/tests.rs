@@ -252,3 +252,36 @@ fn every_end_has_its_status_and_its_event() {
     let untouched = stream(&[queued(), ended(RunStatus::Aborted, Reason::Stop)]);
     assert_eq!(kinds(&untouched), ["created", "queued", "incomplete"]);
 }
+
+/// A change of these bytes changes the replays of all runs: it needs a renderer of its own, chosen by the version that the
+/// run has (`runs.renderer`).
+#[test]
+fn a_log_has_these_bytes_for_ever() {
+    let (call_id, name, arguments) = ("c9".to_owned(), "ask".to_owned(), "{\"q\":1}".to_owned());
+    let log = [
+        queued(),
+        claimed(),
+        started(1, 1),
+        text(1, "torn"),
+        EventData::StepRestarted { drop_from: 3, why: "lost".into() }.of_step(1, 2),
+        started(1, 2),
+        EventData::ReasoningDelta { text: "hm".into() }.of_step(1, 2),
+        text(1, "Let me \"see\"\n"),
+        planned(1),
+        planned(2),
+        EventData::ToolRequested { call_id, name, arguments }.of_step(1, 2),
+        saved(1, FinishReason::ToolCalls),
+        EventData::ToolStarted { call: 1, call_id: "c1".into() }.of_step(1, 2),
+        settled(1, CallState::Succeeded, Some("noon"), None),
+        settled(2, CallState::Failed, None, Some("no")),
+        started(2, 1),
+        text(2, "ünï 😀"),
+        ended(RunStatus::Aborted, Reason::Stop),
+    ];
+    let (mut encoder, mut frames) = (Encoder::new(head()), Frames::default());
+    for event in &log {
+        encoder.push(AT, event, &mut frames);
+    }
+    let bytes = frames.take();
+    assert_eq!(std::str::from_utf8(&bytes).unwrap(), include_str!("golden.sse"));
+}
