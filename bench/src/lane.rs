@@ -55,6 +55,7 @@ impl Lane {
             chat_id: None,
             client_chat_id: None,
             client_message_id: None,
+            replaces: false,
             agent: "floor".to_owned(),
             input: vec![Part::Text { text: "go".to_owned() }],
             if_busy: IfBusy::Reject,

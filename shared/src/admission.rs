@@ -116,6 +116,8 @@ pub struct Submission {
     /// The client's own name for the chat. Not together with `chat_id`.
     pub client_chat_id: Option<String>,
     pub client_message_id: Option<String>,
+    /// The message was sent before, and this one stands in for it and for all turns since.
+    pub replaces: bool,
     /// Absent: the chat's own agent.
     pub agent: Option<String>,
     pub input: Input,
@@ -323,6 +325,7 @@ async fn check(store: &dyn Store, agents: &Agents, submission: Submission) -> Re
         chat_id: submission.chat_id,
         client_chat_id: submission.client_chat_id,
         client_message_id: submission.client_message_id,
+        replaces: submission.replaces,
         input: check_input(submission.input)?,
         if_busy: submission.if_busy,
         start: submission.start,

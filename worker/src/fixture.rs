@@ -52,6 +52,7 @@ pub(crate) fn new_run(workspace_id: WorkspaceId, agent: &str) -> NewRun {
         chat_id: None,
         client_chat_id: None,
         client_message_id: None,
+        replaces: false,
         agent: agent.to_owned(),
         input: vec![Part::Text { text: "hello".to_owned() }],
         if_busy: IfBusy::Reject,

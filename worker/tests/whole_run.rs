@@ -109,6 +109,7 @@ impl World {
             metadata: Value::Null,
             traceparent: None,
             idempotency: None,
+            replaces: false,
             request: None,
         };
         submit(&*self.store, &*self.bus, &Agents::of(&self.config), submission).await.unwrap()

@@ -141,6 +141,7 @@ pub(crate) async fn accept(
         metadata: Value::Object(body.metadata.unwrap_or_default()),
         traceparent: text_of(origin.headers, "traceparent"),
         idempotency,
+        replaces: false,
         request: None,
     };
     let admitted = submit_to_the_end(&state.store, &state.bus, &state.agents, submission).await?;

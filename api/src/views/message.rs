@@ -31,6 +31,9 @@ pub(crate) struct MessageView {
     /// With an answer: the message that it answers.
     #[serde(skip_serializing_if = "Option::is_none")]
     in_reply_to: Option<String>,
+    /// With a user's message: the first turn that it stands in for, up to its own.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    replaces_turn: Option<i64>,
     #[serde(skip_serializing_if = "Option::is_none")]
     #[schema(value_type = Option<uuid::Uuid>)]
     run_id: Option<RunId>,
@@ -112,6 +115,7 @@ impl MessageView {
             role: message.role,
             status: message.status.unwrap_or(MessageStatus::Completed),
             in_reply_to,
+            replaces_turn: message.replaces_turn,
             run_id: message.run_id,
             parts: parts.into_iter().map(Into::into).collect(),
             last_seq,
@@ -171,6 +175,7 @@ mod tests {
             status: Some(MessageStatus::Streaming),
             client_id: None,
             in_reply_to: Some(MessageId::generate()),
+            replaces_turn: None,
             run_id: Some(run_id),
             parts: vec![],
             created_at: 0,

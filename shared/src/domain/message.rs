@@ -90,6 +90,8 @@ pub struct Message {
     /// The name that the client gave it, unique in its chat.
     pub client_id: Option<String>,
     pub in_reply_to: Option<MessageId>,
+    /// With a user's message: the first turn that it stands in for, up to its own.
+    pub replaces_turn: Option<i64>,
     pub run_id: Option<RunId>,
     /// A user's message; an answer's parts are rebuilt from its run.
     pub parts: Vec<Part>,
@@ -101,6 +103,24 @@ impl Message {
     /// The name that clients know it by.
     pub fn public_id(&self) -> String {
         self.client_id.clone().unwrap_or_else(|| self.id.to_string())
+    }
+}
+
+/// Tells, newest first, which turns of a chat have been replaced by later ones.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct Replaced {
+    /// The turns from here on, up to the last that was looked at, are.
+    pub from: Option<i64>,
+}
+
+impl Replaced {
+    /// Whether this user's message is, with its answer.
+    pub fn hides(&mut self, question: &Message) -> bool {
+        if self.from.is_some_and(|from| question.turn >= from) {
+            return true;
+        }
+        self.from = question.replaces_turn.or(self.from);
+        false
     }
 }
 

@@ -73,6 +73,8 @@ pub struct NewRun {
     pub client_chat_id: Option<String>,
     /// The client's name for the message; a repeat inside the chat gets the first one's run.
     pub client_message_id: Option<String>,
+    /// If there is a message of that name or id and its run is over, this one stands in for it and for all turns since.
+    pub replaces: bool,
     pub agent: String,
     pub input: Vec<Part>,
     pub if_busy: IfBusy,

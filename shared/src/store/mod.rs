@@ -205,6 +205,8 @@ pub struct RunInput {
     pub parts: Vec<Part>,
     pub asked: Option<Asked>,
     pub previous_run_id: Option<RunId>,
+    /// The first turn of its chat that the run stands in for, up to its own.
+    pub replaces_turn: Option<i64>,
 }
 
 /// How young a run is to be. Both in milliseconds, by the database's clock.

@@ -122,6 +122,7 @@ impl Api {
         });
         loop {
             let submission = Submission {
+                replaces: false,
                 request: None,
                 workspace_id,
                 chat_id: message.chat,

@@ -38,6 +38,7 @@ impl World {
             chat_id: None,
             client_chat_id: None,
             client_message_id: None,
+            replaces: false,
             agent: "helper".to_owned(),
             input: vec![],
             if_busy: IfBusy::Reject,

@@ -5,7 +5,7 @@ use std::collections::HashMap;
 use longhaul_shared::{
     domain::{
         ids::{ChatId, MessageId, RunId, WorkspaceId},
-        message::{Message, Part, Role},
+        message::{Message, Part, Replaced, Role},
         replay::{ModelMessage, Replay},
         run::Run,
         transition::MessageStatus,
@@ -64,6 +64,7 @@ async fn earlier_turns(
         chat_id: run.chat_id,
         before: run.turn,
         previous: input.previous_run_id,
+        replaced: Replaced { from: input.replaces_turn },
     };
     let mut newest_first: Vec<Vec<ModelMessage>> = vec![];
     let mut bytes = 0;
@@ -96,6 +97,7 @@ struct Line {
     before: i64,
     /// but first this run and those before it.
     previous: Option<RunId>,
+    replaced: Replaced,
 }
 
 impl Line {
@@ -106,6 +108,7 @@ impl Line {
             let ancestors = store.ancestors(self.workspace_id, run_id, TURNS_AT_ONCE).await?;
             let Some(oldest) = ancestors.last() else { return Ok(None) };
             (self.chat_id, self.before) = (oldest.chat_id, oldest.turn);
+            self.replaced = Replaced::default();
             self.previous = oldest.previous_run_id;
             let turn = |ancestor: Ancestor| Turn { parts: ancestor.parts, answer: Some(ancestor.run_id) };
             return Ok(Some(ancestors.into_iter().map(turn).collect()));
@@ -129,7 +132,9 @@ impl Line {
                 Role::User => {
                     self.before = row.turn;
                     let answer = answers.remove(&row.id);
+                    let is_hidden = self.replaced.hides(&row);
                     match (row.run_id, answer) {
+                        _ if is_hidden => {}
                         (None, _) => turns.push(Turn { parts: row.parts, answer: None }),
                         (Some(_), Some(answer)) if answer.status != Some(MessageStatus::Streaming) => {
                             turns.push(Turn { parts: row.parts, answer: answer.run_id });

@@ -97,6 +97,7 @@ async fn admit(
         chat_id,
         client_chat_id: None,
         client_message_id: None,
+        replaces: false,
         agent: Some(agent),
         input: Input::Conversation(parts),
         if_busy: IfBusy::Reject,

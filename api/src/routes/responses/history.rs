@@ -6,7 +6,7 @@ use std::collections::{BTreeMap, BTreeSet, btree_map::Entry};
 use longhaul_shared::{
     domain::{
         ids::{ChatId, MessageId, RunId, WorkspaceId},
-        message::{Message, Part, Role, Speaker},
+        message::{Message, Part, Replaced, Role, Speaker},
         tool::call_prefix,
         transition::{MessageStatus, RunStatus},
     },
@@ -197,11 +197,12 @@ async fn turns(
         Before::Chat(chat) => {
             let rows = state.store.messages_back(workspace, *chat, i64::MAX, 2 * depth).await?;
             let mut answers: BTreeMap<MessageId, Message> = BTreeMap::new();
+            let mut replaced = Replaced::default();
             let mut turns = vec![];
             for row in rows {
                 if row.role == Role::Assistant {
                     answers.extend(row.in_reply_to.map(|question| (question, row)));
-                } else {
+                } else if !replaced.hides(&row) {
                     let answer = answers.remove(&row.id);
                     let status = answer.as_ref().and_then(|answer| answer.status);
                     turns.push(Turn {

@@ -9,12 +9,11 @@ use axum::{
 use futures::StreamExt;
 use longhaul_shared::{
     domain::{
-        chat::Chat,
         ids::RunId,
-        message::{Message, Part, Role, Speaker},
+        message::{Message, Part, Replaced, Role, Speaker},
         transition::MessageStatus,
     },
-    store::{LogCursor, Page},
+    store::LogCursor,
 };
 use serde::{Deserialize, Serialize};
 
@@ -31,7 +30,6 @@ use crate::{
 /// chat at once.
 const DEFAULT_TURNS: u32 = 50;
 const MAX_TURNS: u32 = 100;
-const PAGE: u32 = 200;
 
 #[derive(Debug, Deserialize)]
 #[serde(rename_all = "camelCase", deny_unknown_fields)]
@@ -69,34 +67,36 @@ pub(super) async fn load(
             return Ok(Json(LoadedChat { id, messages: vec![], active_run_id: None, before: None }));
         }
     };
-    let newest = state.store.latest_run(caller.workspace_id, chat.id).await?.map_or(0, |run| run.turn);
     let end = query.before.unwrap_or(i64::MAX);
-    let first = (end.min(newest + 1) - i64::from(turns)).max(1);
-    let mut messages = vec![];
-    for message in stored(&state, &chat, first, end).await? {
-        match (message.role, message.run_id) {
-            (Role::User, _) => messages.push(said(message)),
-            (Role::Assistant, Some(run_id)) if message.status != Some(MessageStatus::Streaming) => {
-                messages.push(answered(&state, &message, run_id).await?);
+    let rows = state.store.messages_back(caller.workspace_id, chat.id, end, 2 * turns).await?;
+    let mut replaced = Replaced::default();
+    let (mut oldest, mut answer) = (1, None);
+    let mut newest_first = vec![];
+    for message in rows {
+        match message.role {
+            Role::Assistant => answer = Some(message),
+            Role::User => {
+                oldest = message.turn;
+                let answer = answer.take().filter(|answer| answer.turn == message.turn);
+                if !replaced.hides(&message) {
+                    newest_first
+                        .extend(answer.filter(|answer| answer.status != Some(MessageStatus::Streaming)));
+                    newest_first.push(message);
+                }
             }
-            (Role::Assistant, _) => {}
         }
     }
-    let before = Some(first).filter(|first| *first > 1);
-    Ok(Json(LoadedChat { id, messages, active_run_id: chat.active_run_id, before }))
-}
-
-/// From turn `first` on, before turn `end`.
-async fn stored(state: &AppState, chat: &Chat, first: i64, end: i64) -> Result<Vec<Message>, ApiError> {
     let mut messages = vec![];
-    let mut after = Some((first, -1));
-    while after.is_some() {
-        let page = Page { limit: PAGE, after };
-        let listed = state.store.messages(chat.workspace_id, chat.id, page).await?;
-        messages.extend(listed.items.into_iter().filter(|message| message.turn < end));
-        after = listed.next.filter(|(turn, _)| *turn < end);
+    for message in newest_first.into_iter().rev() {
+        match (message.role, message.run_id) {
+            (Role::Assistant, Some(run_id)) => messages.push(answered(&state, &message, run_id).await?),
+            _ => messages.push(said(message)),
+        }
     }
-    Ok(messages)
+    // What has been replaced is not asked for either.
+    let before = oldest.min(replaced.from.unwrap_or(oldest));
+    let before = Some(before).filter(|before| *before > 1);
+    Ok(Json(LoadedChat { id, messages, active_run_id: chat.active_run_id, before }))
 }
 
 fn said(message: Message) -> UiMessage {

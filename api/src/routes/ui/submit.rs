@@ -35,6 +35,8 @@ struct Sent<'a> {
     agent: Option<&'a RawValue>,
     #[serde(borrow)]
     trigger: Option<&'a RawValue>,
+    #[serde(borrow, rename = "messageId")]
+    message_id: Option<&'a RawValue>,
     #[serde(borrow)]
     message: Option<&'a RawValue>,
     #[serde(borrow)]
@@ -49,6 +51,8 @@ struct Body {
     /// The newest answer that the page has.
     last_answer: Option<MessageId>,
     message_id: Option<String>,
+    /// The message was sent before, and is to be answered anew, perhaps in other words.
+    replaces: bool,
     input: Vec<Part>,
     agent: Option<String>,
 }
@@ -67,6 +71,7 @@ pub(super) async fn submit(
         chat_id,
         client_chat_id: body.chat,
         client_message_id: body.message_id,
+        replaces: body.replaces,
         agent,
         input: Input::Parts(body.input),
         if_busy: IfBusy::Reject,
@@ -120,9 +125,9 @@ async fn agent_for(
 fn read(body: &Bytes) -> Result<Body, ApiError> {
     let malformed = |error: serde_json::Error| ApiError::new(Code::MalformedJson, error.to_string());
     let sent: Sent<'_> = serde_json::from_slice(body).map_err(malformed)?;
-    if optional_text("/trigger", sent.trigger)?.as_deref() == Some("regenerate-message") {
-        return Err(ApiError::body("/trigger", "another answer to the same message cannot be asked for yet"));
-    }
+    let is_regenerated = optional_text("/trigger", sent.trigger)?.as_deref() == Some("regenerate-message");
+    // The message that a page has edited goes by the name that it had.
+    let edited = optional_text("/messageId", sent.message_id)?;
     let (pointer, newest) = newest(&sent)?;
     let Value::Object(message) = parse_json(newest.get().as_bytes())? else {
         return Err(ApiError::body(pointer, "must be an object"));
@@ -135,7 +140,9 @@ fn read(body: &Bytes) -> Result<Body, ApiError> {
         Some(Value::String(id)) => Some(id.clone()),
         Some(_) => return Err(ApiError::body(pointer + "/id", "must be text")),
     };
+    let replaces = is_regenerated || (edited.is_some() && edited == message_id);
     Ok(Body {
+        replaces,
         chat: optional_text("/id", sent.id)?,
         last_answer: last_answer(&sent),
         message_id,
@@ -239,6 +246,23 @@ mod tests {
     }
 
     #[test]
+    fn a_message_that_was_sent_before_is_answered_anew_if_the_page_says_so() {
+        let replaces = |more: &Value| {
+            let mut body = json!({"messages": [user("m", "hi")], "trigger": "submit-message"});
+            body.as_object_mut().unwrap().extend(more.as_object().unwrap().clone());
+            read(&body).unwrap().replaces
+        };
+        assert!(replaces(&json!({"trigger": "regenerate-message"})));
+        assert!(replaces(&json!({"trigger": "regenerate-message", "messageId": "an answer"})));
+        assert!(replaces(&json!({"messageId": "m"})));
+        assert!(
+            !replaces(&json!({}))
+                && !replaces(&json!({"messageId": "other"}))
+                && !replaces(&json!({"messageId": null}))
+        );
+    }
+
+    #[test]
     fn what_is_not_read_may_be_as_deep_as_it_likes() {
         let deep = format!("{}{}", "[".repeat(5_000), "]".repeat(5_000));
         let body = format!(
@@ -261,7 +285,7 @@ mod tests {
             (json!({"message": {"role": "user", "parts": [{"type": "text"}]}}), "/message/parts/0/text"),
             (json!({"id": 7, "messages": [user("m", "hi")]}), "/id"),
             (json!({"messages": [{"id": 7, "role": "user", "content": "x"}]}), "/messages/0/id"),
-            (json!({"messages": [user("m", "hi")], "trigger": "regenerate-message"}), "/trigger"),
+            (json!({"messages": [user("m", "hi")], "messageId": 7}), "/messageId"),
         ] {
             let error = read(&body).unwrap_err();
             assert_eq!(error.flaws[0].pointer.as_deref(), Some(pointer));

@@ -151,6 +151,7 @@ pub(super) fn new_run(workspace: WorkspaceId, chat: Option<ChatId>) -> NewRun {
         chat_id: chat,
         client_chat_id: None,
         client_message_id: None,
+        replaces: false,
         agent: "helper".to_owned(),
         input: vec![Part::Text { text: "hello".to_owned() }],
         if_busy: IfBusy::Enqueue,

@@ -31,7 +31,9 @@ upheld! {
     a_message_sent_again_gets_the_first_run,
     a_message_id_is_not_good_for_another_text,
     racing_repeats_of_a_message_make_one_run,
-    a_message_id_counts_within_its_chat;
+    a_message_id_counts_within_its_chat,
+    a_message_that_is_answered_anew_stands_in_for_all_turns_since,
+    racing_calls_for_another_answer_make_one_run;
     sql:
     a_key_whose_first_call_is_undecided_is_in_flight,
 }
@@ -277,4 +279,57 @@ async fn a_message_id_counts_within_its_chat(db: Database) {
     let first = db.store.admit(named(acme, one, "m1", "hello")).await.unwrap();
     let second = db.store.admit(named(acme, two, "m1", "goodbye")).await.unwrap();
     assert!(!second.replayed && first.run.id != second.run.id);
+}
+
+async fn a_message_that_is_answered_anew_stands_in_for_all_turns_since(db: Database) {
+    let acme = db.workspace("acme").await;
+    let chat = db.chat(acme, "one").await.id;
+    let say = async |id: &str, text: &str, replaces: bool| {
+        let new = NewRun { replaces, if_busy: IfBusy::Reject, ..named(acme, chat, id, text) };
+        let admitted = db.store.admit(new).await;
+        let replaces_turn = match &admitted {
+            Ok(admitted) => db.store.input(acme, admitted.run.id).await.unwrap().replaces_turn,
+            Err(_) => None,
+        };
+        (admitted, replaces_turn)
+    };
+    let end = async |admitted: &Admitted| drop(db.store.stop_run(acme, admitted.run.id).await.unwrap());
+
+    let (first, replaces_turn) = say("m1", "hello", true).await;
+    let first = first.unwrap();
+    assert_eq!((first.run.turn, replaces_turn), (1, None), "there was nothing to replace");
+    let (again, _) = say("m1", "hello", true).await;
+    assert_eq!(again.unwrap().run.id, first.run.id, "it is being answered");
+    let (edited, _) = say("m1", "hullo", true).await;
+    assert!(
+        matches!(edited, Err(AdmitError::RunAlreadyActive { active_run_id: Some(id) }) if id == first.run.id)
+    );
+    end(&first).await;
+    end(&say("m2", "more", false).await.0.unwrap()).await;
+
+    let (third, replaces_turn) = say("m1", "hullo", true).await;
+    let third = third.unwrap();
+    assert_eq!((third.run.turn, replaces_turn, third.message_id.as_str()), (3, Some(1), "m1"));
+    end(&third).await;
+    let (fourth, replaces_turn) = say("m1", "hullo", true).await;
+    assert_eq!(replaces_turn, Some(1), "what the third stood in for stays away");
+    end(&fourth.unwrap()).await;
+    let unnamed = db.submit(acme, chat).await;
+    end(&unnamed).await;
+    let (by_id, replaces_turn) = say(&unnamed.run.user_message_id.to_string(), "hello", true).await;
+    assert_eq!((by_id.unwrap().run.turn, replaces_turn), (6, Some(5)));
+    let (repeat, _) = say("m1", "hullo", false).await;
+    assert_eq!(repeat.unwrap().run.turn, 4, "the name is the newest one's");
+}
+
+async fn racing_calls_for_another_answer_make_one_run(db: Database) {
+    let acme = db.workspace("acme").await;
+    let chat = db.chat(acme, "one").await.id;
+    let first = db.store.admit(named(acme, chat, "m1", "hello")).await.unwrap();
+    db.store.stop_run(acme, first.run.id).await.unwrap();
+    let new = NewRun { replaces: true, ..named(acme, chat, "m1", "hello") };
+    let runs: BTreeSet<RunId> =
+        at_once(&db, &new).await.into_iter().map(|admitted| admitted.unwrap().run.id).collect();
+    assert_eq!(runs.len(), 1, "one made it, the others joined");
+    assert!(!runs.contains(&first.run.id));
 }

@@ -67,7 +67,10 @@ async fn a_request_reads_as_it_was_made(db: Database) {
     let run = admit(&db, new.clone()).await;
     let read = db.store.input(acme, run.id).await.unwrap();
     let asked = new.request.map(|request| request.asked);
-    assert_eq!(read, RunInput { parts: new.input, asked, previous_run_id: Some(parent.id) });
+    assert_eq!(
+        read,
+        RunInput { parts: new.input, asked, previous_run_id: Some(parent.id), replaces_turn: None }
+    );
 
     let plain = db.store.input(acme, parent.id).await.unwrap();
     assert_eq!((plain.asked, plain.previous_run_id), (None, None));

@@ -127,6 +127,7 @@ async fn an_interruption_goes_on_without_its_sender(db: Database) {
         metadata: serde_json::Value::Null,
         traceparent: None,
         idempotency: None,
+        replaces: false,
         request: None,
     };
     let (store, bus): (_, Arc<dyn Bus>) = (db.store.clone(), Arc::new(InProcessBus::new()));

@@ -48,12 +48,22 @@ impl State {
         if let Some(name) = &new.client_chat_id {
             new.chat_id = new.chat_id.or(self.chat_named(new.workspace_id, name));
         }
+        let mut replaces_turn = None;
         if let Some(chat_id) = new.chat_id {
             self.live_chat(new.workspace_id, chat_id).map_err(|_| AdmitError::ChatNotFound)?;
-            if let Some(client_id) = &new.client_message_id
-                && let Some(admitted) = self.repeated_message(&new, chat_id, client_id)?
-            {
-                return Ok(admitted);
+            if let Some(client_id) = new.client_message_id.clone() {
+                if new.replaces {
+                    replaces_turn = self.release_name(chat_id, &client_id);
+                }
+                match self.repeated_message(&new, chat_id, &client_id) {
+                    Ok(Some(admitted)) => return Ok(admitted),
+                    Err(AdmitError::MessageIdReused) if new.replaces => {
+                        return Err(AdmitError::RunAlreadyActive {
+                            active_run_id: self.slot_holder(chat_id),
+                        });
+                    }
+                    answer => answer.map(drop)?,
+                }
             }
         }
         let run_at = match new.start {
@@ -78,7 +88,8 @@ impl State {
             }
         };
         let (chat_id, turn) = self.take_turn(&new)?;
-        let (run_id, queue) = (self.insert_run(&new, chat_id, turn, status, run_at), new.queue);
+        let (run_id, queue) =
+            (self.insert_run(&new, (chat_id, turn, replaces_turn), status, run_at), new.queue);
         let event = EventData::RunQueued { status, position, run_at };
         let mut segments = vec![self.append_one(run_id, 0, &event)];
         if status == RunStatus::Pending {
@@ -138,8 +149,7 @@ impl State {
     fn insert_run(
         &mut self,
         new: &NewRun,
-        chat_id: ChatId,
-        turn: i64,
+        (chat_id, turn, replaces_turn): (ChatId, i64, Option<i64>),
         status: RunStatus,
         run_at: Option<Millis>,
     ) -> RunId {
@@ -182,6 +192,7 @@ impl State {
             status: Some(MessageStatus::Completed),
             client_id: new.client_message_id.clone(),
             in_reply_to: None,
+            replaces_turn,
             run_id: Some(run.id),
             parts: new.input.clone(),
             created_at: self.now,
@@ -194,6 +205,7 @@ impl State {
             status: Some(MessageStatus::Streaming),
             client_id: None,
             in_reply_to: Some(run.user_message_id),
+            replaces_turn: None,
             parts: vec![],
             ..question.clone()
         };
@@ -211,6 +223,23 @@ impl State {
             },
         );
         run_id
+    }
+
+    /// Takes its name from a message whose run is over, so that another one may have it.
+    fn release_name(&mut self, chat_id: ChatId, client_id: &str) -> Option<i64> {
+        let runs = &self.runs;
+        let is_over = |message: &Message| {
+            let run = message.run_id.and_then(|run_id| runs.get(&run_id));
+            run.is_some_and(|row| row.run.status.is_terminal())
+        };
+        let named = self.messages.values_mut().find(|message| {
+            message.chat_id == chat_id
+                && message.position == 0
+                && (message.client_id.as_deref() == Some(client_id) || message.id.to_string() == client_id)
+                && is_over(message)
+        })?;
+        named.client_id = None;
+        Some(named.replaces_turn.unwrap_or(named.turn))
     }
 
     /// The run of a message that the client has sent before.

@@ -138,6 +138,7 @@ impl Chats for MemoryStore {
                 status: None,
                 client_id: None,
                 in_reply_to: None,
+                replaces_turn: None,
                 run_id: None,
                 parts,
                 created_at: now,

@@ -32,6 +32,7 @@ impl Runs for MemoryStore {
                 parts: question.parts.clone(),
                 asked: row.request.as_ref().map(|request| request.asked.clone()),
                 previous_run_id: row.request.as_ref().and_then(|request| request.previous_run_id),
+                replaces_turn: question.replaces_turn,
             })
         })
     }

@@ -27,10 +27,11 @@ pub(super) async fn insert_run(
             on conflict (chat_id) where status in ('pending', 'running', 'waiting') do nothing
             returning workspace_id, id, chat_id, turn, created_at
         ), message as (
-            insert into messages (workspace_id, id, chat_id, turn, position, role, status, client_id, in_reply_to, run_id, parts)
-            select workspace_id, $9, chat_id, turn, 0, 'user', 'completed', $18, null::uuid, id, $19::jsonb from run
+            insert into messages (workspace_id, id, chat_id, turn, position, role, status, client_id, in_reply_to,
+                replaces_turn, run_id, parts)
+            select workspace_id, $9, chat_id, turn, 0, 'user', 'completed', $18, null::uuid, $25, id, $19::jsonb from run
             union all
-            select workspace_id, $10, chat_id, turn, 1, 'assistant', 'streaming', null, $9, id, '[]' from run
+            select workspace_id, $10, chat_id, turn, 1, 'assistant', 'streaming', null, $9, null, id, '[]' from run
         ), job as (
             insert into jobs (workspace_id, id, kind, run_id, queue, priority, run_at)
             select workspace_id, $20, 'run', id, $11, $12, created_at from run where $6 = 'pending'
@@ -65,6 +66,7 @@ pub(super) async fn insert_run(
     .bind(new.request.as_ref().map(|request| Json(&request.asked)))
     .bind(new.request.as_ref().and_then(|request| request.previous_run_id).map(|id| id.0))
     .bind(new.request.as_ref().map(|request| &request.fingerprint))
+    .bind(row.replaces_turn)
     .fetch_optional(&mut **tx)
     .await?;
     inserted

@@ -11,7 +11,7 @@ use super::{
     super::insert_run::insert_run,
     Db, SqlStore,
     again::{again, lost_admission},
-    idempotency::{KeyClaim, claim_key, keep_answer, repeated_message},
+    idempotency::{KeyClaim, claim_key, keep_answer, release_name, repeated_message},
     rows::{self, get, run_columns, run_place},
     settle::end_run,
     to_its_end,
@@ -36,6 +36,7 @@ pub(crate) struct RunRow<'a> {
     pub(crate) turn: i64,
     pub(crate) user_message_id: MessageId,
     pub(crate) assistant_message_id: MessageId,
+    pub(crate) replaces_turn: Option<i64>,
     pub(crate) status: RunStatus,
     pub(crate) run_at: Option<Millis>,
     /// The segment with `run.queued`, as stored.
@@ -67,11 +68,20 @@ impl SqlStore {
             }
         }
         let (chat_id, turn, now) = take_turn(&mut tx, new).await?;
-        if let Some(client_id) = &new.client_message_id
-            && turn > 1
-            && let Some(admitted) = repeated_message(&mut tx, new, chat_id, client_id).await?
-        {
-            return Ok(admitted);
+        let mut replaces_turn = None;
+        if let Some(client_id) = new.client_message_id.as_deref().filter(|_| turn > 1) {
+            if new.replaces {
+                replaces_turn = release_name(&mut tx, new, chat_id, client_id).await?;
+            }
+            match repeated_message(&mut tx, new, chat_id, client_id).await {
+                Ok(Some(admitted)) => return Ok(admitted),
+                // It is being answered in the words that it had.
+                Err(AdmitError::MessageIdReused) if new.replaces => {
+                    let active_run_id = slot_holder(&mut *tx, new.workspace_id, chat_id).await?;
+                    return Err(AdmitError::RunAlreadyActive { active_run_id });
+                }
+                answer => answer.map(drop)?,
+            }
         }
 
         let run_at = match new.start {
@@ -87,6 +97,7 @@ impl SqlStore {
             turn,
             user_message_id: MessageId::generate(),
             assistant_message_id: MessageId::generate(),
+            replaces_turn,
             status: match (stop_requested_at, run_at) {
                 // It ends before it could want the slot.
                 (Some(_), _) => RunStatus::Queued,

@@ -207,6 +207,29 @@ pub(super) async fn repeated_message(
     Ok(Some(admitted))
 }
 
+/// Takes its name from a message whose run is over, so that another one may have it. Answers with the first turn that the
+/// other one stands in for; `None` if there is no such message, or its run is under way.
+pub(super) async fn release_name(
+    tx: &mut Transaction<'static, Db>,
+    new: &NewRun,
+    chat_id: ChatId,
+    client_id: &str,
+) -> Result<Option<i64>> {
+    let row = sqlx::query(
+        "update messages set client_id = null \
+         where workspace_id = $1 and chat_id = $2 and position = 0 and (client_id = $3 or id = $4) and exists \
+         (select 1 from runs r where r.id = messages.run_id and r.workspace_id = messages.workspace_id \
+          and r.status in ('succeeded', 'failed', 'aborted')) returning coalesce(replaces_turn, turn) as first",
+    )
+    .bind(new.workspace_id.0)
+    .bind(chat_id.0)
+    .bind(client_id)
+    .bind(Uuid::try_parse(client_id).unwrap_or_default())
+    .fetch_optional(&mut **tx)
+    .await?;
+    row.map(|row| get(&row, "first")).transpose()
+}
+
 /// What the first call was told is also what the run's first event says.
 async fn first_answer(
     tx: &mut Transaction<'static, Db>,

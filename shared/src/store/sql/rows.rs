@@ -188,7 +188,7 @@ pub(crate) fn usage(row: &DbRow) -> Result<Usage> {
 macro_rules! message_columns {
     () => {
         "m.workspace_id, m.id, m.chat_id, m.turn, m.position, m.role, m.status, m.client_id, m.in_reply_to, \
-         m.run_id, m.parts, m.created_at, m.updated_at"
+         m.replaces_turn, m.run_id, m.parts, m.created_at, m.updated_at"
     };
 }
 pub(crate) use message_columns;
@@ -205,6 +205,7 @@ pub(crate) fn message(row: &DbRow) -> Result<Message> {
         status: word_or_null(row, TABLE, "status")?,
         client_id: get(row, "client_id")?,
         in_reply_to: get::<Option<Uuid>>(row, "in_reply_to")?.map(Into::into),
+        replaces_turn: get(row, "replaces_turn")?,
         run_id: get::<Option<Uuid>>(row, "run_id")?.map(Into::into),
         parts: json(row, TABLE, "parts")?,
         created_at: get(row, "created_at")?,

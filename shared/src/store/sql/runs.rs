@@ -40,7 +40,7 @@ impl Runs for SqlStore {
     }
 
     async fn input(&self, workspace: WorkspaceId, run: RunId) -> Result<RunInput> {
-        const SQL: &str = "select r.id, m.parts, r.request, r.previous_run_id from runs r \
+        const SQL: &str = "select r.id, m.parts, m.replaces_turn, r.request, r.previous_run_id from runs r \
             join messages m on m.workspace_id = r.workspace_id and m.id = r.user_message_id \
             where r.workspace_id = $1 and r.id = $2";
         let row = sqlx::query::<Db>(SQL).bind(workspace.0).bind(run.0).fetch_one(self.reader()).await?;
@@ -48,6 +48,7 @@ impl Runs for SqlStore {
             parts: rows::json(&row, "messages", "parts")?,
             asked: rows::json_or_null(&row, "runs", "request")?,
             previous_run_id: get::<Option<Uuid>>(&row, "previous_run_id")?.map(RunId),
+            replaces_turn: get(&row, "replaces_turn")?,
         })
     }
 

@@ -55,9 +55,10 @@ pub(super) async fn insert_run(
     let created_at: Millis = get(&inserted, "created_at")?;
 
     sqlx::query(
-        "insert into messages (workspace_id, id, chat_id, turn, position, role, status, client_id, in_reply_to, run_id, parts)
-         values ($1, $2, $3, $4, 0, 'user', 'completed', $5, null, $6, $7),
-                ($1, $8, $3, $4, 1, 'assistant', 'streaming', null, $2, $6, '[]')",
+        "insert into messages (workspace_id, id, chat_id, turn, position, role, status, client_id, in_reply_to, run_id, parts,
+             replaces_turn)
+         values ($1, $2, $3, $4, 0, 'user', 'completed', $5, null, $6, $7, $9),
+                ($1, $8, $3, $4, 1, 'assistant', 'streaming', null, $2, $6, '[]', null)",
     )
     .bind(new.workspace_id.0)
     .bind(row.user_message_id.0)
@@ -67,6 +68,7 @@ pub(super) async fn insert_run(
     .bind(row.id.0)
     .bind(Json(&new.input))
     .bind(row.assistant_message_id.0)
+    .bind(row.replaces_turn)
     .execute(&mut **tx)
     .await?;
     if row.status == RunStatus::Pending {
