@@ -1,10 +1,11 @@
 //! Clients that nobody here wrote, from their registries and unchanged, against API and worker processes.
 //!
 //! Each test is a script in the client's own language (`node/`, `python/`). It says what is to happen to the world by a
-//! line on its output that begins with `@`, and goes on when it reads the answer.
+//! line on its output that begins with `@`, and goes on when it reads the answer. [`examples`] are run as they lie there.
 
 #![expect(clippy::unwrap_used, reason = "all of this is test code, helpers too")]
 
+mod examples;
 mod script;
 
 use longhaul_tests::Setup;

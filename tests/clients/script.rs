@@ -15,7 +15,7 @@ use tokio::time::timeout;
 /// The program that runs scripts of Node, and where they lie beside the packages that they import.
 const NODE: (&str, &str) = ("LONGHAUL_TEST_NODE", "LONGHAUL_TEST_CLIENTS_NODE");
 /// The program that runs scripts of Python and knows where its packages are.
-const PYTHON: &str = "LONGHAUL_TEST_PYTHON";
+pub(crate) const PYTHON: &str = "LONGHAUL_TEST_PYTHON";
 const PATIENCE: Duration = Duration::from_mins(4);
 
 /// What a script wants to happen.
@@ -117,7 +117,7 @@ pub(crate) async fn python(file: &str, setup: Setup) {
     play(program.arg("-B").arg(folder.join(file)), file, setup).await;
 }
 
-fn needed(name: &str) -> OsString {
+pub(crate) fn needed(name: &str) -> OsString {
     std::env::var_os(name).unwrap_or_else(|| panic!("`cargo xtask test` sets {name}"))
 }
 

@@ -1,4 +1,4 @@
-//! Finds PostgreSQL, Redis, Node and Python on this machine, or installs them where that is possible without asking.
+//! Finds the servers and programs that tests need on this machine, or installs them where that is possible without asking.
 
 use std::fs::{self, OpenOptions};
 use std::io::{ErrorKind, Write};
@@ -47,6 +47,11 @@ pub(crate) fn python(interrupt: &Interrupt) -> Result<PathBuf> {
         "Python 3.11 or newer with its modules venv and ensurepip is not in PATH, for the tests with clients of others \
          (on Debian: apt-get install python3-venv)",
     )
+}
+
+pub(crate) fn curl(interrupt: &Interrupt) -> Result<PathBuf> {
+    found_or_installed("curl", || in_path("curl"), interrupt)
+        .context("curl is not in PATH, for the test of an example (on Debian: apt-get install curl)")
 }
 
 /// A browser without a window.

@@ -15,7 +15,8 @@ pub(crate) fn full(filter: &[String], interrupt: &Interrupt) -> Result<()> {
         generate::run(true, interrupt)?;
     }
     let mut tests = tests(filter, interrupt)?;
-    if filter.is_empty() || filter.iter().any(|arg| arg.contains("client")) {
+    let names = |what| filter.iter().any(|arg: &String| arg.contains(what));
+    if filter.is_empty() || names("client") || names("example") {
         tests.envs(clients::all(interrupt)?);
     }
     let servers = Servers::start(interrupt)?;

@@ -3,11 +3,9 @@
 import assert from 'node:assert/strict';
 import { createServer, request } from 'node:http';
 import test, { after, before } from 'node:test';
-import { mkdir } from 'node:fs/promises';
-import { join } from 'node:path';
 import { build } from 'esbuild';
-import puppeteer from 'puppeteer-core';
 import { apis, gate, headers, marks, replaceWorkers, script } from './world.mjs';
+import { PATIENCE, launch, picture } from './chromium.mjs';
 import { equalsStored, load } from './pages.mjs';
 
 const HTML = `<!doctype html><meta charset="utf-8"><title>Chat</title>
@@ -47,11 +45,7 @@ before(async () => {
   });
   await new Promise((resolve) => server.listen(0, '127.0.0.1', resolve));
   origin = `http://127.0.0.1:${server.address().port}`;
-  browser = await puppeteer.launch({
-    executablePath: process.env.LONGHAUL_TEST_CHROMIUM,
-    pipe: true, // It ends when we do, however that is.
-    args: ['--no-sandbox', '--disable-gpu', '--disable-dev-shm-usage'],
-  });
+  browser = await launch();
 });
 
 after(async () => {
@@ -59,9 +53,6 @@ after(async () => {
   server?.closeAllConnections();
   server?.close();
 });
-
-// A tab in the background paints nothing, so that frames are no measure of time.
-const PATIENCE = { timeout: 20_000, polling: 50 };
 
 async function open(chat) {
   const tab = await browser.newPage();
@@ -90,12 +81,7 @@ async function open(chat) {
       await tab.bringToFront();
       await tab.click('#stop');
     },
-    picture: async (name) => {
-      const folder = process.env.LONGHAUL_TEST_SCREENSHOTS;
-      if (!folder) return;
-      await mkdir(folder, { recursive: true });
-      await tab.screenshot({ path: join(folder, `${name}.png`) });
-    },
+    picture: (name) => picture(tab, name),
     close: () => tab.close(),
   };
 }
