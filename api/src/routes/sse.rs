@@ -91,23 +91,21 @@ fn frames<V: View>(
                     yield Err(broken_off("the server is shutting down"));
                     return;
                 }
-                next = tail.next() => match next {
-                    Some(slices) => {
-                        let (bytes, error) = render(&mut view, slices);
-                        if !bytes.is_empty() {
-                            yield Ok(bytes);
-                            silence.as_mut().reset(Instant::now() + heartbeat);
-                        }
-                        if let Some(error) = error {
-                            tracing::warn!(error = %error, "a tail was reset");
-                            yield Err(broken_off("the log cannot be read"));
-                            return;
-                        }
-                    }
-                    None => {
+                next = tail.next() => {
+                    let Some(slices) = next else {
                         if !V::CLOSING.is_empty() {
                             yield Ok(Bytes::from_static(V::CLOSING.as_bytes()));
                         }
+                        return;
+                    };
+                    let (bytes, error) = render(&mut view, slices);
+                    if !bytes.is_empty() {
+                        yield Ok(bytes);
+                        silence.as_mut().reset(Instant::now() + heartbeat);
+                    }
+                    if let Some(error) = error {
+                        tracing::warn!(error = %error, "a tail was reset");
+                        yield Err(broken_off("the log cannot be read"));
                         return;
                     }
                 },
@@ -126,7 +124,7 @@ fn render(view: &mut impl View, slices: Vec<Result<Slice, TailError>>) -> (Bytes
     for slice in slices {
         let bytes = match slice {
             Ok(slice) => view.render(&slice),
-            Err(error) => return (joined(first, more), Some(error)),
+            Err(error) => return (joined(first, &more), Some(error)),
         };
         if first.is_empty() {
             first = bytes;
@@ -134,17 +132,17 @@ fn render(view: &mut impl View, slices: Vec<Result<Slice, TailError>>) -> (Bytes
             more.extend_from_slice(&bytes);
         }
     }
-    (joined(first, more), None)
+    (joined(first, &more), None)
 }
 
 /// A live tail gets one slice at a time, whose bytes it shares with all others: they are not copied.
-fn joined(first: Bytes, more: BytesMut) -> Bytes {
+fn joined(first: Bytes, more: &BytesMut) -> Bytes {
     if more.is_empty() {
         return first;
     }
     let mut whole = BytesMut::with_capacity(first.len() + more.len());
     whole.extend_from_slice(&first);
-    whole.extend_from_slice(&more);
+    whole.extend_from_slice(more);
     whole.freeze()
 }
 

@@ -90,8 +90,19 @@ async fn a_role_that_is_too_low_is_refused_before_anything_is_looked_up() {
 async fn loopback_needs_no_key_but_refuses_a_wrong_one_and_foreign_pages() {
     let api = Api::with(|config| config.auth.mode = AuthMode::Loopback).await;
     with_authorization(&api, None).await.ok(200);
-    with_authorization(&api, Some("Bearer wrong")).await.refused(401, "UNAUTHENTICATED");
+    for none_of_ours in ["Bearer sk-proj-1234", "Bearer none", "Basic YTpi"] {
+        with_authorization(&api, Some(none_of_ours)).await.ok(200);
+    }
+    for wrong in ["Bearer lh_dev_wrong", "bearer lh_", &format!("Bearer {}x", api.key)] {
+        with_authorization(&api, Some(wrong)).await.refused(401, "UNAUTHENTICATED");
+    }
     with_authorization(&api, Some(&format!("Bearer {}", api.key))).await.ok(200);
+    let foreign = Request::get("/v1/runs")
+        .header("origin", "https://evil.example")
+        .header("authorization", "Bearer none")
+        .body(Body::empty())
+        .unwrap();
+    api.send(foreign).await.refused(403, "FORBIDDEN");
     let foreign =
         Request::get("/v1/runs").header("origin", "https://evil.example").body(Body::empty()).unwrap();
     api.send(foreign).await.refused(403, "FORBIDDEN");

@@ -67,7 +67,7 @@ async fn watched(effort: Effort, tails: usize, view: View) -> Result<Used> {
         sleep(Duration::from_millis(500)).await;
         most = most.max(spent::resident_kib(pid)?);
     }
-    let (time, cpu) = (begun.elapsed(), spent::cpu(pid)? - cpu_before);
+    let (time, cpu) = (begun.elapsed(), spent::cpu(pid)?.saturating_sub(cpu_before));
     for tail in reading {
         timeout(PATIENCE, tail).await.context("a tail does not end")???;
     }

@@ -2,7 +2,7 @@
 
 import assert from 'node:assert/strict';
 import test from 'node:test';
-import { apis, call, gate, headers, marks, script } from './world.mjs';
+import { apis, asked, call, gate, headers, marks, script } from './world.mjs';
 import { chatApi, chunks, equalsStored, load, page, read, stop, submit, text, user, workflowPage } from './pages.mjs';
 
 const withTool = [
@@ -143,6 +143,37 @@ test('the workflow transport names no chat, and reads a run from any chunk on af
     const rest = await chunks(await workflowPage(1, { initialStartIndex }).reconnectToStream({ chatId: run }));
     assert.deepEqual(rest, whole.slice(atPart));
   }
+});
+
+test('another answer stands in for the first one, and an edited message for all that came after it', async () => {
+  await script('helper', [{ marked: 3 }]);
+  const told = async () => (await asked('helper')).at(-1).messages
+    .filter(({ role }) => role === 'user').map(({ content }) => content);
+  const first = (await read(await submit(page(0), 'again', user('m1', 'one')))).message;
+  const second = (await read(await submit(page(1), 'again', user('m2', 'two')))).message;
+  const closed = await gate('helper', 1);
+  const again = {
+    chatId: 'again', messages: [user('m1', 'one'), first, user('m2', 'two')], trigger: 'regenerate-message', messageId: second.id,
+  };
+  const regenerating = await page(0).sendMessages(again);
+  await closed.reached();
+  const repeated = await page(1).sendMessages(again);
+  await closed.open();
+  const third = (await read(regenerating)).message;
+  assert.equal((await read(repeated)).message.id, third.id, 'a repeat joins it');
+  assert.ok(third.id !== second.id && text(third) === marks(1, 1, 3));
+  assert.deepEqual(await told(), ['one', 'two']);
+  const stored = async (api) => (await load('again', api)).messages.map(({ id }) => id);
+  assert.deepEqual(await stored(1), ['m1', first.id, 'm2', third.id]);
+  await equalsStored('again', third);
+
+  const edited = { chatId: 'again', messages: [user('m1', 'ONE')], trigger: 'submit-message', messageId: 'm1' };
+  const fourth = (await read(await page(1).sendMessages(edited))).message;
+  assert.deepEqual(await told(), ['ONE']);
+  assert.deepEqual(await stored(0), ['m1', fourth.id]);
+  await read(await submit(page(0), 'again', user('m3', 'and?')));
+  assert.deepEqual(await told(), ['ONE', 'and?']);
+  assert.equal((await load('again')).messages[0].parts[0].text, 'ONE');
 });
 
 test('two dozen chats at once keep apart', async () => {

@@ -233,8 +233,9 @@ fn without_repetition(items: Vec<Sent>, known: &Known) -> Vec<Sent> {
             Sent::Part(Part::CallResult { call_id, .. }) => known.takes(call_id) || !known.has_call(call_id),
             Sent::Part(Part::Said { by: Speaker::Assistant, .. }) => *index >= seen,
             Sent::Part(part) => told(part).is_none_or(|told| {
-                !(*index < seen && known.told.contains(&told))
-                    && !(*index < answers && known.told_last.contains(&told))
+                let is_old = *index < seen && known.told.contains(&told);
+                let is_repeated = *index < answers && known.told_last.contains(&told);
+                !is_old && !is_repeated
             }),
             Sent::Reference(_) => true,
         }

@@ -398,18 +398,16 @@ impl Encoder {
                 self.outcome.error = Some(told);
                 "response.failed"
             }
-            _ => match self.last_reason {
-                Some(FinishReason::Length) => {
-                    self.status = Status::Incomplete;
-                    self.outcome.incomplete_details = incomplete("max_output_tokens");
-                    "response.incomplete"
-                }
-                _ => {
-                    self.status = Status::Completed;
-                    self.outcome.completed_at = Some(at);
-                    "response.completed"
-                }
-            },
+            _ if self.last_reason == Some(FinishReason::Length) => {
+                self.status = Status::Incomplete;
+                self.outcome.incomplete_details = incomplete("max_output_tokens");
+                "response.incomplete"
+            }
+            _ => {
+                self.status = Status::Completed;
+                self.outcome.completed_at = Some(at);
+                "response.completed"
+            }
         };
         self.lifecycle(kind, out);
     }
