@@ -5,7 +5,7 @@ use std::{ops::Deref, sync::Arc, time::Duration};
 use longhaul_shared::{
     admission::Agents,
     bus::Bus,
-    config::{AuthMode, Config},
+    config::{AuthMode, Config, RedoneSteps},
     domain::ids::WorkspaceId,
     store::{SharedStore, StoreError},
     tail::Tails,
@@ -14,7 +14,13 @@ use tokio::sync::OnceCell;
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
 
 use crate::{
-    auth::DEFAULT_WORKSPACE, key_cache::KeyCache, rate_limit::RateLimits, views::frames::FrameCache,
+    auth::DEFAULT_WORKSPACE,
+    key_cache::KeyCache,
+    rate_limit::RateLimits,
+    views::{
+        frames::FrameCache,
+        ui::{PORTABLE, RESETTING},
+    },
 };
 
 /// How the API behaves.
@@ -29,6 +35,9 @@ pub struct Settings {
     pub body_limit: usize,
     /// Silence on a stream after which a comment is sent.
     pub heartbeat: Duration,
+    /// Of the runs that are admitted here: [`PORTABLE`](crate::views::ui::PORTABLE) or
+    /// [`RESETTING`](crate::views::ui::RESETTING).
+    pub renderer: i32,
     /// Pages from these origins may call.
     pub cors_origins: Vec<String>,
     /// How this process was started, such as `dev` or `api`.
@@ -44,6 +53,10 @@ impl Settings {
             requests_per_minute: config.limits.requests_per_minute,
             body_limit: config.server.body_limit.as_usize(),
             heartbeat: config.stream.heartbeat,
+            renderer: match config.stream.redone_steps {
+                RedoneSteps::Keep => PORTABLE,
+                RedoneSteps::Drop => RESETTING,
+            },
             cors_origins: config.server.cors_origins.clone(),
             mode,
             version: env!("CARGO_PKG_VERSION"),

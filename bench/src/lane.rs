@@ -66,6 +66,7 @@ impl Lane {
             tags: vec![],
             metadata: json!({}),
             traceparent: None,
+            renderer: 1,
             queue: QUEUE.to_owned(),
             priority: 0,
             idempotency: None,

@@ -131,6 +131,8 @@ pub struct Submission {
     pub tags: Vec<String>,
     pub metadata: Value,
     pub traceparent: Option<String>,
+    /// Which version of the views is to show its log, for ever.
+    pub renderer: i32,
     pub idempotency: Option<IdempotencyKey>,
     pub request: Option<Request>,
 }
@@ -335,6 +337,7 @@ async fn check(store: &dyn Store, agents: &Agents, submission: Submission) -> Re
         tags: check_tags(submission.tags)?,
         metadata: check_metadata(submission.metadata)?,
         traceparent: submission.traceparent.filter(|value| is_traceparent(value)),
+        renderer: submission.renderer,
         queue: QUEUE.to_owned(),
         priority: 0,
         idempotency: submission.idempotency,

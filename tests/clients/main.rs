@@ -15,6 +15,13 @@ fn setup() -> Setup {
     Setup::postgres().apis(2).workers(1).short_lease()
 }
 
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn version_seven_of_the_ai_sdk_drops_what_a_torn_step_said_if_it_is_told_to() {
+    if !longhaul_tests::quick() {
+        script::node("redone-steps.mjs", setup().env("LONGHAUL_STREAM_REDONE_STEPS", "drop")).await;
+    }
+}
+
 macro_rules! scripts {
     ($($name:ident: $language:ident $file:literal),+ $(,)?) => {$(
         #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
@@ -29,6 +36,7 @@ macro_rules! scripts {
 scripts! {
     the_chat_transports_of_the_ai_sdk_see_whole_answers: node "chat.mjs",
     the_chat_transports_of_the_ai_sdk_outlive_cuts_and_crashes: node "chat-trouble.mjs",
+    versions_five_and_six_of_the_ai_sdk_accept_every_chunk: node "older-versions.mjs",
     use_chat_in_a_browser_outlives_reloads_and_crashes: node "browser.mjs",
     an_event_source_watches_a_run_to_its_end: node "event-source.mjs",
     the_openai_package_of_npm_sees_whole_responses: node "responses.mjs",

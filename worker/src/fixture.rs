@@ -63,6 +63,7 @@ pub(crate) fn new_run(workspace_id: WorkspaceId, agent: &str) -> NewRun {
         tags: vec![],
         metadata: json!({}),
         traceparent: None,
+        renderer: 1,
         queue: "default".to_owned(),
         priority: 0,
         idempotency: None,

@@ -110,6 +110,7 @@ impl World {
             traceparent: None,
             idempotency: None,
             replaces: false,
+            renderer: 1,
             request: None,
         };
         submit(&*self.store, &*self.bus, &Agents::of(&self.config), submission).await.unwrap()

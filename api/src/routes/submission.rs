@@ -140,6 +140,7 @@ pub(crate) async fn accept(
         tags: body.tags,
         metadata: Value::Object(body.metadata.unwrap_or_default()),
         traceparent: text_of(origin.headers, "traceparent"),
+        renderer: state.settings.renderer,
         idempotency,
         replaces: false,
         request: None,

@@ -55,7 +55,7 @@ pub use self::{
     report::Problem,
     secret::Secret,
     server::ServerConfig,
-    stream::StreamConfig,
+    stream::{RedoneSteps, StreamConfig},
     tools::{BUILT_IN_TOOLS, ToolConfig, ToolKind},
     values::{ByteSize, HostPort, HttpUrl},
     worker::WorkerConfig,

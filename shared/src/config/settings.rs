@@ -106,6 +106,10 @@ pub(super) const SETTINGS: &[Setting] = &[
         "Deltas of one run are gathered for this long before they are saved and shown; the first is not delayed.",
     ),
     number("stream.coalesce_bytes", "Gathered deltas of this many bytes are saved at once."),
+    text(
+        "stream.redone_steps",
+        "What pages of the AI SDK show of a step that is done over: `keep` its torn text with the new one behind it, or `drop` it, which version 7 of the SDK and none before it understands.",
+    ),
     number("limits.requests_per_minute", "Requests per key and minute; 0 is no limit."),
     number("limits.max_steps", "Model calls of one run."),
     text("limits.deadline", "How long one run may take from its first claim."),

@@ -15,11 +15,28 @@ pub struct StreamConfig {
     #[serde(with = "span")]
     pub coalesce: Duration,
     pub coalesce_bytes: u32,
+    pub redone_steps: RedoneSteps,
+}
+
+/// What pages of the AI SDK show of a step that is done over. Fixed for a run when it is admitted.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum RedoneSteps {
+    /// The text up to where it broke off, and the new text behind it.
+    #[default]
+    Keep,
+    /// The new text only, which version 7 of the SDK and none before it understands.
+    Drop,
 }
 
 impl Default for StreamConfig {
     fn default() -> Self {
-        Self { heartbeat: Duration::from_secs(15), coalesce: Duration::from_millis(50), coalesce_bytes: 256 }
+        Self {
+            heartbeat: Duration::from_secs(15),
+            coalesce: Duration::from_millis(50),
+            coalesce_bytes: 256,
+            redone_steps: RedoneSteps::Keep,
+        }
     }
 }
 

@@ -129,6 +129,8 @@ pub struct Run {
     pub tags: Vec<String>,
     pub metadata: Value,
     pub traceparent: Option<String>,
+    /// Which version of the views shows its log.
+    pub renderer: i32,
     pub run_at: Option<Millis>,
     pub stop_requested_at: Option<Millis>,
     /// The reason that a requested stop ends the run with.

@@ -85,6 +85,8 @@ pub struct NewRun {
     pub tags: Vec<String>,
     pub metadata: Value,
     pub traceparent: Option<String>,
+    /// Which version of the views is to show its log, for ever.
+    pub renderer: i32,
     pub queue: String,
     pub priority: i32,
     pub idempotency: Option<IdempotencyKey>,

@@ -123,6 +123,7 @@ impl Api {
         loop {
             let submission = Submission {
                 replaces: false,
+                renderer: 1,
                 request: None,
                 workspace_id,
                 chat_id: message.chat,

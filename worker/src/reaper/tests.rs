@@ -49,6 +49,7 @@ impl World {
             tags: vec![],
             metadata: Value::Null,
             traceparent: None,
+            renderer: 1,
             queue: QUEUE.to_owned(),
             priority: 0,
             idempotency: None,

@@ -109,6 +109,7 @@ async fn admit(
         tags: vec![],
         metadata,
         traceparent: text_of(headers, "traceparent"),
+        renderer: state.settings.renderer,
         idempotency,
         request: Some(Request { asked: asked.clone(), previous_run_id, fingerprint }),
     };

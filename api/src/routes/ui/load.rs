@@ -11,6 +11,7 @@ use longhaul_shared::{
     domain::{
         ids::RunId,
         message::{Message, Part, Replaced, Role, Speaker},
+        run::Run,
         transition::MessageStatus,
     },
     store::LogCursor,
@@ -22,6 +23,7 @@ use crate::{
     auth::Viewer,
     error::ApiError,
     extract::Params,
+    routes::found,
     state::AppState,
     views::ui::{Encoder, UiMessage},
 };
@@ -89,7 +91,12 @@ pub(super) async fn load(
     let mut messages = vec![];
     for message in newest_first.into_iter().rev() {
         match (message.role, message.run_id) {
-            (Role::Assistant, Some(run_id)) => messages.push(answered(&state, &message, run_id).await?),
+            (Role::Assistant, Some(run_id)) => {
+                // One that was deleted is not shown.
+                if let Some(run) = found(state.store.run(caller.workspace_id, run_id).await)? {
+                    messages.push(answered(&state, &run).await?);
+                }
+            }
             _ => messages.push(said(message)),
         }
     }
@@ -109,11 +116,11 @@ fn said(message: Message) -> UiMessage {
 }
 
 /// The answer out of the same chunks that its watchers got.
-async fn answered(state: &AppState, message: &Message, run_id: RunId) -> Result<UiMessage, ApiError> {
-    let cursor = LogCursor { workspace_id: message.workspace_id, run_id, after: 0 };
+async fn answered(state: &AppState, run: &Run) -> Result<UiMessage, ApiError> {
+    let cursor = LogCursor { workspace_id: run.workspace_id, run_id: run.id, after: 0 };
     let mut log = Box::pin(state.tails.replay(cursor));
-    let mut encoder = Encoder::new(run_id, message.id);
-    let mut answer = UiMessage::answer(message.id.to_string());
+    let mut encoder = Encoder::new(run.id, run.assistant_message_id, run.renderer);
+    let mut answer = UiMessage::answer(run.assistant_message_id.to_string());
     let mut chunks = vec![];
     while let Some(slice) = log.next().await {
         for (_, event) in slice?.events() {

@@ -54,7 +54,11 @@ struct Chunks {
 
 impl Chunks {
     fn new(run: &Run, start: usize) -> Self {
-        Self { encoder: Encoder::new(run.id, run.assistant_message_id), to_skip: start, new: vec![] }
+        Self {
+            encoder: Encoder::new(run.id, run.assistant_message_id, run.renderer),
+            to_skip: start,
+            new: vec![],
+        }
     }
 }
 

@@ -83,6 +83,7 @@ pub(super) async fn submit(
         tags: vec![],
         metadata: Value::Null,
         traceparent: text_of(&headers, "traceparent"),
+        renderer: state.settings.renderer,
         idempotency: None,
         request: None,
     };

@@ -18,6 +18,8 @@ pub(crate) enum Chunk {
     },
     StartStep,
     FinishStep,
+    /// Everything since the last `start-step` is taken back.
+    ResetStep,
     TextStart {
         id: String,
     },

@@ -72,6 +72,10 @@ impl UiMessage {
                 self.metadata.get_or_insert_default().merge(message_metadata);
             }
             Chunk::StartStep => self.parts.push(UiPart::StepStart),
+            Chunk::ResetStep => {
+                let begins = self.parts.iter().rposition(|part| matches!(part, UiPart::StepStart));
+                self.parts.truncate(begins.map_or(0, |begins| begins + 1));
+            }
             Chunk::TextStart { .. } => {
                 self.parts.push(UiPart::Text { text: String::new(), state: Writing::Streaming });
             }

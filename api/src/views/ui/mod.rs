@@ -2,8 +2,9 @@
 //!
 //! Chunks are numbered from 0 in their run. [`Encoder`] is a pure function of the log, so that every replay has the
 //! same chunks under the same numbers, and [`UiMessage`] a pure function of the chunks, so that what is stored is what
-//! was seen. Only forms are used that versions 5 to 7 of the SDK accept. A change of what is made of an event changes
-//! the replays of all runs: it needs a renderer of its own, chosen by the version that the run has (`runs.renderer`).
+//! was seen. Otherwise only forms are used that versions 5 to 7 of the SDK accept. A change of what is made of an event changes
+//! the replays of all runs: it needs a renderer of its own, chosen by the version that the run has (`runs.renderer`), as
+//! the one that drops the text of a step that is done over, which version 7 alone understands.
 
 mod chunk;
 mod message;
@@ -22,6 +23,11 @@ use serde_json::{Map, Value};
 pub(crate) use chunk::{Chunk, ChunkFinish, Metadata};
 pub(crate) use message::UiMessage;
 
+/// The renderer whose chunks all versions of the SDK accept: the text of a step that is done over stays.
+pub(crate) const PORTABLE: i32 = 1;
+/// The renderer that takes it back.
+pub(crate) const RESETTING: i32 = 2;
+
 /// What a stream says behind its last chunk.
 pub(crate) const DONE: &str = "data: [DONE]\n\n";
 
@@ -37,6 +43,7 @@ enum Kind {
 pub(crate) struct Encoder {
     run_id: RunId,
     message_id: MessageId,
+    takes_back: bool,
     is_started: bool,
     /// The part that is being written, and its id.
     part: Option<(Kind, String)>,
@@ -55,10 +62,11 @@ pub(crate) struct Encoder {
 
 impl Encoder {
     /// The answer of that run, in the message that it is written into.
-    pub(crate) fn new(run_id: RunId, message_id: MessageId) -> Self {
+    pub(crate) fn new(run_id: RunId, message_id: MessageId, renderer: i32) -> Self {
         Self {
             run_id,
             message_id,
+            takes_back: renderer == RESETTING,
             is_started: false,
             part: None,
             parts: 0,
@@ -83,6 +91,12 @@ impl Encoder {
                 self.finish_step(out);
                 out.push(Chunk::StartStep);
                 (self.is_step_open, self.is_step_saved) = (true, false);
+            }
+            Some(EventData::StepRestarted { .. }) if self.takes_back => {
+                self.part = None;
+                if std::mem::take(&mut self.is_step_open) {
+                    out.push(Chunk::ResetStep);
+                }
             }
             Some(EventData::StepRestarted { .. }) => self.finish_step(out),
             Some(EventData::TextDelta { text }) => self.write(Kind::Text, text, out),

@@ -50,8 +50,12 @@ fn ended(status: RunStatus, reason: Reason) -> Event {
 }
 
 fn chunks(events: &[Event]) -> Vec<Chunk> {
+    rendered(events, PORTABLE)
+}
+
+fn rendered(events: &[Event], renderer: i32) -> Vec<Chunk> {
     let (run_id, message_id) = ids();
-    let (mut encoder, mut chunks) = (Encoder::new(run_id, message_id), vec![]);
+    let (mut encoder, mut chunks) = (Encoder::new(run_id, message_id, renderer), vec![]);
     for event in events {
         encoder.push(event, &mut chunks);
     }
@@ -148,6 +152,40 @@ fn a_step_is_finished_when_the_last_of_its_calls_is_settled() {
     let output = json!({"type": "tool-output-available", "toolCallId": "c1", "output": "noon",
         "dynamic": true, "providerExecuted": true});
     assert_eq!(seen[7], output);
+}
+
+#[test]
+fn a_renderer_of_its_own_takes_back_what_a_torn_step_said() {
+    let log = [
+        queued(),
+        started(1, 1),
+        text(1, "kept"),
+        saved(1, FinishReason::ToolCalls, 0),
+        started(2, 1),
+        text(2, "torn"),
+        EventData::StepRestarted { drop_from: 5, why: "lost".into() }.of_step(2, 2),
+        started(2, 2),
+        text(2, "whole"),
+        saved(2, FinishReason::Stop, 0),
+        ended(RunStatus::Succeeded, Reason::Done),
+    ];
+    let chunks = rendered(&log, RESETTING);
+    let kinds: Vec<Value> = chunks.iter().map(|chunk| json!(chunk)["type"].clone()).collect();
+    let torn = kinds.iter().position(|kind| kind == "reset-step").unwrap();
+    assert_eq!(kinds[torn - 1..=torn + 2], ["text-delta", "reset-step", "start-step", "text-start"]);
+    assert_eq!(kinds.iter().filter(|kind| *kind == "finish-step").count(), 2);
+    let mut message = UiMessage::answer("m".into());
+    for chunk in &chunks {
+        message.apply(chunk);
+    }
+    let texts: Vec<Value> = json!(message)["parts"]
+        .as_array()
+        .unwrap()
+        .iter()
+        .filter(|part| part["type"] == "text")
+        .map(|part| part["text"].clone())
+        .collect();
+    assert_eq!(texts, ["kept", "whole"]);
 }
 
 #[test]

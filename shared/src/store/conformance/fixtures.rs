@@ -162,6 +162,7 @@ pub(super) fn new_run(workspace: WorkspaceId, chat: Option<ChatId>) -> NewRun {
         tags: vec![],
         metadata: json!({}),
         traceparent: None,
+        renderer: 1,
         queue: QUEUE.to_owned(),
         priority: 0,
         idempotency: None,

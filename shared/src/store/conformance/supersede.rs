@@ -128,6 +128,7 @@ async fn an_interruption_goes_on_without_its_sender(db: Database) {
         traceparent: None,
         idempotency: None,
         replaces: false,
+        renderer: 1,
         request: None,
     };
     let (store, bus): (_, Arc<dyn Bus>) = (db.store.clone(), Arc::new(InProcessBus::new()));

@@ -172,6 +172,7 @@ impl State {
             tags: new.tags.clone(),
             metadata: new.metadata.clone(),
             traceparent: new.traceparent.clone(),
+            renderer: new.renderer,
             run_at,
             stop_requested_at: None,
             stop_reason: None,

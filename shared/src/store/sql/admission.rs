@@ -200,6 +200,7 @@ impl RunRow<'_> {
             tags: new.tags.clone(),
             metadata: new.metadata.clone(),
             traceparent: new.traceparent.clone(),
+            renderer: new.renderer,
             run_at: self.run_at,
             stop_requested_at: None,
             stop_reason: None,

@@ -113,7 +113,7 @@ macro_rules! run_columns {
         "r.workspace_id, r.id, r.chat_id, r.turn, r.agent, r.status, r.reason, r.trigger, r.created_by, \
          r.user_message_id, r.assistant_message_id, r.limits, r.step_count, r.input_tokens, r.output_tokens, \
          r.reasoning_tokens, r.cached_input_tokens, r.error_code, r.error_message, r.tags, r.metadata, r.traceparent, \
-         r.attempts, r.run_at, r.stop_requested_at, r.stop_reason, r.created_at, r.started_at, r.finished_at"
+         r.renderer, r.attempts, r.run_at, r.stop_requested_at, r.stop_reason, r.created_at, r.started_at, r.finished_at"
     };
 }
 pub(crate) use run_columns;
@@ -163,6 +163,7 @@ pub(crate) fn run(row: &DbRow) -> Result<Run> {
         tags: json(row, TABLE, "tags")?,
         metadata: json(row, TABLE, "metadata")?,
         traceparent: get(row, "traceparent")?,
+        renderer: get(row, "renderer")?,
         run_at: get(row, "run_at")?,
         stop_requested_at: get(row, "stop_requested_at")?,
         stop_reason: word_or_null(row, TABLE, "stop_reason")?,

@@ -24,8 +24,8 @@ pub(super) async fn insert_run(
     let inserted = sqlx::query(
         "insert into runs (workspace_id, id, chat_id, turn, agent, status, trigger, created_by, user_message_id,
              assistant_message_id, queue, priority, limits, tags, metadata, traceparent, run_at, request,
-             previous_run_id, fingerprint)
-         values ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11, $12, $13, $14, $15, $16, $17, $18, $19, $20)
+             previous_run_id, fingerprint, renderer)
+         values ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11, $12, $13, $14, $15, $16, $17, $18, $19, $20, $21)
          on conflict (chat_id) where status in ('pending', 'running', 'waiting') do nothing
          returning created_at",
     )
@@ -49,6 +49,7 @@ pub(super) async fn insert_run(
     .bind(new.request.as_ref().map(|request| Json(&request.asked)))
     .bind(new.request.as_ref().and_then(|request| request.previous_run_id).map(|id| id.0))
     .bind(new.request.as_ref().map(|request| &request.fingerprint))
+    .bind(new.renderer)
     .fetch_optional(&mut **tx)
     .await?;
     let Some(inserted) = inserted else { return Ok(None) };
