@@ -143,6 +143,8 @@ pub struct NewChat {
     pub context_ref: Option<String>,
     pub metadata: Value,
     pub created_by: Option<String>,
+    /// What was said elsewhere before, as the first turn. Nothing: no turn.
+    pub imported: Vec<Part>,
 }
 
 /// Absent: keep. `Some(None)`: clear.

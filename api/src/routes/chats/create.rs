@@ -53,6 +53,7 @@ pub(crate) async fn create_chat(
         context_ref: body.context_ref,
         metadata: check_metadata(body.metadata)?,
         created_by: Some(caller.name),
+        imported: vec![],
     };
     let chat = state.store.create_chat(caller.workspace_id, new).await?;
     let location = HeaderValue::from_str(&format!("/v1/chats/{}", chat.id)).expect("an id is ASCII");

@@ -103,17 +103,13 @@ async fn create(
     JsonBody { value: sketch, .. }: JsonBody<Sketch>,
 ) -> Result<Json<Value>, ApiError> {
     let metadata = check_metadata(sketch.metadata.unwrap_or_default())?;
-    let parts = match sketch.items {
+    let imported = match sketch.items {
         None | Some(Value::Null) => vec![],
         Some(Value::Array(items)) if items.is_empty() => vec![],
         Some(items) => read_parts(items)?,
     };
-    let new = NewChat { metadata, created_by: Some(caller.name), ..NewChat::default() };
-    let chat = state.store.create_chat(caller.workspace_id, new).await?;
-    if !parts.is_empty() {
-        state.store.import_message(caller.workspace_id, chat.id, parts).await?;
-    }
-    Ok(view(&chat))
+    let new = NewChat { metadata, created_by: Some(caller.name), imported, ..NewChat::default() };
+    Ok(view(&state.store.create_chat(caller.workspace_id, new).await?))
 }
 
 /// Items that stand for themselves.

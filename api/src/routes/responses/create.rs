@@ -15,11 +15,12 @@ use longhaul_shared::{
     },
     store::{Fresh, IfBusy, KeyName, Request, admission::IdempotencyKey},
 };
+use serde_json::Value;
 use sha2::{Digest, Sha256};
 
 use super::{
     head_of,
-    history::{Before, conversation_of, settle},
+    history::{Before, settle},
     input::read_items,
     not_found, response, stream, wait,
     wish::Wish,
@@ -194,6 +195,11 @@ async fn before(state: &AppState, caller: &Caller, wish: &Wish) -> Result<Before
             Ok(Before::Chat(chat.id))
         }
     }
+}
+
+/// The chat that `conversation` names: an id, or an object with one.
+fn conversation_of(value: &Value) -> Option<&str> {
+    value.as_str().or_else(|| value["id"].as_str())
 }
 
 #[cfg(test)]

@@ -1,8 +1,10 @@
 //! What an input has to do with what was said before: it may repeat a part of it, refer to items, and it has to answer the
 //! calls that were left to the client.
 
-use std::collections::{BTreeMap, BTreeSet, btree_map::Entry};
+use std::collections::{BTreeMap, BTreeSet};
 
+use super::{input::Sent, references::References};
+use crate::{error::ApiError, state::AppState, views::responses::run_of_item};
 use longhaul_shared::{
     domain::{
         ids::{ChatId, MessageId, RunId, WorkspaceId},
@@ -12,21 +14,11 @@ use longhaul_shared::{
     },
     store::Ancestor,
 };
-use serde_json::Value;
-
-use super::{encoded, found, head_of, input::Sent};
-use crate::{
-    error::{ApiError, Code},
-    state::AppState,
-    views::responses::{Content, Head, Item, message_of_item, part_of_item, run_of_item},
-};
 
 /// How far back a conversation is looked at, in turns.
 const MAX_TURNS: u32 = 200;
 /// The same for an input that repeats nothing: only the calls that wait for an answer are asked for.
 const FEW_TURNS: u32 = 8;
-/// How many responses an input may refer to the items of.
-const MAX_REFERRED: usize = 100;
 
 /// What the new run goes on with.
 pub(super) enum Before {
@@ -149,7 +141,7 @@ pub(super) async fn settle(
     let mut parts = vec![];
     // Results of calls that were made in one step with the calls that follow.
     let mut held_back: Vec<Part> = vec![];
-    let mut outputs = Outputs { most_bytes: state.settings.body_limit, ..Outputs::default() };
+    let mut references = References::new(state.settings.body_limit);
     for item in items {
         match item {
             Sent::Part(part) => {
@@ -159,7 +151,7 @@ pub(super) async fn settle(
                 parts.push(part);
             }
             Sent::Reference(id) => {
-                let referred = outputs.resolve(state, workspace, &id).await?;
+                let referred = references.resolve(state, workspace, &id).await?;
                 if !matches!(referred.parts.first(), Some(Part::Call { .. }) | None) {
                     parts.append(&mut held_back);
                 }
@@ -266,126 +258,6 @@ fn check_calls(parts: &[Part], known: &Known) -> Result<(), ApiError> {
         return refuse(format!("no tool call found for function call output with call_id {call}"));
     }
     Ok(())
-}
-
-/// What the model is to read of an item that somebody refers to.
-#[derive(Default)]
-struct Referred {
-    parts: Vec<Part>,
-    /// To be read behind the other calls of its step.
-    later: Option<Part>,
-}
-
-/// The items of the runs that an input refers to, and whether each is of an attempt that broke off.
-#[derive(Default)]
-struct Outputs {
-    runs: BTreeMap<RunId, Vec<(Item, bool)>>,
-    /// Of all that is read of them.
-    most_bytes: usize,
-    bytes: usize,
-}
-
-impl Outputs {
-    async fn resolve(
-        &mut self,
-        state: &AppState,
-        workspace: WorkspaceId,
-        id: &str,
-    ) -> Result<Referred, ApiError> {
-        let referred = if let Some(message) = message_of_item(id) {
-            let message = found(state.store.message(workspace, message).await)?.ok_or_else(|| unknown(id))?;
-            let part = part_of_item(&message, id).ok_or_else(|| unknown(id))?;
-            Referred { parts: vec![part], later: None }
-        } else {
-            let items = self.items(state, workspace, id).await?;
-            let (item, is_torn) =
-                items.iter().find(|(item, _)| item.id() == id).ok_or_else(|| unknown(id))?;
-            if *is_torn { Referred::default() } else { read(item, items) }
-        };
-        let size = |part: &Part| match part {
-            Part::Text { text } | Part::Said { text, .. } => text.len(),
-            Part::Call { arguments, .. } => arguments.len(),
-            Part::CallResult { output, .. } => output.len(),
-            _ => 0,
-        };
-        self.bytes += referred.parts.iter().chain(&referred.later).map(size).sum::<usize>();
-        if self.bytes > self.most_bytes {
-            let told =
-                format!("refers to more than {} bytes; go on with previous_response_id", self.most_bytes);
-            return Err(ApiError::body("/input", told));
-        }
-        Ok(referred)
-    }
-
-    async fn items(
-        &mut self,
-        state: &AppState,
-        workspace: WorkspaceId,
-        id: &str,
-    ) -> Result<&[(Item, bool)], ApiError> {
-        let run_id = run_of_item(id).ok_or_else(|| unknown(id))?;
-        let count = self.runs.len();
-        Ok(match self.runs.entry(run_id) {
-            Entry::Occupied(known) => known.into_mut(),
-            Entry::Vacant(_) if count == MAX_REFERRED => {
-                let told = format!("refers to items of more than {MAX_REFERRED} responses");
-                return Err(ApiError::body("/input", told));
-            }
-            Entry::Vacant(place) => {
-                let run = found(state.store.run(workspace, run_id).await)?.ok_or_else(|| unknown(id))?;
-                let head = head_of(state, &run).await?;
-                if !run.status.is_terminal() || !head.is_kept() {
-                    return Err(unknown(id));
-                }
-                let encoder = encoded(state, workspace, run_id, head).await?;
-                place.insert(encoder.items().map(|(item, is_torn)| (item.clone(), is_torn)).collect())
-            }
-        })
-    }
-}
-
-fn unknown(id: &str) -> ApiError {
-    ApiError {
-        code: Code::NotFound,
-        ..ApiError::body("/input", format!("there is no item with the id `{id}`"))
-    }
-}
-
-fn read(item: &Item, all: &[(Item, bool)]) -> Referred {
-    match item.clone() {
-        Item::Message { content, .. } => {
-            let text = content.iter().map(Content::as_text).collect();
-            Referred { parts: vec![Part::Said { by: Speaker::Assistant, text }], later: None }
-        }
-        Item::Reasoning { .. } => Referred::default(),
-        Item::FunctionCall { call_id, name, arguments, .. } => {
-            Referred { parts: vec![Part::Call { call_id, name, arguments }], later: None }
-        }
-        Item::McpCall { id, name, arguments, told, step, .. } => {
-            let result = Part::CallResult { call_id: id.clone(), output: told };
-            let call = Part::Call { call_id: id, name, arguments };
-            let is_beside = |(item, _): &(Item, bool)| matches!(item, Item::FunctionCall { step: other, .. } if *other == step);
-            if all.iter().any(is_beside) {
-                Referred { parts: vec![call], later: Some(result) }
-            } else {
-                Referred { parts: vec![call, result], later: None }
-            }
-        }
-    }
-}
-
-/// The output of a run that is over, even of a deleted one.
-pub(crate) async fn outputs_of(
-    state: &AppState,
-    workspace: WorkspaceId,
-    run_id: RunId,
-) -> Result<Vec<Item>, ApiError> {
-    Ok(encoded(state, workspace, run_id, Head::bare(run_id)).await?.output().cloned().collect())
-}
-
-/// The chat that `conversation` names: an id, or an object with one.
-pub(super) fn conversation_of(value: &Value) -> Option<&str> {
-    value.as_str().or_else(|| value["id"].as_str())
 }
 
 #[cfg(test)]

@@ -6,6 +6,7 @@ mod delete;
 mod history;
 mod input;
 mod input_items;
+mod references;
 mod retrieve;
 mod wish;
 
@@ -37,10 +38,9 @@ use crate::{
     dialect::RESPONSES,
     error::{ApiError, Code},
     state::AppState,
-    views::responses::{DONE, Encoder, Frames, Head, run_of},
+    views::responses::{DONE, Encoder, Frames, Head, Item, run_of},
 };
 
-pub(super) use history::outputs_of;
 pub(super) use input::{Sent, read_items};
 pub(super) use input_items::{ListItems, Order};
 pub(super) use wish::check_metadata;
@@ -114,6 +114,15 @@ async fn encoded(
         encoder.push_all(&slice?, &mut Frames::none());
     }
     Ok(encoder)
+}
+
+/// The output of a run that is over, even of a deleted one.
+pub(super) async fn outputs_of(
+    state: &AppState,
+    workspace: WorkspaceId,
+    run_id: RunId,
+) -> Result<Vec<Item>, ApiError> {
+    Ok(encoded(state, workspace, run_id, Head::bare(run_id)).await?.output().cloned().collect())
 }
 
 /// The events of one response.

@@ -6,14 +6,15 @@ use longhaul_shared::domain::{
 };
 use serde_json::{Value, json};
 
+use super::ids::input_item_id;
+
 /// The items of a user's message. Their ids name the message and the item's place in it.
 pub(crate) fn input_items(message_id: MessageId, parts: &[Part]) -> Vec<Value> {
     let mut items: Vec<Value> = vec![];
-    let message = message_id.0.simple();
     let mut is_text = false;
     for part in parts {
         let number = items.len();
-        let id = |prefix: &str| format!("{prefix}_{message}_i{number}");
+        let id = |prefix: &str| input_item_id(prefix, message_id, number);
         match part {
             Part::Text { text } if is_text => {
                 if let Some(content) = items.last_mut().and_then(|item| item["content"].as_array_mut()) {
@@ -53,13 +54,6 @@ pub(crate) fn part_of_item(message: &Message, item_id: &str) -> Option<Part> {
     items.into_iter().nth(number)
 }
 
-/// The message whose item has that id.
-pub(crate) fn message_of_item(id: &str) -> Option<MessageId> {
-    let (_, place) = id.split_once('_')?;
-    let (message, _) = place.split_once("_i")?;
-    super::response::id_of(message).map(MessageId)
-}
-
 fn said(id: &str, by: Speaker, text: &str) -> Value {
     let content = match by {
         Speaker::Assistant => {
@@ -72,7 +66,7 @@ fn said(id: &str, by: Speaker, text: &str) -> Value {
 
 #[cfg(test)]
 mod tests {
-    use super::*;
+    use super::{super::ids::message_of_item, *};
 
     #[test]
     fn every_part_is_an_item_with_an_id_that_leads_back() {

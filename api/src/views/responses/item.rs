@@ -1,7 +1,5 @@
-//! The items of a response's output. Their ids name the run and the item's `output_index`, so that whoever refers to one
-//! can be told what it is.
+//! The items of a response's output.
 
-use longhaul_shared::domain::ids::RunId;
 use serde::Serialize;
 
 /// One item as it is at the moment.
@@ -170,32 +168,6 @@ impl Item {
         match self {
             Self::FunctionCall { name, .. } | Self::McpCall { name, .. } => Some(name),
             Self::Message { .. } | Self::Reasoning { .. } => None,
-        }
-    }
-}
-
-pub(super) fn item_id(prefix: &str, run_id: RunId, index: usize) -> String {
-    format!("{prefix}_{}_{index}", run_id.0.simple())
-}
-
-/// The run whose output may have an item of that id.
-pub(crate) fn run_of_item(id: &str) -> Option<RunId> {
-    let (_, place) = id.split_once('_')?;
-    let (run, index) = place.split_once('_')?;
-    index.parse::<usize>().ok()?;
-    super::response::id_of(run).map(RunId)
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn an_id_leads_to_the_run_of_its_item() {
-        let run = RunId::generate();
-        assert_eq!(run_of_item(&item_id("msg", run, 12)), Some(run));
-        for other in ["", "msg_1", "msg_x_1", "rs_1", &format!("msg_{}", run.0.simple())] {
-            assert_eq!(run_of_item(other), None, "{other}");
         }
     }
 }

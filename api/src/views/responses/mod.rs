@@ -5,6 +5,7 @@
 //! last event carries. Only event and item types are used that the SDKs know.
 
 mod frames;
+mod ids;
 mod input_item;
 mod item;
 mod response;
@@ -24,10 +25,12 @@ use serde_json::{Value, json};
 
 use frames::Fields;
 pub(crate) use frames::Frames;
-pub(crate) use input_item::{input_items, message_of_item, part_of_item};
-pub(crate) use item::{Content, Item, run_of_item};
-use item::{ItemStatus, Phase, item_id};
-pub(crate) use response::{Head, Outcome, Status, chat_of, conversation_id, response_id, run_of, seconds};
+use ids::item_id;
+pub(crate) use ids::{chat_of, conversation_id, message_of_item, response_id, run_of, run_of_item};
+pub(crate) use input_item::{input_items, part_of_item};
+pub(crate) use item::{Content, Item};
+use item::{ItemStatus, Phase};
+pub(crate) use response::{Head, Outcome, Status, seconds};
 
 /// What a stream says behind its last event.
 pub(crate) const DONE: &str = "data: [DONE]\n\n";

@@ -9,7 +9,10 @@ use serde::Serialize;
 use serde_json::{Value, json};
 use uuid::Uuid;
 
-use super::item::Item;
+use super::{
+    ids::{conversation_id, response_id},
+    item::Item,
+};
 
 /// What a response keeps from its creation to its deletion.
 #[derive(Clone, Debug)]
@@ -41,32 +44,6 @@ pub(crate) struct Outcome {
     pub(crate) incomplete_details: Option<Value>,
     pub(crate) usage: Option<Usage>,
     pub(crate) completed_at: Option<Millis>,
-}
-
-/// The id by which clients know a run as a response.
-pub(crate) fn response_id(run_id: RunId) -> String {
-    format!("resp_{}", run_id.0.simple())
-}
-
-/// The run that a client calls so.
-pub(crate) fn run_of(response_id: &str) -> Option<RunId> {
-    response_id.strip_prefix("resp_").and_then(id_of).map(RunId)
-}
-
-/// The id by which clients know a chat as a conversation.
-pub(crate) fn conversation_id(chat_id: ChatId) -> String {
-    format!("conv_{}", chat_id.0.simple())
-}
-
-/// The chat that a client calls so.
-pub(crate) fn chat_of(conversation_id: &str) -> Option<ChatId> {
-    conversation_id.strip_prefix("conv_").and_then(id_of).map(ChatId)
-}
-
-/// An id in its one spelling here.
-pub(super) fn id_of(digits: &str) -> Option<Uuid> {
-    let id = Uuid::try_parse(digits).ok()?;
-    (id.simple().to_string() == digits).then_some(id)
 }
 
 #[derive(Serialize)]
@@ -233,16 +210,6 @@ impl Head {
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    #[test]
-    fn an_id_leads_back_to_its_run_and_has_one_spelling() {
-        let run = RunId::generate();
-        let id = response_id(run);
-        assert_eq!(run_of(&id), Some(run));
-        for other in [&run.to_string(), &id.to_uppercase(), &format!("resp_{run}"), "resp_", "resp_x", ""] {
-            assert_eq!(run_of(other), None, "{other}");
-        }
-    }
 
     #[test]
     fn a_response_has_every_field_that_clients_read() {

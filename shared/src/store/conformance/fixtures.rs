@@ -33,6 +33,7 @@ impl Database {
             context_ref: None,
             metadata: json!({ "of": title }),
             created_by: Some("tester".to_owned()),
+            imported: vec![],
         };
         self.store.create_chat(workspace, chat).await.unwrap()
     }

@@ -20,7 +20,8 @@ use crate::{
         transition::RunStatus,
     },
     store::{
-        Fresh, KeyName, KeyedRun, NewRun, Request, RunFilter, RunInput, StoreError, admission::IdempotencyKey,
+        Fresh, KeyName, KeyedRun, NewChat, NewRun, Request, RunFilter, RunInput, StoreError,
+        admission::IdempotencyKey,
     },
 };
 
@@ -179,6 +180,11 @@ async fn an_imported_message_takes_a_turn_of_its_own(db: Database) {
     assert_eq!((imported.turn, imported.status, imported.run_id), (1, None, None));
     assert_eq!(imported.parts, parts);
     assert_eq!(db.submit(acme, chat.id).await.run.turn, 2);
+    let begun = NewChat { imported: parts.clone(), ..NewChat::default() };
+    let begun = db.store.create_chat(acme, begun).await.unwrap();
+    let first_turn = db.store.messages(acme, begun.id, first(10)).await.unwrap().items;
+    assert_eq!((first_turn.len(), first_turn[0].turn, &first_turn[0].parts), (1, 1, &parts));
+    assert_eq!(db.submit(acme, begun.id).await.run.turn, 2);
     let read = db.store.messages(acme, chat.id, first(10)).await.unwrap().items;
     assert_eq!((read.len(), &read[0]), (3, &imported));
     for (workspace, chat) in [(evil, chat.id), (acme, ChatId::generate())] {

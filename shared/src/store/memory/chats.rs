@@ -19,7 +19,14 @@ use crate::{
 #[async_trait]
 impl Chats for MemoryStore {
     async fn create_chat(&self, workspace: WorkspaceId, chat: NewChat) -> Result<Chat> {
-        self.transact(|state| state.insert_chat(workspace, chat))
+        self.transact(|state| {
+            let imported = chat.imported.clone();
+            let chat = state.insert_chat(workspace, chat)?;
+            if !imported.is_empty() {
+                state.import(workspace, chat.id, imported)?;
+            }
+            Ok(chat)
+        })
     }
 
     async fn chat(&self, workspace: WorkspaceId, chat: ChatId) -> Result<Chat> {
@@ -122,35 +129,38 @@ impl Chats for MemoryStore {
         chat: ChatId,
         parts: Vec<Part>,
     ) -> Result<Message> {
-        self.transact(|state| {
-            state.live_chat(workspace, chat)?;
-            let now = state.now;
-            let row = state.chats.get_mut(&chat).ok_or(StoreError::NotFound)?;
-            row.last_turn += 1;
-            row.chat.updated_at = now;
-            let message = Message {
-                id: MessageId::generate(),
-                workspace_id: workspace,
-                chat_id: chat,
-                turn: row.last_turn,
-                position: 0,
-                role: Role::User,
-                status: None,
-                client_id: None,
-                in_reply_to: None,
-                replaces_turn: None,
-                run_id: None,
-                parts,
-                created_at: now,
-                updated_at: now,
-            };
-            state.messages.insert(message.id, message.clone());
-            Ok(message)
-        })
+        self.transact(|state| state.import(workspace, chat, parts))
     }
 }
 
 impl State {
+    /// The chat's next turn, which is a message alone.
+    fn import(&mut self, workspace: WorkspaceId, chat: ChatId, parts: Vec<Part>) -> Result<Message> {
+        self.live_chat(workspace, chat)?;
+        let now = self.now;
+        let row = self.chats.get_mut(&chat).ok_or(StoreError::NotFound)?;
+        row.last_turn += 1;
+        row.chat.updated_at = now;
+        let message = Message {
+            id: MessageId::generate(),
+            workspace_id: workspace,
+            chat_id: chat,
+            turn: row.last_turn,
+            position: 0,
+            role: Role::User,
+            status: None,
+            client_id: None,
+            in_reply_to: None,
+            replaces_turn: None,
+            run_id: None,
+            parts,
+            created_at: now,
+            updated_at: now,
+        };
+        self.messages.insert(message.id, message.clone());
+        Ok(message)
+    }
+
     pub(super) fn insert_chat(&mut self, workspace: WorkspaceId, new: NewChat) -> Result<Chat> {
         if !self.workspaces.contains_key(&workspace) {
             return Err(StoreError::Conflict("chats_workspace_id_fkey".to_owned()));

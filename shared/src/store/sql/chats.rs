@@ -2,7 +2,7 @@
 
 use async_trait::async_trait;
 use serde_json::{Map, Value};
-use sqlx::types::Json;
+use sqlx::{Transaction, types::Json};
 use uuid::Uuid;
 
 use super::{
@@ -38,17 +38,27 @@ impl Chats for SqlStore {
              values ($1, $2, $3, $4, $5, $6, $7) returning ",
             chat_columns!()
         );
-        let row = sqlx::query::<Db>(SQL)
-            .bind(workspace.0)
-            .bind(ChatId::generate().0)
-            .bind(chat.title)
-            .bind(chat.agent)
-            .bind(chat.context_ref)
-            .bind(Json(object(chat.metadata)))
-            .bind(chat.created_by)
-            .fetch_one(self.writer())
-            .await?;
-        rows::chat(&row)
+        let store = self.clone();
+        to_its_end(async move {
+            let mut tx = store.begin().await?;
+            let row = sqlx::query::<Db>(SQL)
+                .bind(workspace.0)
+                .bind(ChatId::generate().0)
+                .bind(chat.title)
+                .bind(chat.agent)
+                .bind(chat.context_ref)
+                .bind(Json(object(chat.metadata)))
+                .bind(chat.created_by)
+                .fetch_one(&mut *tx)
+                .await?;
+            let made = rows::chat(&row)?;
+            if !chat.imported.is_empty() {
+                import(&mut tx, workspace, made.id, &chat.imported).await?;
+            }
+            tx.commit().await?;
+            Ok(made)
+        })
+        .await
     }
 
     async fn chat(&self, workspace: WorkspaceId, chat: ChatId) -> Result<Chat> {
@@ -179,26 +189,36 @@ impl Chats for SqlStore {
         let store = self.clone();
         to_its_end(async move {
             let mut tx = store.begin().await?;
-            let row = sqlx::query(NEXT_TURN).bind(workspace.0).bind(chat.0).fetch_one(&mut *tx).await?;
-            let turn: i64 = get(&row, "last_turn")?;
-            let id = MessageId::generate();
-            sqlx::query(
-                "insert into messages (workspace_id, id, chat_id, turn, position, role, parts) \
-                 values ($1, $2, $3, $4, 0, 'user', $5)",
-            )
-            .bind(workspace.0)
-            .bind(id.0)
-            .bind(chat.0)
-            .bind(turn)
-            .bind(Json(&parts))
-            .execute(&mut *tx)
-            .await?;
-            let row = sqlx::query(MESSAGE).bind(workspace.0).bind(id.0).fetch_one(&mut *tx).await?;
+            let message = import(&mut tx, workspace, chat, &parts).await?;
             tx.commit().await?;
-            rows::message(&row)
+            Ok(message)
         })
         .await
     }
+}
+
+/// The chat's next turn, which is a message alone.
+async fn import(
+    tx: &mut Transaction<'static, Db>,
+    workspace: WorkspaceId,
+    chat: ChatId,
+    parts: &[Part],
+) -> Result<Message> {
+    let row = sqlx::query(NEXT_TURN).bind(workspace.0).bind(chat.0).fetch_one(&mut **tx).await?;
+    let turn: i64 = get(&row, "last_turn")?;
+    let id = MessageId::generate();
+    sqlx::query(
+        "insert into messages (workspace_id, id, chat_id, turn, position, role, parts) \
+         values ($1, $2, $3, $4, 0, 'user', $5)",
+    )
+    .bind(workspace.0)
+    .bind(id.0)
+    .bind(chat.0)
+    .bind(turn)
+    .bind(Json(parts))
+    .execute(&mut **tx)
+    .await?;
+    rows::message(&sqlx::query(MESSAGE).bind(workspace.0).bind(id.0).fetch_one(&mut **tx).await?)
 }
 
 /// `NotFound` unless the workspace has that chat and it is not deleted.
