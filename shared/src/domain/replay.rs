@@ -4,6 +4,8 @@
 //! Rows and events tell the same story, so it does not matter how much of it comes from which: what an event
 //! says that a row already said changes nothing.
 
+mod model;
+
 use std::collections::BTreeMap;
 
 use serde_json::Value;
@@ -14,10 +16,12 @@ use super::{
     ids::{Millis, RunId, Seq},
     message::Part,
     run::{RunError, Usage},
-    step::{FinishReason, OutputPart, Step, output_text, push_output},
+    step::{FinishReason, OutputPart, Step, push_output},
     tool::{CallState, Effect, ToolCall, idempotency_key},
     transition::{Reason, RunStatus},
 };
+
+pub use model::{CallForModel, ModelMessage};
 
 /// A model call that has begun and is not saved.
 #[derive(Clone, Debug, PartialEq)]
@@ -56,22 +60,6 @@ pub struct Replay {
     open: Option<OpenStep>,
     end: Option<End>,
     position: Seq,
-}
-
-/// One message of the conversation that a model is given.
-#[derive(Clone, Debug, PartialEq)]
-pub enum ModelMessage {
-    System(String),
-    User(String),
-    Assistant { text: String, calls: Vec<CallForModel> },
-    ToolResult { call_id: String, content: String },
-}
-
-#[derive(Clone, Debug, PartialEq)]
-pub struct CallForModel {
-    pub call_id: String,
-    pub name: String,
-    pub arguments: String,
 }
 
 impl Replay {
@@ -134,11 +122,6 @@ impl Replay {
         self.calls.range((step, 0)..=(step, u32::MAX)).map(|(_, call)| call)
     }
 
-    /// Whether the step asks for tools that the client runs.
-    pub fn asks_client(&self, step: u32) -> bool {
-        self.steps.get(&step).is_some_and(|saved| client_calls(&saved.output).next().is_some())
-    }
-
     /// All calls of the agent's own tools.
     pub fn call_count(&self) -> usize {
         self.calls.len()
@@ -147,12 +130,6 @@ impl Replay {
     /// Those before that one.
     pub fn calls_before(&self, step: u32, call: u32) -> usize {
         self.calls.range(..(step, call)).count()
-    }
-
-    /// What the last step asks the client for.
-    pub fn open_client_calls(&self) -> Vec<CallForModel> {
-        let last = self.steps.last_key_value().map(|(_, step)| client_calls(&step.output).collect());
-        last.unwrap_or_default()
     }
 
     /// Calls that have no outcome yet.
@@ -281,36 +258,6 @@ impl Replay {
         }
         parts
     }
-
-    /// The answer as the model is given it: each call is followed by exactly one result, but for the client's calls, whose
-    /// results come with the next message.
-    pub fn for_model(&self) -> Vec<ModelMessage> {
-        self.for_model_after(0)
-    }
-
-    /// The part of it that belongs to the steps behind `step`.
-    pub fn for_model_after(&self, step: u32) -> Vec<ModelMessage> {
-        let mut messages = vec![];
-        for (number, step) in self.steps.range(step.saturating_add(1)..) {
-            let text = output_text(&step.output);
-            let calls: Vec<_> = self.calls_of(*number).collect();
-            let own = calls.iter().map(|call| CallForModel {
-                call_id: call.call_id.clone(),
-                name: call.name.clone(),
-                arguments: call.arguments.clone(),
-            });
-            let all: Vec<_> = own.chain(client_calls(&step.output)).collect();
-            if text.is_empty() && all.is_empty() {
-                continue;
-            }
-            messages.push(ModelMessage::Assistant { text, calls: all });
-            messages.extend(calls.iter().map(|call| ModelMessage::ToolResult {
-                call_id: call.call_id.clone(),
-                content: call.result_for_model(),
-            }));
-        }
-        messages
-    }
 }
 
 fn output_part(part: &OutputPart) -> Part {
@@ -321,15 +268,6 @@ fn output_part(part: &OutputPart) -> Part {
             Part::Call { call_id: call_id.clone(), name: name.clone(), arguments: arguments.clone() }
         }
     }
-}
-
-fn client_calls(output: &[OutputPart]) -> impl Iterator<Item = CallForModel> {
-    output.iter().filter_map(|part| match part {
-        OutputPart::Call { call_id, name, arguments } => {
-            Some(CallForModel { call_id: call_id.clone(), name: name.clone(), arguments: arguments.clone() })
-        }
-        OutputPart::Text { .. } | OutputPart::Reasoning { .. } => None,
-    })
 }
 
 fn tool_part(call: &ToolCall) -> Part {

@@ -1,5 +1,6 @@
 //! The words of admission: what a new run brings, and how it is answered.
 
+use async_trait::async_trait;
 use serde_json::Value;
 
 use crate::domain::{
@@ -130,4 +131,11 @@ pub enum AdmitError {
     MessageIdReused,
     #[error(transparent)]
     Store(#[from] StoreError),
+}
+
+/// The one way in for a run.
+#[async_trait]
+pub trait Admission: Send + Sync {
+    /// One transaction: idempotency → chat → run → messages → job → `run.queued`. See [`NewRun`].
+    async fn admit(&self, new: NewRun) -> std::result::Result<Admitted, AdmitError>;
 }
