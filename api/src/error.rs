@@ -144,6 +144,7 @@ impl From<StoreError> for ApiError {
                 ..Code::Unavailable.into()
             },
             StoreError::LeaseLost
+            | StoreError::Stopping(_)
             | StoreError::Panicked
             | StoreError::Refused(_)
             | StoreError::Corrupt { .. }

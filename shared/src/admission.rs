@@ -20,7 +20,7 @@ use crate::{
         event::Segment,
         ids::{ChatId, RunId, WorkspaceId},
         message::Part,
-        run::{Limits, Run, Trigger},
+        run::{Limits, Trigger},
         text,
     },
     store::{
@@ -222,17 +222,16 @@ impl From<AdmitError> for SubmitError {
     }
 }
 
-/// Asks a run to stop. It is over in the answer if no worker held it, else `stop_requested_at` is set.
+/// Asks a run to stop.
 pub async fn stop(
     store: &dyn Store,
     bus: &dyn Bus,
     workspace: WorkspaceId,
     run: RunId,
-) -> Result<Run, StoreError> {
+) -> Result<StopOutcome, StoreError> {
     let outcome = store.stop_run(workspace, run).await?;
-    let run = outcome.run().clone();
-    announce_stop(bus, outcome);
-    Ok(run)
+    announce_stop(bus, outcome.clone());
+    Ok(outcome)
 }
 
 /// The same by the key of the run's submission, which may still be on its way.

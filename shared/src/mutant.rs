@@ -22,6 +22,7 @@ named! {
         TailEndFromRedisOnly = "tail_end_from_redis_only": "a tail that has caught up hears of the rest from Redis alone",
         ToolSentWithoutLease = "tool_sent_without_lease": "a tool call is sent although the lease may have run out",
         StopNotDelivered = "stop_not_delivered": "a holder is not told that its run is to stop",
+        EndAheadOfStop = "end_ahead_of_stop": "a run ends as it was going to although its stop was requested before",
         DispatchBeforeRecord = "dispatch_before_record": "a tool call is sent before it is marked as dispatched",
     }
 }

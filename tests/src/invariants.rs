@@ -100,6 +100,11 @@ const RULES: &[(&str, &str)] = &[
          or r.reasoning_tokens <> coalesce(s.reasoning, 0) or r.cached_input_tokens <> coalesce(s.cached, 0)",
     ),
     (
+        "a run that was asked to stop and came to another end",
+        "select id_text(id) || ' ' || reason from runs where status in ('succeeded', 'failed', 'aborted')
+         and stop_requested_at is not null and (stop_reason is null or reason <> stop_reason)",
+    ),
+    (
         "a call without an outcome in a run that is over",
         "select id_text(r.id) || ' ' || c.name || ' ' || c.state from runs r join tool_calls c on c.run_id = r.id
          where r.status in ('succeeded', 'failed', 'aborted')

@@ -4,7 +4,7 @@
 //! else waits and goes into the next one, so that a busy worker writes many runs at the price of one, and an idle one
 //! commits at once. Deltas are coalesced: the first of a step goes out at once, later ones wait up to [`Coalesce`].
 //! A segment is published only after its commit. A run has at most one append under way, so its segments become
-//! visible in order. No run waits for another's trouble: an end whose chat somebody has locked waits for it in a commit of
+//! visible in order. An end that a stop came before becomes the end by that stop, with all that was said. No run waits for another's trouble: an end whose chat somebody has locked waits for it in a commit of
 //! its own, and a write that makes the store panic is found and refused.
 
 mod pending;
@@ -26,6 +26,7 @@ use longhaul_shared::{
         event::Segment,
         ids::{Epoch, Millis, RunId, Seq},
         retry::Backoff,
+        settle::{Stop, end_by_stop},
     },
     failpoint::{Point, hit, hit_if},
     jitter::jitter,
@@ -284,6 +285,16 @@ impl Task {
                 } else {
                     one.put_off += 1;
                     one.since = Instant::now() + RETRY.wait(one.put_off, jitter());
+                    run.unconfirmed = Some(one);
+                }
+            }
+            Err(StoreError::Stopping(wish)) => {
+                tracing::info!(run.id = %run_id, epoch, reason = %wish.reason, "a stop came before the run's end");
+                let stop = Stop { requested_at: wish.requested_at, is_delivered: true };
+                one.append.ending = Some(end_by_stop(&mut one.append.events, wish.reason, stop));
+                one.since = Instant::now();
+                if let Some(run) = self.runs.get_mut(&key_of(&one.append)) {
+                    run.next = one.append.last_seq() + 1;
                     run.unconfirmed = Some(one);
                 }
             }

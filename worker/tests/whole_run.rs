@@ -224,7 +224,7 @@ async fn a_stop_in_mid_stream_keeps_what_was_said() {
         stop(&*world.store, &*world.bus, world.workspace, run_id).await.unwrap()
     };
     let ((events, _), stopped) = tokio::join!(watching, stopping);
-    assert!(stopped.is_stopping(), "{stopped:?}");
+    assert!(stopped.run().is_stopping(), "{stopped:?}");
     assert_eq!(kinds(&events), ["step.started", "step.finished", "run.finished"]);
     let run = world.store.run(world.workspace, run_id).await.unwrap();
     assert_eq!((run.status, run.reason), (RunStatus::Aborted, Some(Reason::Stop)));

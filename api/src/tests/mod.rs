@@ -29,7 +29,6 @@ use longhaul_shared::{
         ids::WorkerId,
         run::{Claim, Ending, Usage},
         step::{FinishReason, OutputPart, Step},
-        transition::{Reason, RunStatus},
     },
     store::{Append, KeyRole, NewKey, NewWorker, SharedStore, sqlite},
     tail::Tails,
@@ -231,8 +230,13 @@ impl Api {
         self.commit(Append { events, ..append(claim) }, claim).await;
     }
 
-    /// The holder saves `text`, which it has said, as its one step and ends the run.
+    /// The holder saves `text`, which it has said, as its one step, and the run is done.
     pub(super) async fn finish(&self, claim: &mut Claim, first_seq: i64, text: &str) {
+        self.finish_as(Ending::done(), claim, first_seq, text).await;
+    }
+
+    /// The same with another end.
+    pub(super) async fn finish_as(&self, ending: Ending, claim: &mut Claim, first_seq: i64, text: &str) {
         let usage = Usage { input_tokens: 3, output_tokens: 2, ..Usage::default() };
         let step = Step {
             run_id: claim.run.id,
@@ -251,8 +255,8 @@ impl Api {
         let finished =
             EventData::StepFinished { finish_reason: FinishReason::Stop, usage, tool_calls: 0 }.of_step(1, 1);
         let end = EventData::RunFinished {
-            status: RunStatus::Succeeded,
-            reason: Reason::Done,
+            status: ending.status(),
+            reason: ending.reason,
             error: None,
             usage,
             step_count: 1,
@@ -260,7 +264,7 @@ impl Api {
         let append = Append {
             events: vec![finished, end.of_run()],
             steps: vec![step],
-            ending: Some(Ending::done()),
+            ending: Some(ending),
             ..append(claim)
         };
         self.commit(append, claim).await;

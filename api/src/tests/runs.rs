@@ -1,7 +1,7 @@
 //! Runs: submit, read, list, stop.
 
 use axum::http::Method;
-use longhaul_shared::store::KeyRole;
+use longhaul_shared::{domain::run::Ending, store::KeyRole};
 use serde_json::json;
 use uuid::Uuid;
 
@@ -270,7 +270,7 @@ async fn a_stop_that_waits_answers_with_the_end_or_with_what_is_known_by_then() 
     claim.last_seq = api.get(&format!("/v1/runs/{id}")).await.ok(200)["lastSeq"].as_i64().unwrap();
     let first = claim.last_seq + 1;
     api.say(&mut claim, &super::hello()).await;
-    api.finish(&mut claim, first, "Hello").await;
+    api.finish_as(Ending::stopped(), &mut claim, first, "Hello").await;
     let ended = waiting.await.unwrap().ok(200);
     assert_eq!(ended["stopping"], false);
     assert!(ended["finishedAt"].is_string());

@@ -10,6 +10,7 @@ use super::{
     run::{Ending, Usage},
     step::{FinishReason, Step},
     tool::{CallState, Effect, ToolCall},
+    transition::Reason,
 };
 
 /// What the ending appends and writes.
@@ -99,10 +100,23 @@ pub fn settle(
     (events, settlement)
 }
 
+/// Lets the run end by this stop instead of as it was going to. Everything else that `events` tell stays true.
+pub fn end_by_stop(events: &mut Vec<Event>, reason: Reason, stop: Stop) -> Ending {
+    let ending = Ending { reason, error: None };
+    let last = events.pop();
+    let Some(EventData::RunFinished { usage, step_count, .. }) = last.as_ref().and_then(Event::data) else {
+        unreachable!("a run's end is its last event")
+    };
+    events.extend(stop.stages());
+    let (status, error) = (ending.status(), None);
+    events.push(EventData::RunFinished { status, reason, error, usage, step_count }.of_run());
+    ending
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::domain::{replay::ModelMessage, step::OutputPart, transition::Reason};
+    use crate::domain::{replay::ModelMessage, run::RunError, step::OutputPart, transition::RunStatus};
 
     fn replay_of(events: &[Event]) -> Replay {
         let mut replay = Replay::new(RunId::generate());
@@ -138,6 +152,25 @@ mod tests {
             events.iter().map(|e| e.kind.as_str()).collect::<Vec<_>>(),
             ["step.finished", "run.finished"]
         );
+    }
+
+    #[test]
+    fn a_stop_takes_the_place_of_another_end_and_of_nothing_else() {
+        let replay = replay_of(&[
+            EventData::StepStarted { model: "m".into() }.of_step(1, 1),
+            EventData::TextDelta { text: "half".into() }.of_step(1, 1),
+        ]);
+        let usage = Usage { input_tokens: 3, ..Usage::default() };
+        let stop = Stop { requested_at: 5, is_delivered: true };
+        let end = |ending: &Ending, stop| settle(RunId::generate(), &replay, usage, ending, stop, 2).0;
+        let failed = Ending::failed(Reason::Provider, RunError::new("provider", "gone"));
+        let mut events = end(&failed, None);
+        assert_eq!(end_by_stop(&mut events, Reason::Superseded, stop).status(), RunStatus::Aborted);
+        let mut expected = end(&Ending { reason: Reason::Superseded, error: None }, Some(stop));
+        let told = |events: &[Event]| events.iter().map(Event::data).collect::<Vec<_>>();
+        // What was torn is told before the stop here, as it was before anybody knew of it.
+        expected[..3].rotate_right(1);
+        assert_eq!(told(&events), told(&expected));
     }
 
     #[test]

@@ -177,9 +177,8 @@ impl Holdings {
     /// Takes a claim into the books. If the lease it was made by is gone already, it begins as lost.
     pub fn add(self: &Arc<Self>, claim: Claim, slot: OwnedSemaphorePermit) -> Leased {
         let orders = Arc::new(Orders { validity: self.validity.clone(), ..Orders::default() });
-        if let Some(requested_at) = claim.run.stop_requested_at {
-            let reason = claim.run.stop_reason.unwrap_or(Reason::Stop);
-            orders.request_stop(StopRequest { run_id: claim.run.id, reason, requested_at });
+        if let Some(wish) = StopRequest::of(&claim.run) {
+            orders.request_stop(wish);
         }
         let mut inner = self.lock();
         if inner.worker_id != Some(claim.worker_id) {

@@ -2,6 +2,8 @@
 
 use std::sync::Arc;
 
+use super::StopRequest;
+
 /// A failure of the store, sorted by what the caller can do about it.
 #[derive(Clone, Debug, thiserror::Error)]
 pub enum StoreError {
@@ -14,6 +16,9 @@ pub enum StoreError {
     /// Somebody else holds the run now: the writer stops at once and writes nothing more.
     #[error("the lease is lost")]
     LeaseLost,
+    /// The run's stop was requested before it came to the end that was to be committed: this is the end to commit.
+    #[error("the run is to stop: {}", .0.reason)]
+    Stopping(StopRequest),
     /// The database cannot serve now; the same call may succeed later.
     #[error("the database is unavailable: {0}")]
     Unavailable(#[source] Arc<sqlx::Error>),

@@ -3,12 +3,15 @@
 use async_trait::async_trait;
 
 use super::Result;
-use crate::domain::{
-    event::{Event, Segment},
-    ids::{ChatId, Epoch, MessageId, Millis, RunId, Seq, WorkspaceId},
-    run::Ending,
-    step::Step,
-    tool::{LateResult, ToolCall},
+use crate::{
+    domain::{
+        event::{Event, Segment},
+        ids::{ChatId, Epoch, MessageId, Millis, RunId, Seq, WorkspaceId},
+        run::Ending,
+        step::Step,
+        tool::{LateResult, ToolCall},
+    },
+    mutant::{self, Mutant},
 };
 
 /// One run's share of a group commit.
@@ -35,6 +38,12 @@ pub struct Append {
 impl Append {
     pub fn last_seq(&self) -> Seq {
         self.first_seq + self.events.len() as Seq - 1
+    }
+
+    /// Whether it is an end that a stop comes before: any but the one that the stop itself orders.
+    pub fn yields_to_stop(&self) -> bool {
+        self.ending.as_ref().is_some_and(|ending| !ending.reason.is_ordered())
+            && !mutant::is(Mutant::EndAheadOfStop)
     }
 }
 
@@ -71,7 +80,8 @@ pub trait Log: LogReader {
     /// Commits the appends of several runs together, each whole or not at all: events, steps, ledger, counters,
     /// message and ending. The answers stand in the order of the appends. `LeaseLost` for one whose position is
     /// not right behind the log's last event or whose message is no longer streaming; it changes nothing and does not
-    /// disturb the others. At most one append for each run. An append that is committed already, because the answer
+    /// disturb the others. `Stopping` for an end that its run comes to after it was asked to stop: who asked was told
+    /// that it will, and nothing else may become of it. At most one append for each run. An append that is committed already, because the answer
     /// was lost, is answered like the first time, without what it caused. The caller awaits it to its end.
     async fn commit(&self, appends: &[Append]) -> Vec<Result<Committed>>;
     /// The same without waiting for a chat that somebody has locked: the endings of runs in it are answered `Locked`.

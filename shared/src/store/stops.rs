@@ -46,5 +46,13 @@ pub struct StopRequest {
     pub requested_at: Millis,
 }
 
+impl StopRequest {
+    /// The wish that the row tells of.
+    pub fn of(run: &Run) -> Option<Self> {
+        let reason = run.stop_reason.unwrap_or(Reason::Stop);
+        Some(Self { run_id: run.id, reason, requested_at: run.stop_requested_at? })
+    }
+}
+
 /// How long the holder of a run has to follow a stop. After that anybody carries it out.
 pub const STOP_GRACE_MS: i64 = 2_000;

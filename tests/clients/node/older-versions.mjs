@@ -55,8 +55,8 @@ for (const [version, sdk] of Object.entries({ five, six })) {
     const stopped = read(await send(`stopped ${version}`));
     await closed.reached();
     await stop(`stopped ${version}`, 1);
-    assert.deepEqual((await stopped).types.slice(-2), ['abort', 'finish']);
     await closed.open();
+    assert.deepEqual((await stopped).types.slice(-2), ['abort', 'finish']);
   });
 
   test(`version ${version} accepts a step that is done over`, async () => {

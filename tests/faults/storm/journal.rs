@@ -40,7 +40,6 @@ pub(crate) struct Stop {
     pub(crate) run: String,
     /// When it was sent: Unix milliseconds.
     pub(crate) at: i64,
-    pub(crate) answered: i64,
 }
 
 /// What the clients know in the end.

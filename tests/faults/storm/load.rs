@@ -217,8 +217,7 @@ impl Load {
             let (answer, _) = self.send(self.http.post(format!("{api}/v1/runs/{run}/stop"))).await;
             match answer.as_str() {
                 "202" => {
-                    let answered = now_ms();
-                    self.journal().stops.push(Stop { run: run.to_owned(), at, answered });
+                    self.journal().stops.push(Stop { run: run.to_owned(), at });
                     return;
                 }
                 // It was over.

@@ -140,7 +140,7 @@ pub(crate) async fn run(options: &Options) -> Result<Report> {
         let identities =
             Identities::read(outputs.iter().map(|(name, output)| (name.as_str(), output.as_str())));
         flaws.extend(checks::journal(&journal, &history));
-        flaws.extend(checks::stops(&journal, &history, &incidents_done, &identities));
+        flaws.extend(checks::stops(&journal, &history));
         flaws.extend(checks::tails(&journal, &history));
         flaws.extend(checks::provider(&calls, &history, &incidents_done, &clock));
         flaws.extend(checks::ledger(&ledger, &history, &incidents_done, &clock));

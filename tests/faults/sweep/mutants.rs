@@ -116,6 +116,9 @@ fn seen_by(mutant: &str) -> Seen {
         "stop_not_delivered" => {
             (special(Special::StopClosesUpstream).collect(), &["the upstream was open for"])
         }
+        "end_ahead_of_stop" => {
+            (special(Special::StopBeforeEnd).collect(), &["a run that was asked to stop ended"])
+        }
         _ => (vec![], &[]),
     };
     Seen { cases, words }

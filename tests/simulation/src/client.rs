@@ -191,7 +191,7 @@ impl Api {
         loop {
             match admission::stop(&*self.store, &*self.bus, workspace, run).await {
                 Ok(run) => {
-                    with(|world| world.stop_is_answered(&run));
+                    with(|world| world.stop_is_answered(run.run()));
                     return finish(place);
                 }
                 Err(error) if error.is_transient() => sleep(Duration::from_millis(20)).await,

@@ -23,7 +23,7 @@ counters! {
     deaths_proven, suspects_claimed, suspects_left_waiting,
     takeovers, hand_backs, disowned, broken_attempts,
     store_calls, store_unavailable, store_answers_lost, store_calls_slow, late_writes, fenced_writes,
-    commits_confirmed,
+    commits_confirmed, ends_after_a_stop,
     model_calls, streams_torn, steps_restarted, steps_interrupted,
     effects_once, effects_idempotent, effects_idempotent_repeated, effects_lost_answer, effects_after_takeover,
     told_succeeded, told_failed, told_not_received, told_pending, told_nonsense, effects_refused,

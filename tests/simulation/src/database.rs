@@ -339,6 +339,7 @@ impl Log for Connection {
                 for (was_logged, answer) in before.into_iter().zip(&answers) {
                     match answer {
                         Err(StoreError::LeaseLost) => world.coverage.fenced_writes += 1,
+                        Err(StoreError::Stopping(_)) => world.coverage.ends_after_a_stop += 1,
                         Ok(_) if was_logged => world.coverage.commits_confirmed += 1,
                         _ => {}
                     }

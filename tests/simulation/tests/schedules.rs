@@ -26,10 +26,9 @@ fn no_schedule_breaks_a_promise() {
     }
     assert_eq!(result.schedules, SCHEDULES);
     let coverage = result.coverage;
-    assert!(
-        coverage.takeovers > 0 && coverage.fenced_writes > 0 && coverage.calls_unknown > 0,
-        "{coverage:?}"
-    );
+    let rare =
+        [coverage.takeovers, coverage.fenced_writes, coverage.calls_unknown, coverage.ends_after_a_stop];
+    assert!(!rare.contains(&0), "{coverage:?}");
 }
 
 #[test]

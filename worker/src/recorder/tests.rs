@@ -13,8 +13,9 @@ use longhaul_shared::{
         replay::Replay,
         run::{Claim, Ending, Usage},
         settle::settle,
+        transition::{Reason, RunStatus},
     },
-    store::{LogCursor, LogReader, SharedStore},
+    store::{LogCursor, LogReader, SharedStore, StopOutcome},
 };
 use tempfile::TempDir;
 use tokio::sync::{Semaphore, watch};
@@ -176,4 +177,36 @@ async fn a_write_that_makes_the_store_panic_is_refused_and_no_other_is() {
     first.await.unwrap().unwrap();
     assert!(troubled.batches.lock().unwrap().contains(&2), "they went together");
     written(bad, says("better")).await.unwrap();
+}
+
+#[tokio::test]
+async fn an_end_that_a_stop_came_before_is_written_as_the_end_by_that_stop() {
+    for is_locked in [false, true] {
+        let (troubled, mut open, _dir) = bench(2, 1_000).await;
+        let (claim, log) = open.pop().unwrap();
+        let (run, workspace) = (claim.run.id, claim.run.workspace_id);
+        let StopOutcome::Requested(asked) = troubled.store.stop_run(workspace, run).await.unwrap() else {
+            panic!("it is held")
+        };
+        log.append(says("all of it")).await;
+        if is_locked {
+            troubled.locked.send_replace(BTreeSet::from([run]));
+        }
+        let end = tokio::spawn(async move { (log.write(end_of(&claim)).await, log) });
+        written(&open[0].1, says("beside it")).await.unwrap();
+        troubled.locked.send_replace(BTreeSet::new());
+        let (position, log) = timeout(PATIENCE, end).await.expect("it is written").unwrap();
+        let cursor = LogCursor { workspace_id: workspace, run_id: run, after: 0 };
+        let segments = troubled.store.read_log(cursor, 100).await.unwrap();
+        let events: Vec<_> = segments.iter().flat_map(|segment| &segment.events).collect();
+        let kinds: Vec<_> = events.iter().map(|event| event.kind.as_str()).collect();
+        let stopping = "run.stopping";
+        let expected = ["run.queued", "run.claimed", "text.delta", stopping, stopping, "run.finished"];
+        assert_eq!(kinds, expected, "locked: {is_locked}");
+        assert_eq!(position.unwrap().last, events.len() as i64);
+        let over = troubled.store.run(workspace, run).await.unwrap();
+        assert_eq!((over.status, over.reason), (RunStatus::Aborted, Some(Reason::Stop)));
+        assert_eq!(over.stop_requested_at, asked.stop_requested_at);
+        assert_eq!(log.position().await.unwrap().last, events.len() as i64);
+    }
 }

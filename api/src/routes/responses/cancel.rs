@@ -26,7 +26,7 @@ pub(super) async fn cancel(
 ) -> Result<Json<Value>, ApiError> {
     let (mut run, head) = any_response(&state, caller.workspace_id, id).await?;
     if !run.status.is_terminal() {
-        run = stop(&*state.store, &*state.bus, caller.workspace_id, id).await?;
+        run = stop(&*state.store, &*state.bus, caller.workspace_id, id).await?.run().clone();
     }
     if !run.status.is_terminal() {
         run = wait_for_end(&state, run, PATIENCE).await?;

@@ -12,7 +12,7 @@ use futures::StreamExt;
 use longhaul_shared::{
     admission::stop,
     domain::{ids::RunId, run::Run},
-    store::LogCursor,
+    store::{LogCursor, StopOutcome},
 };
 use serde::Deserialize;
 use utoipa::IntoParams;
@@ -73,17 +73,18 @@ pub(crate) async fn stop_run(
     if before.status.is_terminal() {
         return Ok((StatusCode::OK, Json(RunView::from(before))).into_response());
     }
-    let run = stop(&*state.store, &*state.bus, caller.workspace_id, id).await?;
-    answer(&state, run, false, wait).await
+    let outcome = stop(&*state.store, &*state.bus, caller.workspace_id, id).await?;
+    answer(&state, &outcome, wait).await
 }
 
 /// The run as it is after the stop, or at its end if that comes in time.
 pub(super) async fn answer(
     state: &AppState,
-    mut run: Run,
-    was_over: bool,
+    outcome: &StopOutcome,
     wait: Duration,
 ) -> Result<Response, ApiError> {
+    let was_over = matches!(outcome, StopOutcome::AlreadyOver(_));
+    let mut run = outcome.run().clone();
     if !wait.is_zero() && !run.status.is_terminal() {
         run = wait_for_end(state, run, wait).await?;
     }

@@ -9,7 +9,7 @@ use axum::{
 use longhaul_shared::{
     admission,
     domain::ids::Millis,
-    store::{KeyName, KeyStop, StopOutcome},
+    store::{KeyName, KeyStop},
 };
 use serde::{Deserialize, Serialize};
 use utoipa::ToSchema;
@@ -80,10 +80,7 @@ pub(crate) async fn stop_run_by_key(
     let identity = caller.identity();
     let name = KeyName { key, caller: &identity, route: SUBMIT_RUN };
     match admission::stop_by_key(&*state.store, &*state.bus, caller.workspace_id, name).await? {
-        KeyStop::Known(outcome) => {
-            let was_over = matches!(outcome, StopOutcome::AlreadyOver(_));
-            answer(&state, outcome.run().clone(), was_over, wait).await
-        }
+        KeyStop::Known(outcome) => answer(&state, &outcome, wait).await,
         KeyStop::Noted { requested_at, expires_at } => Ok(noted(key, requested_at, expires_at)),
     }
 }

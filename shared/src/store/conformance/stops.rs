@@ -1,14 +1,16 @@
 //! Stops: a run that nobody holds ends at once, a held one is asked to, and once is enough.
 
+use std::time::Duration;
+
 use super::{
-    fixtures::{append, cursor, deltas, finishing, new_run},
+    fixtures::{append, cursor, deltas, finishing, new_run, saving},
     harness::Database,
     upheld,
 };
 use crate::{
     domain::{
         event::{Event, EventData, ReleaseReason, StopStage},
-        run::{Ending, Run},
+        run::{Ending, Run, RunError},
         transition::{MessageStatus, Reason, RunStatus},
     },
     store::{NewRun, STOP_GRACE_MS, StopOutcome, StoreError, admission::StartAt},
@@ -27,6 +29,9 @@ upheld! {
     a_stop_that_a_live_holder_does_not_follow_is_carried_out_after_the_grace,
     a_stop_that_is_repeated_after_the_grace_needs_no_reaper,
     a_holder_that_ends_the_run_while_its_grace_runs_out_makes_one_end_with_the_reaper,
+    no_other_end_comes_before_a_stop,
+    an_end_whose_answer_was_lost_stays_although_a_stop_came_since,
+    a_stop_that_was_taken_is_followed_and_one_that_was_not_came_too_late,
 }
 
 async fn assert_stopped(db: &Database, run: &Run) {
@@ -239,9 +244,9 @@ async fn a_holder_that_ends_the_run_while_its_grace_runs_out_makes_one_end_with_
         let barrier = tokio::sync::Barrier::new(2);
         let pause = |is_late: bool| {
             let micros = if is_late { 2_000 } else { 0 };
-            tokio::time::sleep(std::time::Duration::from_micros(micros))
+            tokio::time::sleep(Duration::from_micros(micros))
         };
-        let end = finishing(&claim, claim.last_seq + 1, Ending::done());
+        let end = finishing(&claim, claim.last_seq + 1, Ending::stopped());
         let finish = async {
             barrier.wait().await;
             pause(round % 4 == 0).await;
@@ -253,18 +258,99 @@ async fn a_holder_that_ends_the_run_while_its_grace_runs_out_makes_one_end_with_
             db.second.carry_out_stops(9).await.unwrap()
         };
         let (finished, carried_out) = tokio::join!(finish, carry_out);
-        let status = db.now(&claim.run).await.status;
         match (finished, &carried_out[..]) {
-            (Ok(_), []) => {
-                by_holder += 1;
-                assert_eq!(status, RunStatus::Succeeded, "round {round}");
+            (Ok(_), []) => by_holder += 1,
+            (Err(StoreError::LeaseLost), [_]) => by_reaper += 1,
+            other => panic!("round {round}: {other:?}"),
+        }
+        assert_stopped(&db, &claim.run).await;
+    }
+    assert!(by_holder > 0 && by_reaper > 0, "{by_holder} by the holder, {by_reaper} by the reaper");
+}
+
+async fn no_other_end_comes_before_a_stop(db: Database) {
+    let acme = db.workspace("acme").await;
+    let failed = || Ending::failed(Reason::Provider, RunError::new("provider", "gone"));
+    for (ending, reason) in [
+        (Ending::done(), Reason::Stop),
+        (failed(), Reason::Stop),
+        (Ending { reason: Reason::StepLimit, error: None }, Reason::ChatDeleted),
+    ] {
+        let (claim, other) = (db.held_run(acme).await, db.held_run(acme).await);
+        match reason {
+            Reason::Stop => drop(db.store.stop_run(acme, claim.run.id).await.unwrap()),
+            _ => drop(db.store.delete_chat(acme, claim.run.chat_id).await.unwrap()),
+        }
+        let saved = db.commit(saving(&claim, claim.last_seq + 1, 1)).await;
+        let before = db.everything().await;
+        let results = db.store.commit(&[finishing(&claim, saved.last + 1, ending.clone())]).await;
+        assert_eq!(db.everything().await, before, "nothing of it is written");
+        let [Err(StoreError::Stopping(wish))] = &results[..] else { panic!("{ending:?}: {results:?}") };
+        let run = db.now(&claim.run).await;
+        assert_eq!(
+            (wish.run_id, wish.reason, Some(wish.requested_at)),
+            (run.id, reason, run.stop_requested_at)
+        );
+
+        let both = [
+            finishing(&claim, saved.last + 1, ending),
+            finishing(&other, other.last_seq + 1, Ending::done()),
+        ];
+        let results = db.store.commit(&both).await;
+        assert!(matches!(&results[..], [Err(StoreError::Stopping(_)), Ok(_)]), "{results:?}");
+        db.commit(finishing(&claim, saved.last + 1, Ending { reason, error: None })).await;
+        let over = db.now(&claim.run).await;
+        assert_eq!((over.status, over.reason), (RunStatus::Aborted, Some(reason)));
+        assert_eq!(db.now(&other.run).await.status, RunStatus::Succeeded);
+    }
+}
+
+async fn an_end_whose_answer_was_lost_stays_although_a_stop_came_since(db: Database) {
+    let acme = db.workspace("acme").await;
+    let claim = db.held_run(acme).await;
+    let end = finishing(&claim, claim.last_seq + 1, Ending::done());
+    db.commit(end.clone()).await;
+    let outcome = db.store.stop_run(acme, claim.run.id).await.unwrap();
+    assert!(matches!(outcome, StopOutcome::AlreadyOver(_)), "{outcome:?}");
+    db.commit(end).await;
+    assert_eq!(db.now(&claim.run).await.status, RunStatus::Succeeded);
+}
+
+async fn a_stop_that_was_taken_is_followed_and_one_that_was_not_came_too_late(db: Database) {
+    let acme = db.workspace("acme").await;
+    let (mut taken, mut too_late) = (0, 0);
+    for round in 0..if db.is_postgres() { 300 } else { 60 } {
+        let claim = db.held_run(acme).await;
+        let barrier = tokio::sync::Barrier::new(2);
+        let end = finishing(&claim, claim.last_seq + 1, Ending::done());
+        let finish = async {
+            barrier.wait().await;
+            if round % 3 == 0 {
+                tokio::time::sleep(Duration::from_micros(1_500)).await;
             }
-            (Err(StoreError::LeaseLost), [_]) => {
-                by_reaper += 1;
-                assert_eq!(status, RunStatus::Aborted, "round {round}");
+            db.store.commit(std::slice::from_ref(&end)).await.remove(0)
+        };
+        let stop = async {
+            barrier.wait().await;
+            if round % 3 == 1 {
+                tokio::time::sleep(Duration::from_micros(1_500)).await;
+            }
+            db.second.stop_run(acme, claim.run.id).await.unwrap()
+        };
+        let (finished, stopped) = tokio::join!(finish, stop);
+        match (&finished, &stopped) {
+            (Err(StoreError::Stopping(wish)), StopOutcome::Requested(run)) => {
+                taken += 1;
+                assert_eq!(Some(wish.requested_at), run.stop_requested_at);
+                db.commit(finishing(&claim, claim.last_seq + 1, Ending::stopped())).await;
+                assert_stopped(&db, &claim.run).await;
+            }
+            (Ok(_), StopOutcome::AlreadyOver(run)) => {
+                too_late += 1;
+                assert_eq!((run.status, run.stop_requested_at), (RunStatus::Succeeded, None));
             }
             other => panic!("round {round}: {other:?}"),
         }
     }
-    assert!(by_holder > 0 && by_reaper > 0, "{by_holder} by the holder, {by_reaper} by the reaper");
+    assert!(taken > 0 && too_late > 0, "{taken} taken, {too_late} too late");
 }

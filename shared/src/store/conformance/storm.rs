@@ -40,8 +40,8 @@ struct Storm {
     until: Instant,
     /// What should not have happened.
     faults: Mutex<Vec<String>>,
-    /// Takeovers, fenced writes, refusals, ends: a storm without them proves nothing.
-    counts: [AtomicU64; 5],
+    /// Takeovers, fenced writes, refusals, ends, stops, ends that a stop came before: a storm without them proves nothing.
+    counts: [AtomicU64; 6],
 }
 
 const TAKEN_OVER: usize = 0;
@@ -49,6 +49,7 @@ const FENCED: usize = 1;
 const REFUSED: usize = 2;
 const ENDED: usize = 3;
 const STOPPED: usize = 4;
+const OVERTAKEN: usize = 5;
 const PATIENCE: Duration = Duration::from_secs(30);
 
 impl Storm {
@@ -102,27 +103,34 @@ impl Storm {
         while self.blows() {
             let worker = self.db.worker(4).await;
             let store = self.store(&mut random);
-            let mut held: Vec<(Claim, i64, u32)> = vec![];
+            let mut held: Vec<(Claim, i64, u32, Ending)> = vec![];
             let lives = random.random_range(3..20);
             for _ in 0..lives {
                 let claims = store.claim(worker, &[QUEUE.to_owned()], 4 - held.len() as u32).await;
                 for (claim, _) in self.check("claim", claims).unwrap_or_default() {
-                    held.push((claim.clone(), claim.last_seq + 1, claim.run.step_count + 1));
+                    held.push((claim.clone(), claim.last_seq + 1, claim.run.step_count + 1, Ending::done()));
                 }
                 let shares: Vec<Append> = held
                     .iter()
-                    .map(|(claim, next, step)| match random.random_range(0..5) {
+                    .map(|(claim, next, step, ending)| match random.random_range(0..5) {
                         0 => saving(claim, *next, *step),
-                        1 => finishing(claim, *next, Ending::done()),
+                        1 => finishing(claim, *next, ending.clone()),
                         _ => append(claim, *next, deltas(*step, 2)),
                     })
                     .collect();
                 let results = store.commit(&shares).await;
                 let mut kept = vec![];
-                for (((claim, _, step), share), result) in held.into_iter().zip(shares).zip(results) {
+                for (((claim, next, step, ending), share), result) in
+                    held.into_iter().zip(shares).zip(results)
+                {
+                    if let Err(StoreError::Stopping(wish)) = result {
+                        self.count(OVERTAKEN, 1);
+                        kept.push((claim, next, step, Ending { reason: wish.reason, error: None }));
+                        continue;
+                    }
                     let committed = self.check("commit", result).is_some();
                     if committed && share.ending.is_none() {
-                        kept.push((claim, share.last_seq() + 1, step + share.steps.len() as u32));
+                        kept.push((claim, share.last_seq() + 1, step + share.steps.len() as u32, ending));
                     } else if committed {
                         self.count(ENDED, 1);
                     }
@@ -132,7 +140,7 @@ impl Storm {
                 pause(&mut random, 4).await;
             }
             if random.random() {
-                for (claim, next, _) in held.drain(..) {
+                for (claim, next, ..) in held.drain(..) {
                     let back = store.hand_back(&claim, next - 1, ReleaseReason::HandBack, 0).await;
                     self.check("hand back", back);
                 }
@@ -140,7 +148,8 @@ impl Storm {
             // Otherwise it freezes with all that it holds, loses its lease, and wakes up in mid-sentence.
             self.check("retire", store.retire_worker(worker).await);
             pause(&mut random, 40).await;
-            let late: Vec<_> = held.iter().map(|(claim, next, step)| saving(claim, *next, *step)).collect();
+            let late: Vec<_> =
+                held.iter().map(|(claim, next, step, _)| saving(claim, *next, *step)).collect();
             for result in store.commit(&late).await {
                 if matches!(result, Err(StoreError::LeaseLost)) {
                     self.count(FENCED, 1);

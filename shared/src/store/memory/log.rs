@@ -16,7 +16,7 @@ use crate::{
         transition::{MessageStatus, RunStatus},
     },
     mutant::{self, Mutant},
-    store::{Append, Committed, Log, Result, StoreError},
+    store::{Append, Committed, Log, Result, StopRequest, StoreError},
 };
 
 #[async_trait]
@@ -68,6 +68,11 @@ impl State {
     fn check(&self, append: &Append) -> Result<()> {
         let row = self.runs.get(&append.run_id).filter(|row| row.run.workspace_id == append.workspace_id);
         let row = row.ok_or(StoreError::LeaseLost)?;
+        if let Some(stop) = StopRequest::of(&row.run).filter(|_| !row.run.status.is_terminal())
+            && append.yields_to_stop()
+        {
+            return Err(StoreError::Stopping(stop));
+        }
         // The fence: an append goes right behind the last event there is.
         if append.first_seq != self.last_seq(append.run_id) + 1 && !mutant::is(Mutant::NoExpectedPosition) {
             return Err(StoreError::LeaseLost);

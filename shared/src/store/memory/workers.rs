@@ -7,7 +7,7 @@ use super::{
     state::{LeaseRow, State},
 };
 use crate::{
-    domain::{ids::WorkerId, transition::Reason},
+    domain::ids::WorkerId,
     store::{Evidence, NewWorker, Peer, Result, StopRequest, StoreError, WorkerRow, Workers},
 };
 
@@ -107,13 +107,7 @@ impl State {
     fn stop_requests(&self, worker: WorkerId) -> Vec<StopRequest> {
         let held = self.jobs.iter().filter(|(_, job)| job.worker_id == Some(worker));
         held.filter_map(|(run_id, _)| self.runs.get(run_id))
-            .filter_map(|row| {
-                Some(StopRequest {
-                    run_id: row.run.id,
-                    reason: row.run.stop_reason.unwrap_or(Reason::Stop),
-                    requested_at: row.run.stop_requested_at?,
-                })
-            })
+            .filter_map(|row| StopRequest::of(&row.run))
             .collect()
     }
 }

@@ -12,7 +12,7 @@ use super::{
     Db, SqlStore, is_lock_timeout,
     sql::{
         log::Outcome,
-        rows::{get, next_seq, segment},
+        rows::{get, next_seq, segment, stop_request},
     },
 };
 use crate::{
@@ -41,13 +41,21 @@ const LOG_ONLY: &str = concat!(
 );
 
 const FULL: &str = concat!(
-    "with share as (
+    "with given as (
     select * from unnest($1::uuid[], $2::uuid[], $3::bigint[], $4::bigint[], $5::bigint[], $6::text[],
         $7::uuid[], $8::int[], $9::bigint[], $10::bigint[], $11::bigint[], $12::bigint[],
-        $13::text[], $14::text[], $15::text[], $16::text[], $17::text[])
-    as share (workspace_id, run_id, first_seq, last_seq, epoch, events,
+        $13::text[], $14::text[], $15::text[], $16::text[], $17::text[], $47::bool[])
+    as given (workspace_id, run_id, first_seq, last_seq, epoch, events,
         message_id, steps, input_tokens, output_tokens, reasoning_tokens, cached_input_tokens,
-        end_status, end_reason, end_message_status, error_code, error_message)
+        end_status, end_reason, end_message_status, error_code, error_message, yields_to_stop)
+), stopping as (
+    -- Whoever asked for a stop was told that it will come. They and this end lock the chat.
+    select r.id as run_id, r.stop_requested_at, r.stop_reason
+    from given join runs r on r.workspace_id = given.workspace_id and r.id = given.run_id
+    where given.yields_to_stop and r.stop_requested_at is not null
+      and r.status not in ('succeeded', 'failed', 'aborted')
+), share as (
+    select * from given where run_id not in (select run_id from stopping)
 ), log as (
     -- The fence: a position is taken once.
     insert into run_events (workspace_id, run_id, first_seq, last_seq, epoch, events)
@@ -147,14 +155,17 @@ const FULL: &str = concat!(
     returning run_id, first_seq, last_seq, events, created_at
 )
 select log.run_id, 0::bigint as first_seq, 0::bigint as last_seq, '' as events, log.created_at,
-    null::uuid as cause, null::text as queue
+    null::uuid as cause, null::text as queue, null::bigint as stop_requested_at, null::text as stop_reason
 from log
 -- What was appended must have been written in full, or nothing of this statement is.
 where fence((select count(*) from changed) = (select count(*) from run)
     and (select count(*) from run) = (select count(*) from message)
     and (select count(*) from call) = (select count(*) from unnest($34::uuid[]) c (run_id) join log using (run_id)))
 union all
-select caused.run_id, caused.first_seq, caused.last_seq, caused.events, caused.created_at, run.id, promoted.queue
+select run_id, 0, 0, '', 0, null, null, stop_requested_at, stop_reason from stopping
+union all
+select caused.run_id, caused.first_seq, caused.last_seq, caused.events, caused.created_at, run.id, promoted.queue,
+    null, null
 from caused
 join promoted on promoted.id = caused.run_id
 join runs q on q.workspace_id = promoted.workspace_id and q.id = promoted.id
@@ -235,7 +246,7 @@ pub(super) async fn write(connection: &mut PgConnection, batch: &[&Append]) -> R
             .iter()
             .map(|row| {
                 let (run_id, at) = (get(row, "run_id")?, get(row, "created_at")?);
-                Ok(Outcome { run_id, at, caused: vec![], wake: vec![] })
+                Ok(Outcome { run_id, at, caused: vec![], wake: vec![], stop: None })
             })
             .collect();
     }
@@ -288,7 +299,8 @@ pub(super) async fn write(connection: &mut PgConnection, batch: &[&Append]) -> R
         .bind(calls.iter().map(|(_, c)| c.epoch).collect::<Vec<_>>())
         .bind(calls.iter().map(|(_, c)| c.output.clone()).collect::<Vec<_>>())
         .bind(calls.iter().map(|(_, c)| c.error.clone()).collect::<Vec<_>>())
-        .bind(batch.iter().map(|append| append.stop_requested_at).collect::<Vec<_>>());
+        .bind(batch.iter().map(|append| append.stop_requested_at).collect::<Vec<_>>())
+        .bind(batch.iter().map(|append| append.yields_to_stop()).collect::<Vec<_>>());
 
     let mut outcomes: Vec<Outcome> = vec![];
     for row in &query.fetch_all(connection).await? {
@@ -299,6 +311,7 @@ pub(super) async fn write(connection: &mut PgConnection, batch: &[&Append]) -> R
                 at: get(row, "created_at")?,
                 caused: vec![],
                 wake: vec![],
+                stop: stop_request(row, get::<Uuid>(row, "run_id")?.into())?,
             }),
             Some(outcome) => {
                 outcome.caused.push(segment(row)?);

@@ -17,7 +17,7 @@ use crate::{
     },
     failpoint::{Point, hit},
     mutant::{self, Mutant},
-    store::{Append, Committed, Locks, Log, Result, StoreError},
+    store::{Append, Committed, Locks, Log, Result, StopRequest, StoreError},
 };
 
 /// How many shares of a batch are tried in vain before the rest is left for later. Each may have waited for a lock.
@@ -30,6 +30,8 @@ pub(crate) struct Outcome {
     /// Segments of the chat's next run, which took over the slot.
     pub(crate) caused: Vec<Segment>,
     pub(crate) wake: Vec<String>,
+    /// It was not written: this stop comes before the end in it.
+    pub(crate) stop: Option<StopRequest>,
 }
 
 #[async_trait]
@@ -157,6 +159,9 @@ pub(crate) fn spread(batch: &[&Append], mut outcomes: Vec<Outcome>) -> Vec<Resul
         .map(|append| {
             let place = outcomes.iter().position(|outcome| outcome.run_id == append.run_id.0);
             let outcome = outcomes.swap_remove(place.ok_or(StoreError::LeaseLost)?);
+            if let Some(stop) = outcome.stop {
+                return Err(StoreError::Stopping(stop));
+            }
             Ok(Committed {
                 segment: segment_of(append, outcome.at),
                 caused: outcome.caused,

@@ -11,12 +11,14 @@ use crate::{
     domain::{
         chat::Chat,
         event::{Event, Segment},
+        ids::RunId,
         message::Message,
         run::{Run, RunError, Usage},
         step::Step,
         tool::{LateResult, ToolCall},
+        transition::Reason,
     },
-    store::{Result, StoreError},
+    store::{Result, StopRequest, StoreError},
 };
 
 pub(crate) type DbRow = <Db as sqlx::Database>::Row;
@@ -28,6 +30,13 @@ where
     &'static str: ColumnIndex<DbRow>,
 {
     Ok(row.try_get(column)?)
+}
+
+/// The wish that the run ends, if there is one.
+pub(crate) fn stop_request(row: &DbRow, run_id: RunId) -> Result<Option<StopRequest>> {
+    let Some(requested_at) = get(row, "stop_requested_at")? else { return Ok(None) };
+    let reason = word_or_null(row, "runs", "stop_reason")?.unwrap_or(Reason::Stop);
+    Ok(Some(StopRequest { run_id, reason, requested_at }))
 }
 
 /// A column that holds one of our stored words.

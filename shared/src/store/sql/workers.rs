@@ -5,10 +5,10 @@ use uuid::Uuid;
 
 use super::{
     SqlStore,
-    rows::{get, word, word_or_null},
+    rows::{get, stop_request, word},
 };
 use crate::{
-    domain::{ids::WorkerId, transition::Reason},
+    domain::ids::WorkerId,
     store::{Evidence, NewWorker, Peer, Presence, Result, StopRequest, StoreError, WorkerRow, Workers},
 };
 
@@ -65,14 +65,7 @@ impl Workers for SqlStore {
         .fetch_all(self.reserved())
         .await?;
         rows.iter()
-            .map(|row| {
-                let reason = word_or_null(row, "runs", "stop_reason")?.unwrap_or(Reason::Stop);
-                Ok(StopRequest {
-                    run_id: get::<Uuid>(row, "id")?.into(),
-                    reason,
-                    requested_at: get(row, "stop_requested_at")?,
-                })
-            })
+            .filter_map(|row| get::<Uuid>(row, "id").and_then(|id| stop_request(row, id.into())).transpose())
             .collect()
     }
 

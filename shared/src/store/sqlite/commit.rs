@@ -7,7 +7,7 @@ use super::{
     SqlStore,
     sql::{
         log::Outcome,
-        rows::{get, next_seq, segment},
+        rows::{get, next_seq, segment, stop_request},
     },
 };
 use crate::{
@@ -18,7 +18,7 @@ use crate::{
         tool::ToolCall,
     },
     mutant,
-    store::{Append, Locks, Result, StoreError},
+    store::{Append, Locks, Result, StopRequest, StoreError},
 };
 
 /// Commits the batch, or nothing of it. Appends whose position was taken are missing from the answer. The one writer
@@ -39,6 +39,11 @@ pub(super) async fn write(tx: &mut SqliteConnection, batch: &[&Append]) -> Resul
 }
 
 async fn write_share(tx: &mut SqliteConnection, append: &Append) -> Result<Option<Outcome>> {
+    let run_id = append.run_id.0;
+    let stop = if append.yields_to_stop() { stop_of(tx, append).await? } else { None };
+    if stop.is_some() {
+        return Ok(Some(Outcome { run_id, at: 0, caused: vec![], wake: vec![], stop }));
+    }
     // The fence: an append goes right behind the last event there is. The one writer sees what is committed.
     let appended = sqlx::query(mutant::sql(
         "insert into run_events (workspace_id, run_id, first_seq, last_seq, epoch, events) \
@@ -56,7 +61,7 @@ async fn write_share(tx: &mut SqliteConnection, append: &Append) -> Result<Optio
     .await?;
     let Some(appended) = appended else { return Ok(None) };
     let at: Millis = get(&appended, "created_at")?;
-    let mut outcome = Outcome { run_id: append.run_id.0, at, caused: vec![], wake: vec![] };
+    let mut outcome = Outcome { run_id, at, caused: vec![], wake: vec![], stop: None };
 
     if !append.steps.is_empty() || append.ending.is_some() {
         update_run(tx, append, at).await?;
@@ -76,6 +81,19 @@ async fn write_share(tx: &mut SqliteConnection, append: &Append) -> Result<Optio
         promote_next(tx, append, &mut outcome).await?;
     }
     Ok(Some(outcome))
+}
+
+/// The stop that was requested before the run came to the end in the append: who asked was told that it will come.
+async fn stop_of(tx: &mut SqliteConnection, append: &Append) -> Result<Option<StopRequest>> {
+    let row = sqlx::query(
+        "select stop_requested_at, stop_reason from runs where workspace_id = $1 and id = $2 \
+         and stop_requested_at is not null and status not in ('succeeded', 'failed', 'aborted')",
+    )
+    .bind(append.workspace_id.0)
+    .bind(append.run_id.0)
+    .fetch_optional(tx)
+    .await?;
+    row.map_or(Ok(None), |row| stop_request(&row, append.run_id))
 }
 
 async fn update_run(tx: &mut SqliteConnection, append: &Append, at: Millis) -> Result<()> {

@@ -5,6 +5,7 @@ use std::time::Duration;
 use longhaul_tests::{At, Bus, End, PATIENCE, Script, Setup, Turn, World, audit};
 use tokio::time::{Instant, sleep};
 
+use super::super::trial::struck;
 use super::{LOOK_EVERY, at_rest, executor, successor, world_that};
 
 /// How soon a process dies whose failpoint is between the end of a run and what comes next.
@@ -103,6 +104,32 @@ pub(super) async fn stop_closes_upstream(setup: Setup) -> Vec<String> {
         flaws.push(format!("a run that was stopped ended {outcome}"));
     }
     gate.open();
+    flaws.extend(at_rest(&mut world).await);
+    flaws
+}
+
+/// Whoever stops a run and is not told that it is over sees it stopped, although its answer was whole by then.
+pub(super) async fn stop_before_end(setup: Setup) -> Vec<String> {
+    let mut world = world_that(setup, "before_finalize=stop").await;
+    world.provider.script("helper", Script::new([Turn::marked(9)]));
+    let submitted = world.client().submit("helper", "Go.").await;
+    let tail = world.tail(&submitted.run_id);
+    struck(&mut world.workers[0], "before_finalize").await;
+    let taken = world.client().stop(&submitted.run_id, 0).await;
+    world.workers[0].thaw();
+    tail.ended().await;
+    let run = world.client().ended(&submitted.run_id).await;
+    let mut flaws = Vec::new();
+    if run.outcome() != "aborted stop" {
+        flaws.push(format!(
+            "a run that was asked to stop ended {}; the stop said {}",
+            run.outcome(),
+            taken.body
+        ));
+    }
+    if run.step_count != 1 {
+        flaws.push("its answer was whole and is not kept".to_owned());
+    }
     flaws.extend(at_rest(&mut world).await);
     flaws
 }

@@ -43,6 +43,8 @@ pub(crate) enum Special {
     EndedByHand,
     /// The stream of a run that is stopped is closed at once.
     StopClosesUpstream,
+    /// A stop is taken while its run's end is on its way to the database.
+    StopBeforeEnd,
     /// Only for a mutant, since it takes a debugger's rights: a zombie whose heart still stands still goes on.
     HeartStandsStill,
     /// Only for the mutant whose end is not one transaction: its process dies in between.
@@ -65,6 +67,7 @@ impl Special {
         Self::RedisGone,
         Self::EndedByHand,
         Self::StopClosesUpstream,
+        Self::StopBeforeEnd,
     ];
 
     pub(crate) fn name(self) -> &'static str {
@@ -83,6 +86,7 @@ impl Special {
             Self::RedisGone => "redis_gone",
             Self::EndedByHand => "ended_by_hand",
             Self::StopClosesUpstream => "stop_closes_upstream",
+            Self::StopBeforeEnd => "stop_before_end",
             Self::HeartStandsStill => "heart_stands_still",
             Self::JobLeftBehind => "job_left_behind",
         }
@@ -114,6 +118,7 @@ impl Special {
             Self::PoisonPanic => vec!["panic_if_tag"],
             Self::HeartStandsStill => vec!["after_tool_record_before_send"],
             Self::JobLeftBehind => vec!["between_end_and_job"],
+            Self::StopBeforeEnd => vec!["before_finalize"],
             Self::OneKeyTwoApis | Self::RedisGone | Self::EndedByHand | Self::StopClosesUpstream => vec![],
         }
     }
@@ -136,6 +141,7 @@ impl Special {
             Self::RedisGone => ends::redis_gone(setup).await,
             Self::EndedByHand => ends::ended_by_hand(setup).await,
             Self::StopClosesUpstream => ends::stop_closes_upstream(setup).await,
+            Self::StopBeforeEnd => ends::stop_before_end(setup).await,
             Self::HeartStandsStill => handing_over::heart_stands_still(setup).await,
             Self::JobLeftBehind => ends::job_left_behind(setup).await,
         }

@@ -181,7 +181,7 @@ fn check_stop(run: &Run, events: &[Event], say: &mut impl FnMut(String)) {
     let is_right = if run.reason.is_some_and(Reason::is_ordered) {
         stages == [requested] || stages == [requested, (StopStage::Delivered, None)]
     } else {
-        stages.is_empty()
+        stages.is_empty() && run.stop_requested_at.is_none()
     };
     if !is_right || (run.reason.is_some_and(Reason::is_ordered) && run.stop_requested_at.is_none()) {
         say(format!("it ended for {:?}, and of its stop the log says {stages:?}", run.reason));
