@@ -37,6 +37,7 @@ scripts! {
     the_chat_transports_of_the_ai_sdk_see_whole_answers: node "chat.mjs",
     the_chat_transports_of_the_ai_sdk_outlive_cuts_and_crashes: node "chat-trouble.mjs",
     versions_five_and_six_of_the_ai_sdk_accept_every_chunk: node "older-versions.mjs",
+    approvals_have_the_forms_that_clients_know: node "approvals.mjs",
     use_chat_in_a_browser_outlives_reloads_and_crashes: node "browser.mjs",
     an_event_source_watches_a_run_to_its_end: node "event-source.mjs",
     the_openai_package_of_npm_sees_whole_responses: node "responses.mjs",

@@ -126,6 +126,8 @@ async fn play(program: &mut Command, file: &str, setup: Setup) {
     let urls: Vec<String> = world.apis.iter().map(longhaul_tests::world::Server::url).collect();
     let mut process = program
         .env("LONGHAUL_APIS", urls.join(" "))
+        // What the encoders are held to, which some scripts give to clients.
+        .env("LONGHAUL_VIEWS", Path::new(env!("CARGO_MANIFEST_DIR")).join("../api/src/views"))
         .env("LONGHAUL_KEY", world.key.clone().unwrap_or_default())
         .stdin(Stdio::piped())
         .stdout(Stdio::piped())

@@ -9,7 +9,7 @@ use serde::{
 use serde_json::value::RawValue;
 
 use super::{
-    ids::{Epoch, Millis, RunId, Seq, WorkerId},
+    ids::{Epoch, Millis, RunId, Seq, WaitId, WorkerId},
     run::{RunError, Usage},
     step::FinishReason,
     tool::{CallState, Effect},
@@ -83,6 +83,14 @@ pub enum StopStage {
     Delivered,
 }
 
+/// What a run waits for.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(tag = "kind", rename_all = "snake_case", rename_all_fields = "camelCase")]
+pub enum Wait {
+    /// Somebody's word that this call may be made. It is planned when it is given, and settled as denied when it is not.
+    Approval { call: u32, call_id: String, name: String, arguments: String, effect: Effect },
+}
+
 /// The data of each event type.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(tag = "type", content = "data", rename_all_fields = "camelCase")]
@@ -99,6 +107,12 @@ pub enum EventData {
     RunClaimed { worker_id: WorkerId, epoch: Epoch },
     #[serde(rename = "run.released")]
     RunReleased { reason: ReleaseReason, epoch: Epoch },
+    /// No worker holds the run until what it waits for is there: so far it is answered.
+    #[serde(rename = "run.waiting")]
+    RunWaiting { usage: Usage },
+    /// It goes on.
+    #[serde(rename = "run.resumed")]
+    RunResumed {},
     #[serde(rename = "run.stopping")]
     RunStopping {
         stage: StopStage,
@@ -128,6 +142,13 @@ pub enum EventData {
     ReasoningDelta { text: String },
     #[serde(rename = "tool.planned")]
     ToolPlanned { call: u32, call_id: String, name: String, arguments: String, effect: Effect },
+    /// The run is to wait for this before it goes on.
+    #[serde(rename = "wait.created")]
+    WaitCreated {
+        wait_id: WaitId,
+        #[serde(flatten)]
+        wait: Wait,
+    },
     /// The model asks for a tool that the client runs. The run ends with its step.
     #[serde(rename = "tool.requested")]
     ToolRequested { call_id: String, name: String, arguments: String },
@@ -217,6 +238,28 @@ mod tests {
         assert_eq!(json, r#"{"type":"text.delta","step":1,"attempt":2,"data":{"text":"Hel\"lo\n"}}"#);
         let back: Event = serde_json::from_str(&json).unwrap();
         assert_eq!(back.data(), Some(EventData::TextDelta { text: "Hel\"lo\n".into() }));
+    }
+
+    #[test]
+    fn what_a_run_waits_for_is_told_by_its_kind() {
+        let data = EventData::WaitCreated {
+            wait_id: WaitId(uuid::Uuid::nil()),
+            wait: Wait::Approval {
+                call: 1,
+                call_id: "c1".into(),
+                name: "pay".into(),
+                arguments: "{}".into(),
+                effect: Effect::Once,
+            },
+        };
+        let event = data.of_step(1, 1);
+        let expected = r#"{"waitId":"00000000-0000-0000-0000-000000000000","kind":"approval","call":1,"callId":"c1","name":"pay","arguments":"{}","effect":"once"}"#;
+        assert_eq!((event.kind.as_str(), event.data.get()), ("wait.created", expected));
+        assert_eq!(event.data(), Some(data));
+        let json = expected.replace("approval", "moonrise");
+        let later = Event { data: RawValue::from_string(json).unwrap(), ..event };
+        assert_eq!(later.data(), None, "a kind of a newer version");
+        assert_eq!(EventData::RunResumed {}.of_run().data.get(), "{}");
     }
 
     #[test]

@@ -61,6 +61,8 @@ id! {
     JobId,
     /// One start of one worker process; never used again.
     WorkerId,
+    /// Something that a run waits for.
+    WaitId,
 }
 
 /// The number of an event within its run: 1, 2, 3 … without a gap.

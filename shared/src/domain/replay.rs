@@ -12,7 +12,7 @@ use serde_json::Value;
 
 use super::{
     arguments,
-    event::{Event, EventData, Segment},
+    event::{Event, EventData, Segment, Wait},
     ids::{Millis, RunId, Seq},
     message::Part,
     run::{RunError, Usage},
@@ -164,7 +164,20 @@ impl Replay {
                 self.steps.entry(step).or_insert(SavedStep { attempt, output, finish_reason });
             }
             Some(EventData::ToolPlanned { call, call_id, name, arguments, effect }) => {
-                self.plan(step, call, call_id, name, arguments, effect);
+                let row = self.plan(step, call, call_id, name, arguments, effect);
+                if row.state == CallState::AwaitingApproval {
+                    row.state = CallState::Planned;
+                }
+            }
+            Some(EventData::WaitCreated {
+                wait: Wait::Approval { call, call_id, name, arguments, effect },
+                ..
+            }) => {
+                let is_known = self.calls.contains_key(&(step, call));
+                let row = self.plan(step, call, call_id, name, arguments, effect);
+                if !is_known {
+                    row.state = CallState::AwaitingApproval;
+                }
             }
             Some(EventData::ToolRequested { call_id, name, arguments }) => {
                 self.extend_open(OutputPart::Call { call_id, name, arguments });
@@ -186,6 +199,8 @@ impl Replay {
                 EventData::RunQueued { .. }
                 | EventData::RunClaimed { .. }
                 | EventData::RunReleased { .. }
+                | EventData::RunWaiting { .. }
+                | EventData::RunResumed {}
                 | EventData::RunStopping { .. },
             )
             | None => {}
@@ -207,7 +222,7 @@ impl Replay {
         name: String,
         arguments: String,
         effect: Effect,
-    ) {
+    ) -> &mut ToolCall {
         let run_id = self.run_id;
         self.calls.entry((step, call)).or_insert_with(|| ToolCall {
             run_id,
@@ -226,7 +241,7 @@ impl Replay {
             dispatched_at: None,
             settled_at: None,
             late: None,
-        });
+        })
     }
 
     fn settle(
@@ -285,6 +300,7 @@ fn tool_part(call: &ToolCall) -> Part {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::domain::ids::WaitId;
 
     fn text(text: &str) -> EventData {
         EventData::TextDelta { text: text.into() }
@@ -381,6 +397,44 @@ mod tests {
         };
         assert!(result(&[&planned, &cancelled]).contains("before it was sent"));
         assert!(result(&[&planned, &sent, &cancelled]).contains("after it was sent"));
+    }
+
+    #[test]
+    fn a_call_that_needs_approval_is_planned_when_it_has_it() {
+        let wait = Wait::Approval {
+            call: 1,
+            call_id: "c1".into(),
+            name: "pay".into(),
+            arguments: "{}".into(),
+            effect: Effect::Once,
+        };
+        let asked = EventData::WaitCreated { wait_id: WaitId::generate(), wait }.of_step(1, 1);
+        let planned = EventData::ToolPlanned {
+            call: 1,
+            call_id: "c1".into(),
+            name: "pay".into(),
+            arguments: "{}".into(),
+            effect: Effect::Once,
+        };
+        let denied = EventData::ToolFinished {
+            call: 1,
+            call_id: "c1".into(),
+            state: CallState::Denied,
+            output: None,
+            error: None,
+        };
+        let state = |replay: &Replay| replay.calls_of(1).next().unwrap().state;
+        let mut replay = Replay::new(RunId::generate());
+        replay.apply(1, 0, &asked);
+        assert_eq!((state(&replay), replay.unsettled().count()), (CallState::AwaitingApproval, 1));
+        let mut approved = replay.clone();
+        approved.apply(2, 0, &planned.of_step(1, 1));
+        assert_eq!(state(&approved), CallState::Planned);
+        // Its row was read before the event.
+        approved.apply(3, 0, &asked);
+        assert_eq!(state(&approved), CallState::Planned);
+        replay.apply(2, 0, &denied.of_step(1, 1));
+        assert_eq!((state(&replay), replay.unsettled().count()), (CallState::Denied, 0));
     }
 
     #[test]

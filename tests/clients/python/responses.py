@@ -1,6 +1,8 @@
 """Responses in good weather: what is created, streamed, handed to the model and refused."""
 
 import json
+import os
+import pathlib
 import re
 import time
 
@@ -555,6 +557,20 @@ def a_key_that_may_only_read_changes_nothing():
         lambda: viewer.conversations.create(),
     ):
         refused(act, openai.PermissionDeniedError)
+
+
+@check
+def a_request_for_approval_ends_what_the_strict_helper_reads():
+    # No run brings it about yet: the encoder's own test holds it to this text.
+    text = pathlib.Path(os.environ["LONGHAUL_VIEWS"], "responses", "approval.sse").read_bytes()
+    kind = {"content-type": "text/event-stream"}
+    transport = httpx2.MockTransport(lambda _: httpx2.Response(200, headers=kind, content=text))
+    with client(transport=transport).responses.stream(model="helper", input="pay") as stream:
+        response = stream.get_final_response()
+    message, request = response.output
+    assert (message.type, request.type, request.name) == ("message", "mcp_approval_request", "pay")
+    assert json.loads(request.arguments) == {"amount": 5}
+    response_obeys(response.to_dict())
 
 
 play()

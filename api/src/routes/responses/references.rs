@@ -111,7 +111,7 @@ fn read(item: &Item, all: &[(Item, bool)]) -> Referred {
             let text = content.iter().map(Content::as_text).collect();
             Referred { parts: vec![Part::Said { by: Speaker::Assistant, text }], later: None }
         }
-        Item::Reasoning { .. } => Referred::default(),
+        Item::Reasoning { .. } | Item::McpApprovalRequest { .. } => Referred::default(),
         Item::FunctionCall { call_id, name, arguments, .. } => {
             Referred { parts: vec![Part::Call { call_id, name, arguments }], later: None }
         }

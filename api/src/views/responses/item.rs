@@ -29,6 +29,13 @@ pub(crate) enum Item {
         #[serde(skip)]
         step: u32,
     },
+    /// Whether such a call may be made, for the client to answer.
+    McpApprovalRequest {
+        id: String,
+        server_label: &'static str,
+        name: String,
+        arguments: String,
+    },
     /// A call of a tool that the worker runs.
     McpCall {
         id: String,
@@ -112,16 +119,19 @@ impl Item {
         let (Self::Message { id, .. }
         | Self::Reasoning { id, .. }
         | Self::FunctionCall { id, .. }
+        | Self::McpApprovalRequest { id, .. }
         | Self::McpCall { id, .. }) = self;
         id
     }
 
     pub(crate) fn set_status(&mut self, new: ItemStatus) {
-        let (Self::Message { status, .. }
-        | Self::Reasoning { status, .. }
-        | Self::FunctionCall { status, .. }
-        | Self::McpCall { status, .. }) = self;
-        *status = new;
+        match self {
+            Self::Message { status, .. }
+            | Self::Reasoning { status, .. }
+            | Self::FunctionCall { status, .. }
+            | Self::McpCall { status, .. } => *status = new,
+            Self::McpApprovalRequest { .. } => {}
+        }
     }
 
     /// The one piece of text that it is made of.
@@ -129,7 +139,7 @@ impl Item {
         match self {
             Self::Message { content, .. } => content.first(),
             Self::Reasoning { summary, .. } => summary.first(),
-            Self::FunctionCall { .. } | Self::McpCall { .. } => None,
+            Self::FunctionCall { .. } | Self::McpApprovalRequest { .. } | Self::McpCall { .. } => None,
         }
     }
 
@@ -137,7 +147,7 @@ impl Item {
         match self {
             Self::Message { content, .. } => content.first_mut(),
             Self::Reasoning { summary, .. } => summary.first_mut(),
-            Self::FunctionCall { .. } | Self::McpCall { .. } => None,
+            Self::FunctionCall { .. } | Self::McpApprovalRequest { .. } | Self::McpCall { .. } => None,
         }
     }
 
@@ -145,7 +155,7 @@ impl Item {
         match self {
             Self::Message { content, .. } => content.push(Content::text(String::new())),
             Self::Reasoning { summary, .. } => summary.push(Content::SummaryText { text: String::new() }),
-            Self::FunctionCall { .. } | Self::McpCall { .. } => {}
+            Self::FunctionCall { .. } | Self::McpApprovalRequest { .. } | Self::McpCall { .. } => {}
         }
     }
 
@@ -153,7 +163,7 @@ impl Item {
     pub(super) fn arguments(&self) -> Option<&str> {
         match self {
             Self::FunctionCall { arguments, .. } | Self::McpCall { arguments, .. } => Some(arguments),
-            Self::Message { .. } | Self::Reasoning { .. } => None,
+            Self::Message { .. } | Self::Reasoning { .. } | Self::McpApprovalRequest { .. } => None,
         }
     }
 
@@ -167,7 +177,7 @@ impl Item {
     pub(super) fn name(&self) -> Option<&str> {
         match self {
             Self::FunctionCall { name, .. } | Self::McpCall { name, .. } => Some(name),
-            Self::Message { .. } | Self::Reasoning { .. } => None,
+            Self::Message { .. } | Self::Reasoning { .. } | Self::McpApprovalRequest { .. } => None,
         }
     }
 }

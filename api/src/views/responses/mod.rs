@@ -10,10 +10,10 @@ mod input_item;
 mod item;
 mod response;
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 use longhaul_shared::domain::{
-    event::{Event, EventData},
+    event::{Event, EventData, Wait},
     ids::Millis,
     run::RunError,
     step::FinishReason,
@@ -81,6 +81,8 @@ pub(crate) struct Encoder {
     open: Option<(Kind, usize)>,
     /// The calls that have no outcome yet, by step and number.
     calls: BTreeMap<(u32, u32), OpenCall>,
+    /// The calls that the client is asked about, likewise.
+    asked: BTreeSet<(u32, u32)>,
     last_reason: Option<FinishReason>,
 }
 
@@ -96,16 +98,20 @@ impl Encoder {
             torn: vec![],
             open: None,
             calls: BTreeMap::new(),
+            asked: BTreeSet::new(),
             last_reason: None,
         }
     }
 
     /// The object as the log has it so far.
     pub(crate) fn response(&self) -> Value {
-        let is_over = !matches!(self.status, Status::Queued | Status::InProgress);
         // What is under way has no output yet: its readers put it together from the events.
-        let output: Vec<&Item> = if is_over { self.output().collect() } else { vec![] };
+        let output: Vec<&Item> = if self.is_over() { self.output().collect() } else { vec![] };
         self.head.response(self.status, &output, &self.outcome)
+    }
+
+    fn is_over(&self) -> bool {
+        !matches!(self.status, Status::Queued | Status::InProgress)
     }
 
     /// The items that count, in order.
@@ -126,6 +132,10 @@ impl Encoder {
 
     /// What the next event of the log adds to the stream.
     pub(crate) fn push(&mut self, at: Millis, event: &Event, out: &mut Frames) {
+        // What a run does with the client's word belongs to the response in which it was given.
+        if self.is_over() {
+            return;
+        }
         let step = event.step.unwrap_or(0);
         match event.data() {
             Some(EventData::RunQueued { .. }) if self.next == 0 => {
@@ -153,9 +163,22 @@ impl Encoder {
                 self.last_reason = Some(finish_reason);
             }
             Some(EventData::ToolPlanned { call, name, arguments, .. }) => {
+                self.asked.remove(&(step, call));
                 self.close_as(ItemStatus::Completed, Some(Phase::Commentary), out);
                 let index = self.call(step, name, arguments, out);
                 self.calls.insert((step, call), OpenCall { index, was_sent: false });
+            }
+            Some(EventData::WaitCreated { wait: Wait::Approval { call, name, arguments, .. }, .. }) => {
+                self.close_as(ItemStatus::Completed, Some(Phase::Commentary), out);
+                self.asked.insert((step, call));
+                self.ask(name, arguments, out);
+            }
+            // Whatever else it waits for is no concern of the client.
+            Some(EventData::RunWaiting { usage }) if !self.asked.is_empty() => {
+                self.status = Status::Completed;
+                self.outcome.usage = Some(usage);
+                self.outcome.completed_at = Some(at);
+                self.lifecycle("response.completed", out);
             }
             Some(EventData::ToolStarted { call, .. }) => {
                 if let Some(open) = self.calls.get_mut(&(step, call)) {
@@ -167,6 +190,7 @@ impl Encoder {
                 self.request(step, call_id, name, arguments, out);
             }
             Some(EventData::ToolFinished { call, state, output, error, .. }) => {
+                self.asked.remove(&(step, call));
                 if let Some(open) = self.calls.remove(&(step, call)) {
                     self.settle(open, state, output, error, out);
                 }
@@ -180,6 +204,8 @@ impl Encoder {
                 EventData::RunQueued { .. }
                 | EventData::RunClaimed { .. }
                 | EventData::RunReleased { .. }
+                | EventData::RunWaiting { .. }
+                | EventData::RunResumed {}
                 | EventData::RunStopping { .. },
             )
             | None => {}
@@ -317,6 +343,13 @@ impl Encoder {
             ..Fields::default()
         });
         self.items[index].set_status(ItemStatus::Completed);
+        self.done(index, out);
+    }
+
+    fn ask(&mut self, name: String, arguments: String, out: &mut Frames) {
+        let id = self.next_id("mcpr");
+        let item = Item::McpApprovalRequest { id, server_label: SERVER_LABEL, name, arguments };
+        let index = self.add(item, out);
         self.done(index, out);
     }
 

@@ -1,4 +1,4 @@
-use longhaul_shared::domain::{run::Usage, tool::Effect};
+use longhaul_shared::domain::{ids::WaitId, run::Usage, tool::Effect};
 
 use super::*;
 
@@ -209,6 +209,76 @@ fn a_step_that_is_done_over_leaves_its_torn_item_out_of_the_output() {
     let output = events.last().unwrap()["response"]["output"].as_array().unwrap();
     assert_eq!(output.len(), 1);
     assert_eq!(output[0]["content"][0]["text"], "whole");
+}
+
+fn asked(call: u32) -> Event {
+    let wait = Wait::Approval {
+        call,
+        call_id: format!("c{call}"),
+        name: "pay".into(),
+        arguments: r#"{"amount":5}"#.into(),
+        effect: Effect::Once,
+    };
+    EventData::WaitCreated { wait_id: WaitId(uuid::Uuid::nil()), wait }.of_step(1, 1)
+}
+
+/// Also held against the SDKs' own by `tests/clients`.
+#[test]
+fn a_request_for_approval_ends_the_response() {
+    let usage = Usage { input_tokens: 3, output_tokens: 4, ..Usage::default() };
+    let log = [
+        queued(),
+        claimed(),
+        started(1, 1),
+        text(1, "This costs 5."),
+        asked(1),
+        saved(1, FinishReason::ToolCalls),
+        EventData::RunWaiting { usage }.of_run(),
+        EventData::RunResumed {}.of_run(),
+        settled(1, CallState::Denied, None, None),
+        done(),
+    ];
+    let events = stream(&log);
+    let last = events.last().unwrap();
+    assert_eq!(
+        (&last["type"], &last["response"]["status"]),
+        (&json!("response.completed"), &json!("completed"))
+    );
+    assert_eq!(last["response"]["usage"]["total_tokens"], 7);
+    assert_eq!(
+        last["response"]["output"][1],
+        json!({"type": "mcp_approval_request", "id": "mcpr_00000000000000000000000000000001_1",
+            "server_label": "longhaul", "name": "pay", "arguments": r#"{"amount":5}"#})
+    );
+    assert_eq!(
+        last["response"]["output"].as_array().unwrap().len(),
+        2,
+        "the rest is told by another response"
+    );
+    let (mut encoder, mut frames) = (Encoder::new(head()), Frames::default());
+    for event in &log {
+        encoder.push(AT, event, &mut frames);
+    }
+    assert_eq!(std::str::from_utf8(&frames.take()).unwrap(), include_str!("approval.sse"));
+}
+
+#[test]
+fn what_is_no_concern_of_the_client_does_not_end_the_response() {
+    let waiting = || EventData::RunWaiting { usage: Usage::default() }.of_run();
+    let begun = [queued(), claimed(), started(1, 1)];
+    let rest = [
+        saved(1, FinishReason::ToolCalls),
+        started(2, 1),
+        text(2, "x"),
+        saved(2, FinishReason::Stop),
+        done(),
+    ];
+    let plain = stream(&[&begun[..], &[waiting()], &rest].concat());
+    assert_eq!(plain.last().unwrap()["response"]["output"].as_array().unwrap().len(), 1);
+    let answered = [asked(1), settled(1, CallState::Denied, None, None), waiting()];
+    let events = stream(&[&begun[..], &answered, &rest].concat());
+    let output = &events.last().unwrap()["response"]["output"];
+    assert_eq!((&output[0]["type"], &output[1]["type"]), (&json!("mcp_approval_request"), &json!("message")));
 }
 
 #[test]

@@ -42,8 +42,17 @@ pub(crate) enum Chunk {
     },
     ToolInputAvailable(ToolInput),
     ToolInputError(ToolInput),
+    /// The page is to ask whether the call may be made. Not known to version 5.
+    ToolApprovalRequest {
+        approval_id: String,
+        tool_call_id: String,
+    },
     ToolOutputAvailable(ToolOutcome),
     ToolOutputError(ToolOutcome),
+    /// What was asked for was denied.
+    ToolOutputDenied {
+        tool_call_id: String,
+    },
     MessageMetadata {
         message_metadata: Metadata,
     },
@@ -164,6 +173,10 @@ pub(super) fn is_false(flag: &bool) -> bool {
 impl Metadata {
     pub(super) fn of_run(run_id: RunId) -> Self {
         Self { run_id: Some(run_id), ..Self::default() }
+    }
+
+    pub(super) fn of_pause(usage: Usage) -> Self {
+        Self { status: Some(RunStatus::Waiting), usage: Some(usage), ..Self::default() }
     }
 
     pub(super) fn of_end(status: RunStatus, reason: Reason, usage: Usage) -> Self {

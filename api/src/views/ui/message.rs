@@ -47,6 +47,14 @@ pub(crate) struct ToolPart {
     error_text: Option<String>,
     #[serde(skip_serializing_if = "is_false")]
     provider_executed: bool,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    approval: Option<Approval>,
+}
+
+/// What the page answers about.
+#[derive(Clone, Debug, PartialEq, Serialize)]
+pub(crate) struct Approval {
+    id: String,
 }
 
 impl UiMessage {
@@ -65,7 +73,7 @@ impl UiMessage {
         match chunk {
             Chunk::Start { message_id, message_metadata } => {
                 self.id.clone_from(message_id);
-                self.metadata = Some(message_metadata.clone());
+                self.metadata.get_or_insert_default().merge(message_metadata);
             }
             Chunk::MessageMetadata { message_metadata }
             | Chunk::Finish { message_metadata: Some(message_metadata), .. } => {
@@ -99,8 +107,19 @@ impl UiMessage {
             }
             Chunk::ToolInputAvailable(input) => self.parts.push(tool_part(input, "input-available")),
             Chunk::ToolInputError(input) => self.parts.push(tool_part(input, "output-error")),
+            Chunk::ToolApprovalRequest { approval_id, tool_call_id } => {
+                if let Some(call) = self.call(tool_call_id) {
+                    call.state = "approval-requested";
+                    call.approval = Some(Approval { id: approval_id.clone() });
+                }
+            }
             Chunk::ToolOutputAvailable(outcome) => self.settle(outcome, "output-available"),
             Chunk::ToolOutputError(outcome) => self.settle(outcome, "output-error"),
+            Chunk::ToolOutputDenied { tool_call_id } => {
+                if let Some(call) = self.call(tool_call_id) {
+                    call.state = "output-denied";
+                }
+            }
             Chunk::FinishStep
             | Chunk::Abort
             | Chunk::Error { .. }
@@ -108,12 +127,15 @@ impl UiMessage {
         }
     }
 
-    fn settle(&mut self, outcome: &ToolOutcome, state: &'static str) {
-        let call = self.parts.iter_mut().rev().find_map(|part| match part {
-            UiPart::DynamicTool(call) if call.tool_call_id == outcome.tool_call_id => Some(call),
+    fn call(&mut self, id: &str) -> Option<&mut ToolPart> {
+        self.parts.iter_mut().rev().find_map(|part| match part {
+            UiPart::DynamicTool(call) if call.tool_call_id == id => Some(call),
             _ => None,
-        });
-        if let Some(call) = call {
+        })
+    }
+
+    fn settle(&mut self, outcome: &ToolOutcome, state: &'static str) {
+        if let Some(call) = self.call(&outcome.tool_call_id) {
             call.state = state;
             call.output.clone_from(&outcome.output);
             call.error_text.clone_from(&outcome.error_text);
@@ -130,5 +152,6 @@ fn tool_part(input: &ToolInput, state: &'static str) -> UiPart {
         output: None,
         error_text: input.error_text.clone(),
         provider_executed: input.provider_executed,
+        approval: None,
     })
 }

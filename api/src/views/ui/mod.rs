@@ -2,17 +2,18 @@
 //!
 //! Chunks are numbered from 0 in their run. [`Encoder`] is a pure function of the log, so that every replay has the
 //! same chunks under the same numbers, and [`UiMessage`] a pure function of the chunks, so that what is stored is what
-//! was seen. Otherwise only forms are used that versions 5 to 7 of the SDK accept. A change of what is made of an event changes
+//! was seen. But for approvals, which version 5 does not have, only forms are used that versions 5 to 7 of the SDK accept.
+//! A run that waits for an approval ends the answer for the page; when it goes on, so does that message. A change of what is made of an event changes
 //! the replays of all runs: it needs a renderer of its own, chosen by the version that the run has (`runs.renderer`), as
 //! the one that drops the text of a step that is done over, which version 7 alone understands.
 
 mod chunk;
 mod message;
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 use longhaul_shared::domain::{
-    event::{Event, EventData},
+    event::{Event, EventData, Wait},
     ids::{MessageId, RunId},
     step::FinishReason,
     tool::CallState,
@@ -55,6 +56,10 @@ pub(crate) struct Encoder {
     is_step_saved: bool,
     /// The calls that have no outcome yet, by step and number.
     open_calls: BTreeMap<(u32, u32), String>,
+    /// Those of them that the page is asked about.
+    asked: BTreeSet<(u32, u32)>,
+    /// The answer has ended for the page, and the run waits for it.
+    is_paused: bool,
     last_reason: Option<FinishReason>,
     /// A call is left to the page.
     asks_page: bool,
@@ -73,6 +78,8 @@ impl Encoder {
             is_step_open: false,
             is_step_saved: false,
             open_calls: BTreeMap::new(),
+            asked: BTreeSet::new(),
+            is_paused: false,
             last_reason: None,
             asks_page: false,
         }
@@ -82,8 +89,7 @@ impl Encoder {
     pub(crate) fn push(&mut self, event: &Event, out: &mut Vec<Chunk>) {
         if !self.is_started {
             self.is_started = true;
-            let message_metadata = Metadata::of_run(self.run_id);
-            out.push(Chunk::Start { message_id: self.message_id.to_string(), message_metadata });
+            self.start(out);
         }
         let step = event.step.unwrap_or(0);
         match event.data() {
@@ -102,10 +108,28 @@ impl Encoder {
             Some(EventData::TextDelta { text }) => self.write(Kind::Text, text, out),
             Some(EventData::ReasoningDelta { text }) => self.write(Kind::Reasoning, text, out),
             Some(EventData::ToolPlanned { call, call_id, name, arguments, .. }) => {
-                self.end_part(out);
-                self.open_calls.insert((step, call), call_id.clone());
-                out.push(tool_input(call_id, name, arguments, true));
+                self.asked.remove(&(step, call));
+                self.plan((step, call), call_id, name, arguments, out);
             }
+            Some(EventData::WaitCreated {
+                wait_id,
+                wait: Wait::Approval { call, call_id, name, arguments, .. },
+            }) => {
+                self.plan((step, call), call_id.clone(), name, arguments, out);
+                self.asked.insert((step, call));
+                out.push(Chunk::ToolApprovalRequest {
+                    approval_id: wait_id.to_string(),
+                    tool_call_id: call_id,
+                });
+            }
+            // Whatever else it waits for is no concern of the page.
+            Some(EventData::RunWaiting { usage }) if !self.asked.is_empty() => {
+                self.is_paused = true;
+                self.finish_step(out);
+                let message_metadata = Some(Metadata::of_pause(usage));
+                out.push(Chunk::Finish { finish_reason: ChunkFinish::ToolCalls, message_metadata });
+            }
+            Some(EventData::RunResumed {}) => self.go_on(out),
             Some(EventData::ToolRequested { call_id, name, arguments }) => {
                 self.end_part(out);
                 self.asks_page = true;
@@ -118,12 +142,19 @@ impl Encoder {
                 self.finish_step_if_settled(out);
             }
             Some(EventData::ToolFinished { call, call_id, state, output, error }) => {
+                self.go_on(out);
+                let was_asked = self.asked.remove(&(step, call));
                 if self.open_calls.remove(&(step, call)).is_some() {
-                    out.push(outcome(call_id, state, output, error));
+                    out.push(if was_asked && state == CallState::Denied {
+                        Chunk::ToolOutputDenied { tool_call_id: call_id }
+                    } else {
+                        outcome(call_id, state, output, error)
+                    });
                 }
                 self.finish_step_if_settled(out);
             }
             Some(EventData::RunFinished { status, reason, error, usage, .. }) => {
+                self.go_on(out);
                 self.finish_step(out);
                 let metadata = Metadata::of_end(status, reason, usage);
                 let mut message_metadata = Some(metadata.clone());
@@ -154,10 +185,38 @@ impl Encoder {
                 EventData::RunQueued { .. }
                 | EventData::RunClaimed { .. }
                 | EventData::RunReleased { .. }
+                | EventData::RunWaiting { .. }
                 | EventData::RunStopping { .. }
                 | EventData::ToolStarted { .. },
             )
             | None => {}
+        }
+    }
+
+    fn start(&self, out: &mut Vec<Chunk>) {
+        let message_metadata = Metadata::of_run(self.run_id);
+        out.push(Chunk::Start { message_id: self.message_id.to_string(), message_metadata });
+    }
+
+    /// Behind a pause the message goes on from its beginning.
+    fn go_on(&mut self, out: &mut Vec<Chunk>) {
+        if std::mem::take(&mut self.is_paused) {
+            self.start(out);
+        }
+    }
+
+    /// Shows a call, unless the page was asked about it before.
+    fn plan(
+        &mut self,
+        place: (u32, u32),
+        call_id: String,
+        name: String,
+        arguments: String,
+        out: &mut Vec<Chunk>,
+    ) {
+        if self.open_calls.insert(place, call_id.clone()).is_none() {
+            self.end_part(out);
+            out.push(tool_input(call_id, name, arguments, true));
         }
     }
 

@@ -1,5 +1,6 @@
 use longhaul_shared::domain::{
     event::ReleaseReason,
+    ids::WaitId,
     run::{RunError, Usage},
     tool::Effect,
     transition::Reason,
@@ -301,6 +302,81 @@ fn a_failure_is_told_in_words_behind_its_metadata_and_the_page_reads_no_further(
     assert_eq!(seen[2]["messageMetadata"]["status"], "failed");
     let stored = message(&log);
     assert_eq!(stored["metadata"]["reason"], "provider");
+}
+
+/// A call that the page is asked about: what is said until then, and what is said when the run goes on.
+fn approval(decided: &[Event]) -> [Vec<Event>; 2] {
+    let wait = Wait::Approval {
+        call: 1,
+        call_id: "c1".into(),
+        name: "pay".into(),
+        arguments: r#"{"amount":5}"#.into(),
+        effect: Effect::Once,
+    };
+    let wait_id = WaitId(uuid::Uuid::from_u128(3));
+    let asked = vec![
+        queued(),
+        started(1, 1),
+        text(1, "This costs 5."),
+        EventData::WaitCreated { wait_id, wait }.of_step(1, 1),
+        saved(1, FinishReason::ToolCalls, 1),
+        EventData::RunWaiting { usage: Usage::default() }.of_run(),
+    ];
+    let end = [started(2, 1), text(2, "Well."), saved(2, FinishReason::Stop, 0)];
+    let done = [ended(RunStatus::Succeeded, Reason::Done)];
+    [asked, [&[EventData::RunResumed {}.of_run()], decided, &end, &done].concat()]
+}
+
+/// The chunks and the message are held against the SDK's own by `tests/clients`.
+#[test]
+fn an_approval_ends_the_answer_and_the_word_on_it_goes_on_with_the_message() {
+    let planned = EventData::ToolPlanned {
+        call: 1,
+        call_id: "c1".into(),
+        name: "pay".into(),
+        arguments: r#"{"amount":5}"#.into(),
+        effect: Effect::Once,
+    };
+    let approved = [planned.of_step(1, 1), settled(1, CallState::Succeeded, Some("paid"), None)];
+    let denied = [settled(1, CallState::Denied, None, None)];
+    let mut told = Map::new();
+    for (name, decided) in [("approved", &approved[..]), ("denied", &denied)] {
+        let legs = approval(decided);
+        let (run_id, message_id) = ids();
+        let mut encoder = Encoder::new(run_id, message_id, PORTABLE);
+        let mut seen = UiMessage::answer(message_id.to_string());
+        let legs = legs.map(|leg| {
+            let mut chunks = vec![];
+            for event in &leg {
+                encoder.push(event, &mut chunks);
+            }
+            for chunk in &chunks {
+                seen.apply(chunk);
+            }
+            json!({"chunks": chunks, "message": seen})
+        });
+        told.insert(name.to_owned(), json!(legs));
+    }
+    let golden: Value = serde_json::from_str(include_str!("approvals.json")).unwrap();
+    assert_eq!(Value::Object(told.clone()), golden, "{}", serde_json::to_string_pretty(&told).unwrap());
+}
+
+#[test]
+fn a_run_that_is_stopped_while_it_waits_for_the_page_ends_its_message() {
+    let [mut log, _] = approval(&[]);
+    log.extend([settled(1, CallState::Cancelled, None, None), ended(RunStatus::Aborted, Reason::Stop)]);
+    let kinds: Vec<Value> = chunks(&log).iter().map(|chunk| json!(chunk)["type"].clone()).collect();
+    let paused = kinds.iter().position(|kind| kind == "finish").unwrap();
+    assert_eq!(kinds[paused + 1..], ["start", "tool-output-error", "abort", "finish"]);
+    let timer = [
+        queued(),
+        started(1, 1),
+        saved(1, FinishReason::ToolCalls, 0),
+        EventData::RunWaiting { usage: Usage::default() }.of_run(),
+        EventData::RunResumed {}.of_run(),
+    ];
+    let kinds: Vec<Value> = chunks(&timer).iter().map(|chunk| json!(chunk)["type"].clone()).collect();
+    assert_eq!(kinds, ["start", "start-step", "finish-step"], "what is no concern of the page is not told");
 }
 
 /// What was rendered once is rendered for ever.
