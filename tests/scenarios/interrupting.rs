@@ -225,16 +225,21 @@ async fn stops_race_ends_three_hundred_times_and_each_has_one_outcome(setup: Set
         let client = world.client();
         tokio::spawn(async move { race(&client, lane, ROUNDS).await })
     });
-    let stopped: usize = join_all(lanes).await.into_iter().map(|stopped| stopped.unwrap()).sum();
+    let (stopped, taken) = join_all(lanes)
+        .await
+        .into_iter()
+        .map(Result::unwrap)
+        .fold((0, 0), |sum, one| (sum.0 + one.0, sum.1 + one.1));
     println!("{stopped} of {} stops came in time", LANES * ROUNDS);
     assert!(stopped > 0 && stopped < LANES * ROUNDS, "{stopped}: both outcomes must occur");
+    assert!(taken > 0, "no stop was answered before the end");
     assert_eq!(world.rows.number("select count(*) from runs").await, (LANES * ROUNDS) as i64);
     world.finish().await;
 }
 
-/// How many of the stops came in time. Each lane finds out by itself when an end is near.
-async fn race(client: &Client, lane: usize, rounds: usize) -> usize {
-    let (mut stopped, mut patience) = (0, Duration::from_millis(20));
+/// How many of the stops came in time, and how many of those were answered before the end. Each lane finds out by itself when an end is near.
+async fn race(client: &Client, lane: usize, rounds: usize) -> (usize, usize) {
+    let (mut stopped, mut taken, mut patience) = (0, 0, Duration::from_millis(20));
     for round in 0..rounds {
         let submitted = client.submit("brief", &format!("Round {round} of lane {lane}")).await;
         sleep(patience).await;
@@ -246,6 +251,7 @@ async fn race(client: &Client, lane: usize, rounds: usize) -> usize {
         let told: Run = answer.read(status);
         let run = client.ended(&submitted.run_id).await;
         if was_taken {
+            taken += 1;
             assert!(!waits && run.outcome() == "aborted stop", "what was taken is followed: {run:#?}");
         } else {
             assert_eq!(told.outcome(), run.outcome(), "the answer tells the real end");
@@ -258,5 +264,5 @@ async fn race(client: &Client, lane: usize, rounds: usize) -> usize {
             patience = patience * 4 / 5;
         }
     }
-    stopped
+    (stopped, taken)
 }

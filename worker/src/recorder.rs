@@ -4,8 +4,9 @@
 //! else waits and goes into the next one, so that a busy worker writes many runs at the price of one, and an idle one
 //! commits at once. Deltas are coalesced: the first of a step goes out at once, later ones wait up to [`Coalesce`].
 //! A segment is published only after its commit. A run has at most one append under way, so its segments become
-//! visible in order. An end that a stop came before becomes the end by that stop, with all that was said. No run waits for another's trouble: an end whose chat somebody has locked waits for it in a commit of
-//! its own, and a write that makes the store panic is found and refused.
+//! visible in order. An end that a stop came before becomes the end by that stop, with all that was said. No run waits
+//! for another's trouble: an end whose chat somebody has locked waits for it in a commit of its own, and a write that
+//! makes the store panic is found and refused.
 
 mod pending;
 mod run_log;
@@ -289,9 +290,18 @@ impl Task {
                 }
             }
             Err(StoreError::Stopping(wish)) => {
-                tracing::info!(run.id = %run_id, epoch, reason = %wish.reason, "a stop came before the run's end");
+                let refused = one.append.ending.take();
+                tracing::info!(
+                    run.id = %run_id,
+                    epoch,
+                    reason = %wish.reason,
+                    instead_of = refused.as_ref().map(|ending| ending.reason.as_str()),
+                    error = refused.and_then(|ending| ending.error).map(|error| error.code),
+                    "a stop comes before the run's end"
+                );
                 let stop = Stop { requested_at: wish.requested_at, is_delivered: true };
                 one.append.ending = Some(end_by_stop(&mut one.append.events, wish.reason, stop));
+                one.append.stop_requested_at = Some(wish.requested_at);
                 one.since = Instant::now();
                 if let Some(run) = self.runs.get_mut(&key_of(&one.append)) {
                     run.next = one.append.last_seq() + 1;

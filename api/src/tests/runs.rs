@@ -272,7 +272,7 @@ async fn a_stop_that_waits_answers_with_the_end_or_with_what_is_known_by_then() 
     api.say(&mut claim, &super::hello()).await;
     api.finish_as(Ending::stopped(), &mut claim, first, "Hello").await;
     let ended = waiting.await.unwrap().ok(200);
-    assert_eq!(ended["stopping"], false);
+    assert_eq!((&ended["stopping"], &ended["status"]), (&json!(false), &json!("aborted")));
     assert!(ended["finishedAt"].is_string());
 }
 

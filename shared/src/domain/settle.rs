@@ -1,6 +1,7 @@
 //! How a run is brought to its end, whoever ends it: its worker, a stop, the reaper.
 //!
-//! The stages of a stop come first, if it is one that ends the run. What was streamed of an unfinished step is kept as
+//! The stages of a stop come first, if it is one that ends the run, or right before the end if the stop was met only at
+//! the commit. What was streamed of an unfinished step is kept as
 //! an interrupted step, every open tool call gets its one outcome, and `run.finished` comes last.
 
 use super::{

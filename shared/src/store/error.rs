@@ -16,7 +16,7 @@ pub enum StoreError {
     /// Somebody else holds the run now: the writer stops at once and writes nothing more.
     #[error("the lease is lost")]
     LeaseLost,
-    /// The run's stop was requested before it came to the end that was to be committed: this is the end to commit.
+    /// A stop was recorded before the end that was to be committed: the run ends by the stop.
     #[error("the run is to stop: {}", .0.reason)]
     Stopping(StopRequest),
     /// The database cannot serve now; the same call may succeed later.

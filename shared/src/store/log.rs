@@ -31,7 +31,7 @@ pub struct Append {
     /// Ledger rows as they stand after this commit, one per call.
     pub calls: Vec<ToolCall>,
     pub ending: Option<Ending>,
-    /// When the stop that ends the run was wished, for a row that does not say so yet.
+    /// When the stop that ends the run was wished; the row may not say so yet.
     pub stop_requested_at: Option<Millis>,
 }
 
@@ -40,10 +40,10 @@ impl Append {
         self.first_seq + self.events.len() as Seq - 1
     }
 
-    /// Whether it is an end that a stop comes before: any but the one that the stop itself orders.
+    /// Whether it is an end that a stop comes before: any but the one by a stop.
     pub fn yields_to_stop(&self) -> bool {
-        self.ending.as_ref().is_some_and(|ending| !ending.reason.is_ordered())
-            && !mutant::is(Mutant::EndAheadOfStop)
+        let is_by_stop = |ending: &Ending| self.stop_requested_at.is_some() || ending.reason.is_ordered();
+        self.ending.as_ref().is_some_and(|ending| !is_by_stop(ending)) && !mutant::is(Mutant::EndAheadOfStop)
     }
 }
 
@@ -80,8 +80,8 @@ pub trait Log: LogReader {
     /// Commits the appends of several runs together, each whole or not at all: events, steps, ledger, counters,
     /// message and ending. The answers stand in the order of the appends. `LeaseLost` for one whose position is
     /// not right behind the log's last event or whose message is no longer streaming; it changes nothing and does not
-    /// disturb the others. `Stopping` for an end that its run comes to after it was asked to stop: who asked was told
-    /// that it will, and nothing else may become of it. At most one append for each run. An append that is committed already, because the answer
+    /// disturb the others. `Stopping` for an end of another kind when a stop of the run has been recorded: nothing of the
+    /// append is written, and the run is to end by that stop. At most one append for each run. An append that is committed already, because the answer
     /// was lost, is answered like the first time, without what it caused. The caller awaits it to its end.
     async fn commit(&self, appends: &[Append]) -> Vec<Result<Committed>>;
     /// The same without waiting for a chat that somebody has locked: the endings of runs in it are answered `Locked`.

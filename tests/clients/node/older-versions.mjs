@@ -55,8 +55,15 @@ for (const [version, sdk] of Object.entries({ five, six })) {
     const stopped = read(await send(`stopped ${version}`));
     await closed.reached();
     await stop(`stopped ${version}`, 1);
-    await closed.open();
     assert.deepEqual((await stopped).types.slice(-2), ['abort', 'finish']);
+    await closed.open();
+
+    const last = await gate('helper', 8);
+    const whole = read(await send(`stopped at its end ${version}`));
+    await last.reached();
+    await stop(`stopped at its end ${version}`, 1);
+    await last.open();
+    assert.deepEqual((await whole).types.slice(-2), ['abort', 'finish']);
   });
 
   test(`version ${version} accepts a step that is done over`, async () => {

@@ -2,7 +2,10 @@
 
 use std::{
     collections::BTreeSet,
-    sync::{Mutex, PoisonError},
+    sync::{
+        Mutex, PoisonError,
+        atomic::{AtomicUsize, Ordering},
+    },
 };
 
 use async_trait::async_trait;
@@ -13,6 +16,7 @@ use longhaul_shared::{
         replay::Replay,
         run::{Claim, Ending, Usage},
         settle::settle,
+        step::{FinishReason, OutputPart, Step},
         transition::{Reason, RunStatus},
     },
     store::{LogCursor, LogReader, SharedStore, StopOutcome},
@@ -35,6 +39,8 @@ struct Troubled {
     permits: Semaphore,
     /// How many appends went together, commit by commit.
     batches: Mutex<Vec<usize>>,
+    /// Ends that are written and not answered.
+    answers_to_lose: AtomicUsize,
 }
 
 impl Troubled {
@@ -47,6 +53,20 @@ impl Troubled {
 
     fn commits(&self) -> usize {
         self.batches.lock().unwrap_or_else(PoisonError::into_inner).len()
+    }
+
+    fn answer(
+        &self,
+        append: &Append,
+        result: Result<Committed, StoreError>,
+    ) -> Result<Committed, StoreError> {
+        let is_lost = append.ending.is_some()
+            && result.is_ok()
+            && self
+                .answers_to_lose
+                .fetch_update(Ordering::Relaxed, Ordering::Relaxed, |n| n.checked_sub(1))
+                .is_ok();
+        if is_lost { Err(StoreError::TimedOut) } else { result }
     }
 
     fn is_locked(&self, append: &Append) -> bool {
@@ -82,7 +102,8 @@ impl Log for Troubled {
             if self.is_locked(append) {
                 results.push(Err(StoreError::Locked));
             } else {
-                results.extend(self.store.commit(std::slice::from_ref(append)).await);
+                let result = self.store.commit(std::slice::from_ref(append)).await.remove(0);
+                results.push(self.answer(append, result));
             }
         }
         results
@@ -107,7 +128,13 @@ async fn bench(runs: usize, permits: usize) -> (Arc<Troubled>, Vec<(Claim, RunLo
     let claims = store.claim(worker, &["default".to_owned()], 9).await.unwrap();
     let (locked, _) = watch::channel(BTreeSet::new());
     let permits = Semaphore::new(permits);
-    let troubled = Arc::new(Troubled { store, locked, permits, batches: Mutex::default() });
+    let troubled = Arc::new(Troubled {
+        store,
+        locked,
+        permits,
+        batches: Mutex::default(),
+        answers_to_lose: AtomicUsize::new(0),
+    });
     let coalesce = Coalesce { time: Duration::ZERO, bytes: 1 };
     let (recorder, recording) = Recorder::on(troubled.clone(), Arc::new(InProcessBus::new()), coalesce);
     tokio::spawn(recording);
@@ -179,34 +206,67 @@ async fn a_write_that_makes_the_store_panic_is_refused_and_no_other_is() {
     written(bad, says("better")).await.unwrap();
 }
 
+/// A whole step and the end behind it.
+fn step_and_end(claim: &Claim) -> Write {
+    let (run_id, finish_reason) = (claim.run.id, FinishReason::Stop);
+    let usage = Usage { input_tokens: 3, output_tokens: 2, ..Usage::default() };
+    let step = Step {
+        run_id,
+        step: 1,
+        attempt: 1,
+        epoch: claim.epoch,
+        model: "m".into(),
+        output: vec![OutputPart::Text { text: "all of it".into() }],
+        finish_reason,
+        usage,
+        first_seq: 0,
+        last_seq: 0,
+        started_at: 0,
+        finished_at: 0,
+    };
+    let mut write = end_of(claim);
+    write.events.insert(0, EventData::StepFinished { finish_reason, usage, tool_calls: 0 }.of_step(1, 1));
+    Write { steps: vec![step], ..write }
+}
+
 #[tokio::test]
 async fn an_end_that_a_stop_came_before_is_written_as_the_end_by_that_stop() {
-    for is_locked in [false, true] {
+    for trouble in ["none", "a locked chat", "a lost answer"] {
         let (troubled, mut open, _dir) = bench(2, 1_000).await;
         let (claim, log) = open.pop().unwrap();
         let (run, workspace) = (claim.run.id, claim.run.workspace_id);
         let StopOutcome::Requested(asked) = troubled.store.stop_run(workspace, run).await.unwrap() else {
             panic!("it is held")
         };
+        log.append(Write::events([EventData::StepStarted { model: "m".into() }.of_step(1, 1)])).await;
         log.append(says("all of it")).await;
-        if is_locked {
-            troubled.locked.send_replace(BTreeSet::from([run]));
+        match trouble {
+            "a locked chat" => drop(troubled.locked.send_replace(BTreeSet::from([run]))),
+            "a lost answer" => troubled.answers_to_lose.store(1, Ordering::Relaxed),
+            _ => {}
         }
-        let end = tokio::spawn(async move { (log.write(end_of(&claim)).await, log) });
+        let end = tokio::spawn(async move { (log.write(step_and_end(&claim)).await, log) });
         written(&open[0].1, says("beside it")).await.unwrap();
         troubled.locked.send_replace(BTreeSet::new());
         let (position, log) = timeout(PATIENCE, end).await.expect("it is written").unwrap();
+        assert_eq!(troubled.answers_to_lose.load(Ordering::Relaxed), 0);
+
         let cursor = LogCursor { workspace_id: workspace, run_id: run, after: 0 };
         let segments = troubled.store.read_log(cursor, 100).await.unwrap();
         let events: Vec<_> = segments.iter().flat_map(|segment| &segment.events).collect();
-        let kinds: Vec<_> = events.iter().map(|event| event.kind.as_str()).collect();
+        let kinds: Vec<_> = events.iter().map(|event| event.kind.as_str()).skip(2).collect();
         let stopping = "run.stopping";
-        let expected = ["run.queued", "run.claimed", "text.delta", stopping, stopping, "run.finished"];
-        assert_eq!(kinds, expected, "locked: {is_locked}");
-        assert_eq!(position.unwrap().last, events.len() as i64);
+        let expected = ["step.started", "text.delta", "step.finished", stopping, stopping, "run.finished"];
+        assert_eq!(kinds, expected, "{trouble}");
+        let last = events.len() as i64;
+        assert_eq!((position.unwrap().last, log.position().await.unwrap().last), (last, last));
         let over = troubled.store.run(workspace, run).await.unwrap();
         assert_eq!((over.status, over.reason), (RunStatus::Aborted, Some(Reason::Stop)));
         assert_eq!(over.stop_requested_at, asked.stop_requested_at);
-        assert_eq!(log.position().await.unwrap().last, events.len() as i64);
+        assert_eq!((over.step_count, over.usage.output_tokens), (1, 2), "what was whole is kept");
+        let [step] = &troubled.store.records(workspace, &[run]).await.unwrap().remove(0).steps[..] else {
+            panic!("one step")
+        };
+        assert_eq!((step.finish_reason, step.first_seq, step.last_seq), (FinishReason::Stop, 3, 5));
     }
 }

@@ -307,7 +307,7 @@ impl<'a> Attempt<'a> {
         let wish = self.interrupts.orders.stop_request().filter(|_| ending.reason.is_ordered());
         let stop = wish.map(|wish| Stop { requested_at: wish.requested_at, is_delivered: true });
         let (events, settlement) = settle(self.run.id, &self.replay, self.usage, &ending, stop, self.epoch);
-        tracing::info!(status = %ending.status(), reason = %ending.reason, "the run ends");
+        tracing::info!(status = %ending.status(), reason = %ending.reason, "the run is to end");
         Write { events, steps: settlement.steps, calls: settlement.calls, ending: Some(ending) }
     }
 }

@@ -318,17 +318,29 @@ async fn an_end_whose_answer_was_lost_stays_although_a_stop_came_since(db: Datab
 
 async fn a_stop_that_was_taken_is_followed_and_one_that_was_not_came_too_late(db: Database) {
     let acme = db.workspace("acme").await;
-    let (mut taken, mut too_late) = (0, 0);
+    let beside = db.held_run(acme).await;
+    let (mut taken, mut too_late, mut locked) = (0, 0, 0);
     for round in 0..if db.is_postgres() { 300 } else { 60 } {
         let claim = db.held_run(acme).await;
         let barrier = tokio::sync::Barrier::new(2);
         let end = finishing(&claim, claim.last_seq + 1, Ending::done());
+        let next = beside.last_seq + 1 + round;
         let finish = async {
             barrier.wait().await;
             if round % 3 == 0 {
                 tokio::time::sleep(Duration::from_micros(1_500)).await;
             }
-            db.store.commit(std::slice::from_ref(&end)).await.remove(0)
+            // As the recorder does it: at once beside others, and aside where the chat is locked.
+            let both = [end.clone(), append(&beside, next, deltas(1, 1))];
+            let mut results = db.store.commit_at_once(&both).await;
+            assert!(results.pop().is_some_and(|result| result.is_ok()), "its neighbour is not disturbed");
+            match results.remove(0) {
+                Err(StoreError::Locked) => {
+                    locked += 1;
+                    db.store.commit(std::slice::from_ref(&end)).await.remove(0)
+                }
+                result => result,
+            }
         };
         let stop = async {
             barrier.wait().await;
@@ -353,4 +365,5 @@ async fn a_stop_that_was_taken_is_followed_and_one_that_was_not_came_too_late(db
         }
     }
     assert!(taken > 0 && too_late > 0, "{taken} taken, {too_late} too late");
+    assert!(locked > 0 || !db.is_postgres(), "the two never met at the chat's lock");
 }

@@ -81,7 +81,7 @@ impl State {
 
     fn end_released(&mut self, run: &Run, ending: &Ending) -> Result<Released> {
         let epoch = self.job(run.id)?.epoch + 1;
-        let stop = run.stop_requested_at.filter(|_| ending.reason.is_ordered());
+        let stop = run.stop_requested_at.filter(|_| stop_of(run) == Some(ending.reason));
         let stop = stop.map(|requested_at| Stop { requested_at, is_delivered: false });
         let ended = self.end_run(run, ending, stop, epoch)?;
         Ok(Released {

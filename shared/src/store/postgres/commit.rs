@@ -1,9 +1,9 @@
 //! The group commit: the shares of many runs in one statement.
 //!
-//! The first sub-statement appends to the log and leaves out whoever's position is taken; everything else joins with
-//! what it appended, so a run's share is written whole or not at all and a lost lease disturbs nobody. Only a batch
-//! with an ending needs a transaction around it: the chats that become free are locked before the snapshot is taken in
-//! which their next run is looked for.
+//! Appending to the log leaves out whoever's position is taken, and an end that a stop comes before; everything else
+//! joins with what was appended, so a run's share is written whole or not at all and a lost lease disturbs nobody. Only
+//! a batch with an ending needs a transaction around it: the chats that become free are locked before the snapshot is
+//! taken in which their next run, and a stop that was requested, are looked for.
 
 use sqlx::{AssertSqlSafe, Connection, PgConnection, types::Json};
 use uuid::Uuid;
@@ -49,7 +49,8 @@ const FULL: &str = concat!(
         message_id, steps, input_tokens, output_tokens, reasoning_tokens, cached_input_tokens,
         end_status, end_reason, end_message_status, error_code, error_message, yields_to_stop)
 ), stopping as (
-    -- Whoever asked for a stop was told that it will come. They and this end lock the chat.
+    -- A stop that was accepted comes before any other end. Its request and this commit both lock the chat, so that the
+    -- later one sees the earlier.
     select r.id as run_id, r.stop_requested_at, r.stop_reason
     from given join runs r on r.workspace_id = given.workspace_id and r.id = given.run_id
     where given.yields_to_stop and r.stop_requested_at is not null

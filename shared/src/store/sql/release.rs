@@ -148,7 +148,7 @@ async fn end(
     job: &HeldJob,
     ending: &Ending,
 ) -> Result<Released> {
-    let stop = run.stop_requested_at.filter(|_| ending.reason.is_ordered());
+    let stop = run.stop_requested_at.filter(|_| run.stop() == Some(ending.reason));
     let stop = stop.map(|requested_at| Stop { requested_at, is_delivered: false });
     let ended = end_run(tx, run, ending, stop, job.epoch + 1).await?;
     Ok(Released {
