@@ -66,7 +66,8 @@ pub(crate) async fn wrap(State(tasks): State<TaskTracker>, request: Request, nex
     let response = answer(&tasks, limit(&method, &path), next.run(request).in_current_span()).await;
     let mut response = finish(response, &id, &path);
     // An EventSource gives up for good on a status other than 200 and comes back after a broken connection.
-    if wants_stream && response.status() == StatusCode::SERVICE_UNAVAILABLE {
+    let may_pass = response.status() == StatusCode::TOO_MANY_REQUESTS || response.status().is_server_error();
+    if wants_stream && may_pass {
         response = reset();
     }
     let headers = response.headers_mut();

@@ -22,7 +22,7 @@ impl Dialect {
             |root: &str| path.strip_prefix(root).is_some_and(|rest| rest.is_empty() || rest.starts_with('/'));
         if is_under(UI) {
             Self::Text
-        } else if is_under(RESPONSES) || is_under(CONVERSATIONS) {
+        } else if [RESPONSES, CONVERSATIONS, "/v1/models"].into_iter().any(is_under) {
             Self::OpenAi
         } else {
             Self::Problem
@@ -40,6 +40,7 @@ mod tests {
             ("/v1/runs", Dialect::Problem),
             ("/v1/responsesx", Dialect::Problem),
             ("/v1/responses", Dialect::OpenAi),
+            ("/v1/models", Dialect::OpenAi),
             ("/v1/responses/resp_1/cancel", Dialect::OpenAi),
             ("/v1/conversations/conv_1/items", Dialect::OpenAi),
             ("/api/chat", Dialect::Text),

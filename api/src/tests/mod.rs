@@ -4,6 +4,7 @@ mod auth;
 mod chats;
 mod events;
 mod isolation;
+mod responses;
 mod runs;
 mod serving;
 mod system;

@@ -50,6 +50,41 @@ async fn talk_as(api: &Api, kind: &str, body: &Value) -> Answer {
 }
 
 #[tokio::test]
+async fn a_chat_goes_on_under_each_of_its_names() {
+    let api = Api::start().await;
+    let (run_id, chat_id) = api.finished_run().await;
+    let (response, conversation) =
+        (format!("resp_{}", run_id.replace('-', "")), format!("conv_{}", chat_id.replace('-', "")));
+    for (number, name) in [&chat_id, &run_id, &response, &conversation].into_iter().enumerate() {
+        let seen = chunks(talk(&api, &body(name, &format!("m{number}"), "more")).await.text());
+        let run = seen[0]["messageMetadata"]["runId"].as_str().unwrap();
+        let run = api.get(&format!("/v1/runs/{run}")).await.ok(200);
+        assert_eq!(run["chatId"], chat_id, "{name}");
+        let loaded = api.get(&format!("/api/chat/{name}")).await.ok(200);
+        assert_eq!(loaded["messages"].as_array().unwrap().len(), 2 * (number + 2), "{name}");
+    }
+}
+
+#[tokio::test]
+async fn a_question_that_waits_is_not_shown_before_the_answer_that_it_waits_for() {
+    let api = Api::start().await;
+    let (run_id, chat_id) = api.submit("first").await;
+    let queued = json!({"agent": "helper", "input": "second", "ifBusy": "enqueue"});
+    api.post(&format!("/v1/chats/{chat_id}/messages"), queued).await.ok(202);
+    let shown = async || {
+        let loaded = api.get(&format!("/api/chat/{chat_id}")).await.ok(200);
+        let texts = loaded["messages"].as_array().unwrap().iter().map(|message| message["parts"].clone());
+        (loaded["activeRunId"].clone(), texts.count())
+    };
+    assert_eq!(shown().await, (json!(run_id), 1));
+    let mut claim = api.claim().await;
+    api.say(&mut claim, &hello()).await;
+    api.finish(&mut claim, 3, "Hello").await;
+    let (active, count) = shown().await;
+    assert!(active != json!(run_id) && count == 3, "{active}: {count}");
+}
+
+#[tokio::test]
 async fn a_page_submits_and_sees_the_answer_and_a_reload_shows_the_same() {
     let api = Api::start().await;
     let answer = talk(&api, &body("my chat", "m1", "hi")).await;

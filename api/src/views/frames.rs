@@ -39,7 +39,7 @@ impl Rendered {
 
     /// The events numbered above `after`, without a copy.
     fn after(&self, after: Seq) -> Bytes {
-        let skipped = usize::try_from(after + 1 - self.first).unwrap_or(0);
+        let skipped = usize::try_from(after.saturating_sub(self.first - 1)).unwrap_or(0);
         match self.starts.get(skipped) {
             Some(start) => self.bytes.slice(*start as usize..),
             None => Bytes::new(),

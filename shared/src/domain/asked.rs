@@ -34,6 +34,12 @@ pub struct Asked {
     /// For the first step: a tool that is forced on every step would never let the run end.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub tool_choice: Option<ToolChoice>,
+    /// The tools that the model is told of, the agent's own included. Absent: all.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub allowed_tools: Option<Vec<String>>,
+    /// The run fails when the conversation is too long to be given whole, instead of going on without its beginning.
+    #[serde(skip_serializing_if = "std::ops::Not::not")]
+    pub whole_history: bool,
     #[serde(skip_serializing_if = "Option::is_none")]
     pub parallel_tool_calls: Option<bool>,
     #[serde(skip_serializing_if = "Option::is_none")]
@@ -41,6 +47,13 @@ pub struct Asked {
     /// Fields that a view of the creator's protocol repeats, by their names there. Nothing else reads them.
     #[serde(skip_serializing_if = "Map::is_empty")]
     pub echo: Map<String, Value>,
+}
+
+impl Asked {
+    /// Whether the model may be told of that tool.
+    pub fn allows(&self, tool: &str) -> bool {
+        self.allowed_tools.as_ref().is_none_or(|allowed| allowed.iter().any(|name| name == tool))
+    }
 }
 
 /// A model by the name that its provider has in the configuration.

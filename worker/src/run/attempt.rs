@@ -101,6 +101,11 @@ impl Attempts {
         hit_if(Point::AbortIfTag, || leased.claim.run.tags.iter().any(|tag| tag == "abort"));
         hit_if(Point::PanicIfTag, || leased.claim.run.tags.iter().any(|tag| tag == "panic"));
         let mut attempt = Attempt::load(self, leased, log).await?;
+        if attempt.is_too_long {
+            let told = "the conversation is too long, and was not to be truncated";
+            let error = RunError::new("context_length_exceeded", told);
+            return attempt.finish(Ending::failed(Reason::Provider, error)).await;
+        }
         loop {
             let exit = match attempt.next() {
                 Next::CallModel { step } => attempt.call_model(step).await,
@@ -190,6 +195,8 @@ pub(super) struct Attempt<'a> {
     /// What the log says of this run. Its numbers are this attempt's own count: the recorder knows the real ones.
     pub(super) replay: Replay,
     pub(super) conversation: Arc<Vec<ModelMessage>>,
+    /// The conversation is to be given whole and cannot.
+    is_too_long: bool,
     /// The last step that the conversation contains; they are complete before the model is asked again.
     pub(super) steps_in_conversation: u32,
     pub(super) usage: Usage,
@@ -238,7 +245,8 @@ impl<'a> Attempt<'a> {
             agent,
             asked,
             replay,
-            conversation: Arc::new(conversation),
+            is_too_long: conversation.is_none(),
+            conversation: Arc::new(conversation.unwrap_or_default()),
             steps_in_conversation: 0,
             usage: run.usage,
             interrupts,

@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 
 use futures::StreamExt;
 use longhaul_shared::domain::{
-    asked::ToolChoice,
+    asked::{ClientTool, ToolChoice},
     event::EventData,
     ids::Seq,
     replay::ModelMessage,
@@ -114,7 +114,7 @@ impl Attempt<'_> {
             model: self.agent.model_name.clone(),
             messages: self.conversation_so_far(),
             tools: self.tools_on_offer(),
-            client_tools: self.asked.tools.clone(),
+            client_tools: self.client_tools(),
             options: self.options(step),
             run_id: self.run.id,
             step,
@@ -172,11 +172,15 @@ impl Attempt<'_> {
     /// The agent's own tools, as long as the client allows more calls of them.
     fn tools_on_offer(&self) -> Vec<ToolSpec> {
         if self.may_call(self.replay.call_count()) {
-            let is_own = |spec: &&ToolSpec| !self.is_clients(&spec.name);
+            let is_own = |spec: &&ToolSpec| !self.is_clients(&spec.name) && self.asked.allows(&spec.name);
             self.agent.tools.specs().filter(is_own).cloned().collect()
         } else {
             vec![]
         }
+    }
+
+    fn client_tools(&self) -> Vec<ClientTool> {
+        self.asked.tools.iter().filter(|tool| self.asked.allows(&tool.name)).cloned().collect()
     }
 
     /// Whether a tool of the agent may be called that was called so often before.

@@ -93,7 +93,13 @@ pub(super) async fn create(
     JsonBody { value: new, .. }: JsonBody<NewItems>,
 ) -> Result<Json<Value>, ApiError> {
     let parts = read_parts(new.items)?;
-    conversation(&state, caller.workspace_id, id).await?;
+    let chat = conversation(&state, caller.workspace_id, id).await?;
+    if chat.active_run_id.is_some() {
+        // Behind what the response says, those who page through the items would not find it.
+        let told = "a response is being made in this conversation: add items when it is over";
+        let active_run_id = chat.active_run_id;
+        return Err(ApiError { active_run_id, ..ApiError::new(Code::RunAlreadyActive, told) });
+    }
     let message = state.store.import_message(caller.workspace_id, id, parts).await?;
     Ok(page(&input_items(message.id, &message.parts), false))
 }

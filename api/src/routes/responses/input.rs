@@ -34,7 +34,12 @@ pub(crate) fn read_items(pointer: &str, input: Value) -> Result<Vec<Sent>, ApiEr
 fn read_item(pointer: &str, item: Value) -> Result<Vec<Sent>, ApiError> {
     let Value::Object(fields) = item else { return Err(ApiError::body(pointer, "must be an object")) };
     let kind = match fields.get("type") {
-        None if fields.contains_key("role") => "message",
+        None | Some(Value::Null) if fields.contains_key("role") => "message",
+        None | Some(Value::Null)
+            if fields.len() - usize::from(fields.contains_key("type")) == 1 && fields.contains_key("id") =>
+        {
+            "item_reference"
+        }
         Some(Value::String(kind)) => kind.as_str(),
         _ => return Err(ApiError::body(format!("{pointer}/type"), "must name the kind of the item")),
     };
@@ -152,6 +157,8 @@ mod tests {
             {"type": "mcp_call", "id": "mcp_1", "name": "look", "arguments": "{}", "output": null,
                 "error": {"type": "mcp_tool_execution_error", "message": "no", "content": []}},
             {"type": "item_reference", "id": "msg_2"},
+            {"id": "msg_3", "type": null},
+            {"type": null, "role": "user", "content": "e"},
         ]);
         let call = |id: &str| {
             Sent::Part(Part::Call { call_id: id.into(), name: "look".into(), arguments: "{}".into() })
@@ -169,6 +176,8 @@ mod tests {
                 call("mcp_1"),
                 result("mcp_1", "Error: no"),
                 Sent::Reference("msg_2".into()),
+                Sent::Reference("msg_3".into()),
+                said(Speaker::User, "e"),
             ]
         );
     }

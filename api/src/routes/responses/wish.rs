@@ -15,6 +15,7 @@ const MAX_PAIR_KEY: usize = 64;
 const MAX_PAIR_VALUE: usize = 512;
 const EFFORTS: [&str; 7] = ["none", "minimal", "low", "medium", "high", "xhigh", "max"];
 const VERBOSITIES: [&str; 3] = ["low", "medium", "high"];
+const TRUNCATIONS: [&str; 2] = ["auto", "disabled"];
 /// The body as it comes. Fields that are not known are let through.
 #[derive(Clone, Debug, Default, Deserialize)]
 #[serde(default)]
@@ -35,6 +36,7 @@ pub(super) struct Wish {
     prompt_cache_key: Option<String>,
     reasoning: Option<Map<String, Value>>,
     safety_identifier: Option<String>,
+    service_tier: Option<String>,
     temperature: Option<f64>,
     text: Option<Map<String, Value>>,
     tool_choice: Option<Value>,
@@ -58,7 +60,14 @@ impl Wish {
         if self.max_output_tokens == Some(0) {
             return Err(ApiError::body("/max_output_tokens", "must be above 0"));
         }
+        if self.truncation.as_deref().is_some_and(|word| !TRUNCATIONS.contains(&word)) {
+            return Err(ApiError::body("/truncation", "must be `auto` or `disabled`"));
+        }
         let tools = self.tools.as_deref().unwrap_or_default();
+        let (tool_choice, allowed_tools) = match &self.tool_choice {
+            Some(choice) => read_tool_choice(choice)?,
+            None => (None, None),
+        };
         Ok(Asked {
             model,
             instructions: self.instructions.clone().filter(|text| !text.is_empty()),
@@ -69,7 +78,9 @@ impl Wish {
             max_output_tokens: self.max_output_tokens,
             max_tool_calls: self.max_tool_calls,
             tools: read_tools(tools)?,
-            tool_choice: self.tool_choice.as_ref().map(read_tool_choice).transpose()?.flatten(),
+            tool_choice,
+            allowed_tools,
+            whole_history: self.truncation.as_deref() == Some("disabled"),
             parallel_tool_calls: self.parallel_tool_calls,
             format: read_format(self.text.as_ref())?,
             echo: self.echo(),
@@ -87,8 +98,11 @@ impl Wish {
             ("prompt_cache_key", text(&self.prompt_cache_key)),
             ("reasoning", self.reasoning.as_ref().map(read_reasoning)),
             ("safety_identifier", text(&self.safety_identifier)),
+            ("service_tier", text(&self.service_tier)),
             ("store", self.store.map(Value::from)),
-            ("truncation", text(&self.truncation)),
+            // Of the others the words are known.
+            ("tool_choice", self.tool_choice.clone().filter(|choice| choice["type"] == "allowed_tools")),
+            ("truncation", Some(Value::from(self.truncation.as_deref().unwrap_or("auto")))),
             ("user", text(&self.user)),
         ];
         fields.into_iter().filter_map(|(name, value)| Some((name.to_owned(), value?))).collect()
@@ -184,15 +198,35 @@ fn is_tool_name(name: &str) -> bool {
         && name.bytes().all(|byte| byte.is_ascii_alphanumeric() || matches!(byte, b'_' | b'-'))
 }
 
-fn read_tool_choice(choice: &Value) -> Result<Option<ToolChoice>, ApiError> {
-    Ok(match (choice.as_str(), choice["type"].as_str(), choice["name"].as_str()) {
+/// What the model is to call, and the tools that it may, if not all.
+fn read_tool_choice(choice: &Value) -> Result<(Option<ToolChoice>, Option<Vec<String>>), ApiError> {
+    let chosen = match (choice.as_str(), choice["type"].as_str(), choice["name"].as_str()) {
         _ if choice.is_null() => None,
         (Some("auto"), ..) => Some(ToolChoice::Auto),
         (Some("none"), ..) => Some(ToolChoice::None),
         (Some("required"), ..) => Some(ToolChoice::Required),
         (None, Some("function"), Some(name)) => Some(ToolChoice::Function(name.to_owned())),
-        _ => return Err(ApiError::body("/tool_choice", "must be `auto`, `none`, `required` or a function")),
-    })
+        (None, Some("allowed_tools"), _) => {
+            let mode = match choice["mode"].as_str() {
+                Some("auto") => ToolChoice::Auto,
+                Some("required") => ToolChoice::Required,
+                _ => return Err(ApiError::body("/tool_choice/mode", "must be `auto` or `required`")),
+            };
+            let name = |tool: &Value| match (tool["type"].as_str(), tool["name"].as_str()) {
+                (Some("function"), Some(name)) => Some(name.to_owned()),
+                _ => None,
+            };
+            let names = choice["tools"].as_array().and_then(|tools| tools.iter().map(name).collect());
+            let names: Option<Vec<String>> = names;
+            let told = "must be a list of functions";
+            return Ok((Some(mode), Some(names.ok_or_else(|| ApiError::body("/tool_choice/tools", told))?)));
+        }
+        _ => {
+            let told = "must be `auto`, `none`, `required`, a function or allowed tools";
+            return Err(ApiError::body("/tool_choice", told));
+        }
+    };
+    Ok((chosen, None))
 }
 
 fn read_format(text: Option<&Map<String, Value>>) -> Result<Option<OutputFormat>, ApiError> {
@@ -254,7 +288,25 @@ mod tests {
         assert_eq!(asked.tool_choice, Some(ToolChoice::Function("look".into())));
         let echo = Value::Object(asked.echo);
         let reasoning = json!({"effort": "low", "summary": "auto"});
-        assert_eq!(echo, json!({"model": "helper", "store": true, "reasoning": reasoning}));
+        let expected =
+            json!({"model": "helper", "store": true, "reasoning": reasoning, "truncation": "auto"});
+        assert_eq!(echo, expected);
+        assert!(!asked.whole_history && asked.allowed_tools.is_none());
+    }
+
+    #[test]
+    fn a_choice_may_allow_some_of_the_tools() {
+        let look = json!({"type": "function", "name": "look"});
+        for (mode, expected) in [("auto", ToolChoice::Auto), ("required", ToolChoice::Required)] {
+            let choice = json!({"type": "allowed_tools", "mode": mode, "tools": [look]});
+            let asked = asked(json!({"tool_choice": choice, "truncation": "disabled"})).unwrap();
+            assert_eq!(asked.tool_choice, Some(expected));
+            assert!(asked.allows("look") && !asked.allows("pay") && asked.whole_history);
+            assert_eq!(
+                (&asked.echo["tool_choice"], &asked.echo["truncation"]),
+                (&choice, &json!("disabled"))
+            );
+        }
     }
 
     #[test]
@@ -277,6 +329,12 @@ mod tests {
                 "/tools/1/name",
             ),
             (json!({"tool_choice": "always"}), "/tool_choice"),
+            (json!({"tool_choice": {"type": "allowed_tools", "tools": []}}), "/tool_choice/mode"),
+            (
+                json!({"tool_choice": {"type": "allowed_tools", "mode": "auto", "tools": [{"type": "mcp"}]}}),
+                "/tool_choice/tools",
+            ),
+            (json!({"truncation": "some"}), "/truncation"),
         ] {
             let error = asked(body.clone()).unwrap_err();
             assert_eq!(error.flaws[0].pointer.as_deref(), Some(pointer), "{body}");

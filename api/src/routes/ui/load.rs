@@ -1,6 +1,7 @@
 //! `GET /api/chat/{id}`: what a page shows when it opens: the newest messages, as a page that watched has them.
 //!
-//! The answer that is under way is left out: a page that resumes gets all of it, and would have it twice.
+//! The answer that is under way is left out: a page that resumes gets all of it, and would have it twice. So are the
+//! questions that wait behind it: the page would show the answer below them.
 
 use axum::{
     Json,
@@ -80,7 +81,11 @@ pub(super) async fn load(
             Role::User => {
                 oldest = message.turn;
                 let answer = answer.take().filter(|answer| answer.turn == message.turn);
-                if !replaced.hides(&message) {
+                let is_waiting = answer.as_ref().is_some_and(|answer| {
+                    let is_open = answer.status == Some(MessageStatus::Streaming);
+                    is_open && chat.active_run_id.is_some_and(|active| answer.run_id != Some(active))
+                });
+                if !replaced.hides(&message) && !is_waiting {
                     newest_first
                         .extend(answer.filter(|answer| answer.status != Some(MessageStatus::Streaming)));
                     newest_first.push(message);

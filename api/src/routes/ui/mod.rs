@@ -33,7 +33,10 @@ use crate::{
     error::ApiError,
     extract::parse_id,
     state::AppState,
-    views::ui::{Chunk, DONE, Encoder},
+    views::{
+        responses,
+        ui::{Chunk, DONE, Encoder},
+    },
 };
 
 pub(crate) fn routes() -> Router<AppState> {
@@ -99,11 +102,11 @@ enum Named {
     Nothing,
 }
 
-/// The run or the chat that has this id, or the chat that a page calls so.
+/// The run or the chat that has this id, here or in OpenAI's API, or the chat that a page calls so.
 async fn named(state: &AppState, workspace: WorkspaceId, id: String) -> Result<Named, ApiError> {
     // As names are cleaned before they are stored.
     let id = text::clean_owned(id);
-    if let Some(run_id) = parse_id::<RunId>(&id)
+    if let Some(run_id) = parse_id::<RunId>(&id).or_else(|| responses::run_of(&id))
         && let Some(run) = found(state.store.run(workspace, run_id).await)?
     {
         return Ok(Named::Run(Box::new(run)));
@@ -111,7 +114,8 @@ async fn named(state: &AppState, workspace: WorkspaceId, id: String) -> Result<N
     if let Some(chat) = found(state.store.chat_of_client(workspace, &id).await)? {
         return Ok(Named::Chat(Box::new(chat)));
     }
-    let Some(chat_id) = parse_id::<ChatId>(&id) else { return Ok(Named::Nothing) };
+    let chat_id = parse_id::<ChatId>(&id).or_else(|| responses::chat_of(&id));
+    let Some(chat_id) = chat_id else { return Ok(Named::Nothing) };
     let chat = found(state.store.chat(workspace, chat_id).await)?;
     Ok(chat.map_or(Named::Nothing, |chat| Named::Chat(Box::new(chat))))
 }

@@ -1,7 +1,7 @@
 //! `POST /api/chat`: the newest message of a page becomes a run, and is answered by its stream.
 //!
-//! Of the history that the page sends along nothing is believed: the conversation is what is stored. A transport that
-//! names no chat is known by the last answer that it has.
+//! Of the history that the page sends along nothing is believed: the conversation is what is stored, and of the newest
+//! message only the text is read. A transport that names no chat is known by the last answer that it has.
 
 use axum::{extract::State, http::HeaderMap, response::Response};
 use bytes::Bytes;
@@ -12,12 +12,12 @@ use longhaul_shared::{
         message::Part,
         run::Trigger,
     },
-    store::{IfBusy, StoreError},
+    store::IfBusy,
 };
 use serde::Deserialize;
 use serde_json::{Map, Value, value::RawValue};
 
-use super::stream;
+use super::{Named, named, stream};
 use crate::{
     auth::{Caller, Operator},
     error::{ApiError, Code},
@@ -64,12 +64,12 @@ pub(super) async fn submit(
     LargeBody(body): LargeBody,
 ) -> Result<Response, ApiError> {
     let body = read(&body)?;
-    let chat_id = chat_of_the_last_answer(&state, &caller, &body).await?;
+    let chat_id = chat_of(&state, &caller, &body).await?;
     let agent = agent_for(&state, &caller, &body, chat_id).await?;
     let submission = Submission {
         workspace_id: caller.workspace_id,
         chat_id,
-        client_chat_id: body.chat,
+        client_chat_id: body.chat.filter(|_| chat_id.is_none()),
         client_message_id: body.message_id,
         replaces: body.replaces,
         agent,
@@ -95,13 +95,16 @@ pub(super) async fn submit(
     Ok(stream(&state, &admitted.run, 0))
 }
 
-/// The chat that a page without a name for it goes on with.
-async fn chat_of_the_last_answer(
-    state: &AppState,
-    caller: &Caller,
-    body: &Body,
-) -> Result<Option<ChatId>, ApiError> {
-    let Some(message) = body.last_answer.filter(|_| body.chat.is_none()) else { return Ok(None) };
+/// The chat that the page goes on with, by any of its names; by its last answer, if the page has none for it.
+async fn chat_of(state: &AppState, caller: &Caller, body: &Body) -> Result<Option<ChatId>, ApiError> {
+    if let Some(name) = &body.chat {
+        return Ok(match named(state, caller.workspace_id, name.clone()).await? {
+            Named::Chat(chat) => Some(chat.id),
+            Named::Run(run) => Some(run.chat_id),
+            Named::Nothing => None,
+        });
+    }
+    let Some(message) = body.last_answer else { return Ok(None) };
     Ok(found(state.store.message(caller.workspace_id, message).await)?.map(|message| message.chat_id))
 }
 
@@ -115,12 +118,11 @@ async fn agent_for(
     if body.agent.is_some() {
         return Ok(body.agent.clone());
     }
-    let chat = match (chat_id, &body.chat) {
-        (Some(id), _) => state.store.chat(caller.workspace_id, id).await,
-        (None, Some(name)) => state.store.chat_of_client(caller.workspace_id, name).await,
-        (None, None) => Err(StoreError::NotFound),
+    let chat = match chat_id {
+        Some(id) => found(state.store.chat(caller.workspace_id, id).await)?,
+        None => None,
     };
-    Ok(found(chat)?.and_then(|chat| chat.agent).or_else(|| state.agents.default()))
+    Ok(chat.and_then(|chat| chat.agent).or_else(|| state.agents.default()))
 }
 
 fn read(body: &Bytes) -> Result<Body, ApiError> {
@@ -186,21 +188,24 @@ fn optional_text(pointer: &str, field: Option<&RawValue>) -> Result<Option<Strin
 fn texts(pointer: &str, mut message: Map<String, Value>) -> Result<Vec<Part>, ApiError> {
     match (message.remove("parts"), message.remove("content")) {
         (Some(Value::Array(parts)), _) => {
-            let parts = parts.into_iter().enumerate();
-            parts.map(|(index, part)| text(format!("{pointer}/parts/{index}"), &part)).collect()
+            let parts = parts.iter().enumerate();
+            let texts =
+                parts.filter_map(|(index, part)| text(format!("{pointer}/parts/{index}"), part).transpose());
+            texts.collect()
         }
         (None, Some(Value::String(text))) => Ok(vec![Part::Text { text }]),
         _ => Err(ApiError::body(format!("{pointer}/parts"), "must be a list of parts")),
     }
 }
 
-fn text(pointer: String, part: &Value) -> Result<Part, ApiError> {
-    if part["type"] != "text" {
-        return Err(ApiError::body(pointer + "/type", "only text is taken"));
-    }
-    match part["text"].as_str() {
-        Some(text) => Ok(Part::Text { text: text.to_owned() }),
-        None => Err(ApiError::body(pointer + "/text", "must be text")),
+/// What a page keeps in a message for itself is no concern of the model. What the model cannot be given is refused.
+fn text(pointer: String, part: &Value) -> Result<Option<Part>, ApiError> {
+    match (part["type"].as_str(), part["text"].as_str()) {
+        (Some("text"), Some(text)) => Ok(Some(Part::Text { text: text.to_owned() })),
+        (Some("text"), None) => Err(ApiError::body(pointer + "/text", "must be text")),
+        (Some("file"), _) => Err(ApiError::body(pointer + "/type", "only text is taken")),
+        (Some(_), _) => Ok(None),
+        (None, _) => Err(ApiError::body(pointer + "/type", "must be text")),
     }
 }
 
@@ -231,6 +236,10 @@ mod tests {
             assert_eq!((read.chat.as_deref(), read.message_id.as_deref()), (Some("c"), Some("m")));
             assert_eq!(read.input, [Part::Text { text: "hi".into() }]);
         }
+        let own = json!({"type": "data-place", "data": {"x": 1}});
+        let parts = json!([own, {"type": "text", "text": "hi"}, {"type": "source-url", "url": "x"}]);
+        let read_parts = read(&json!({"message": {"role": "user", "parts": parts}})).unwrap();
+        assert_eq!(read_parts.input, [Part::Text { text: "hi".into() }]);
         let bare = read(&json!({"messages": [{"role": "user", "content": "hi"}], "agent": "a"})).unwrap();
         assert_eq!((bare.chat, bare.message_id, bare.agent.as_deref()), (None, None, Some("a")));
     }
@@ -283,6 +292,7 @@ mod tests {
             (json!({"messages": [user("m", "hi"), {"role": "assistant", "parts": []}]}), "/messages/1/role"),
             (json!({"messages": [{"role": "user"}]}), "/messages/0/parts"),
             (json!({"messages": [image]}), "/messages/0/parts/0/type"),
+            (json!({"message": {"role": "user", "parts": [7]}}), "/message/parts/0/type"),
             (json!({"message": {"role": "user", "parts": [{"type": "text"}]}}), "/message/parts/0/text"),
             (json!({"id": 7, "messages": [user("m", "hi")]}), "/id"),
             (json!({"messages": [{"id": 7, "role": "user", "content": "x"}]}), "/messages/0/id"),

@@ -391,7 +391,11 @@ impl Encoder {
         let is_good = state == CallState::Succeeded;
         if let Item::McpCall { output, error, status, told, .. } = &mut self.items[index] {
             *told = tool::told(state, result.as_deref(), why.as_deref(), was_sent);
-            *status = if is_good { ItemStatus::Completed } else { ItemStatus::Failed };
+            *status = match state {
+                CallState::Succeeded => ItemStatus::Completed,
+                CallState::Cancelled => ItemStatus::Incomplete,
+                _ => ItemStatus::Failed,
+            };
             *output = result;
             *error = if is_good { None } else { Some(why.unwrap_or_else(|| state.to_string()).into()) };
         }

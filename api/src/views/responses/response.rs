@@ -142,7 +142,7 @@ impl Head {
             store: said("store", json!(true)),
             temperature: asked.temperature,
             text: text(asked),
-            tool_choice: tool_choice(asked.tool_choice.as_ref()),
+            tool_choice: said("tool_choice", tool_choice(asked.tool_choice.as_ref())),
             tools: asked.tools.iter().map(tool).collect(),
             top_p: asked.top_p,
             truncation: said("truncation", json!("disabled")),

@@ -189,6 +189,18 @@ fn reasoning_and_calls_of_the_server_are_items_of_their_own() {
 }
 
 #[test]
+fn a_call_that_was_cut_off_is_incomplete() {
+    let begun = [queued(), claimed(), started(1, 1), planned(1), saved(1, FinishReason::ToolCalls)];
+    let end = [settled(1, CallState::Cancelled, None, None), ended(RunStatus::Aborted, Reason::Stop)];
+    let events = stream(&[&begun[..], &end].concat());
+    let response = &events.last().unwrap()["response"];
+    assert_eq!(
+        (&response["status"], &response["output"][0]["status"]),
+        (&json!("cancelled"), &json!("incomplete"))
+    );
+}
+
+#[test]
 fn a_step_that_is_done_over_leaves_its_torn_item_out_of_the_output() {
     let events = stream(&[
         queued(),
