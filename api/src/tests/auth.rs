@@ -157,3 +157,12 @@ async fn only_pages_of_known_origins_may_call() {
     let stranger = preflight("https://evil.example").await;
     assert!(!stranger.headers.contains_key("access-control-allow-origin"));
 }
+
+#[tokio::test]
+async fn a_star_lets_pages_of_every_origin_call_with_a_key() {
+    let api = Api::with(|config| config.server.cors_origins = vec!["*".into()]).await;
+    let origin = [("origin", "https://anywhere.example")];
+    let answer = api.call_with(Method::GET, "/v1/runs", &origin, "").await;
+    answer.ok(200);
+    assert_eq!(answer.header("access-control-allow-origin"), "*");
+}

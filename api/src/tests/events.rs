@@ -32,6 +32,33 @@ fn events(text: &str) -> Vec<(i64, String)> {
 }
 
 #[tokio::test]
+async fn an_event_source_that_comes_too_often_is_cut_off_so_that_it_comes_back() {
+    let api = Api::with(|config| config.limits.requests_per_minute = 2).await;
+    let (id, _) = api.submit("hi").await;
+    let path = format!("/v1/runs/{id}/events");
+    api.get(&path).await.ok(200);
+    api.get(&path).await.refused(429, "RATE_LIMITED");
+    let request = Request::builder()
+        .uri(&path)
+        .header("authorization", format!("Bearer {}", api.key))
+        .header(SSE.0, SSE.1)
+        .body(Body::empty())
+        .unwrap();
+    let answer = api.respond(request).await;
+    assert_eq!(answer.status(), 200);
+    assert!(axum::body::to_bytes(answer.into_body(), usize::MAX).await.is_err(), "it is no clean end");
+}
+
+#[tokio::test]
+async fn a_position_beyond_all_numbers_is_waited_for() {
+    let api = Api::start().await;
+    let (id, _) = api.finished_run().await;
+    let path = format!("/v1/runs/{id}/events");
+    let answer = stream(&api, &path, &[("last-event-id", &i64::MAX.to_string())]).await;
+    assert_eq!((answer.status.as_u16(), answer.body.len()), (204, 0));
+}
+
+#[tokio::test]
 async fn a_finished_run_is_replayed_byte_for_byte_and_ends_with_end() {
     let api = Api::start().await;
     let (id, _) = api.finished_run().await;

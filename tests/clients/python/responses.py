@@ -344,6 +344,55 @@ def an_answer_that_the_model_cut_off_is_incomplete():
 
 
 @check
+def a_call_that_the_output_limit_cut_off_is_not_asked_for():
+    calls = [["get_weather", {"city": "Rome"}], ["get_weather", "not an obj"]]
+    script(turn(1, calls=calls, finishReason="length"))
+    response = here.responses.create(model="helper", input="go", tools=[GET_WEATHER])
+    kinds_of = [item.type for item in response.output]
+    assert (response.status, kinds_of) == ("incomplete", ["message", "function_call"])
+    assert json.loads(response.output[1].arguments) == {"city": "Rome"}
+
+
+@check
+def a_choice_of_allowed_tools_is_all_that_the_model_is_told_of():
+    other = {**GET_WEATHER, "name": "get_time"}
+    choice = {
+        "type": "allowed_tools",
+        "mode": "required",
+        "tools": [{"type": "function", "name": "get_time"}],
+    }
+    script(turn(1, calls=[["get_time", {"city": "Rome"}]]))
+    response = here.responses.create(
+        model="helper", input="go", tools=[GET_WEATHER, other], tool_choice=choice
+    )
+    assert response.tool_choice.to_dict() == choice and len(response.tools) == 2
+    told = asked()[-1]
+    assert [tool["function"]["name"] for tool in told["tools"]] == ["get_time"]
+    assert told["tool_choice"] == "required"
+
+
+@check
+def a_conversation_that_is_too_long_is_cut_or_refused_as_the_client_wants_it():
+    previous = None
+    for word in ("first", "second"):
+        script(turn(1))
+        long = here.responses.create(model="helper", input=word * 50_000, previous_response_id=previous)
+        assert (long.status, long.truncation) == ("completed", "auto")
+        previous = long.id
+    for truncation, status in (("auto", "completed"), ("disabled", "failed")):
+        script(turn(1))
+        response = here.responses.create(
+            model="helper", input="third", previous_response_id=previous, truncation=truncation
+        )
+        assert (response.status, response.truncation) == (status, truncation)
+        if status == "completed":
+            said = [one["content"][:6] for one in asked()[-1]["messages"] if one["role"] == "user"]
+            assert said == ["second", "third"], said
+        else:
+            assert response.error.to_dict()["type"] == "context_length_exceeded"
+
+
+@check
 def a_provider_that_refuses_makes_a_failed_response():
     script(turn(4, status=400))
     response = here.responses.create(model="helper", input="go")
