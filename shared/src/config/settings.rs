@@ -75,7 +75,7 @@ pub(super) const SETTINGS: &[Setting] = &[
     text("server.body_limit", "The largest request body, in bytes or as `1 MiB`."),
     list(
         "server.cors_origins",
-        "Origins whose pages may call the API from a browser, such as `https://app.example.com`; `*` is any.",
+        "Origins whose pages may call the API from a browser, such as `https://app.example.com`; `*` is any, for calls with a key.",
     ),
     number("worker.slots", "Runs that one worker process carries at the same time."),
     text(
