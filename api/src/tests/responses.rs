@@ -11,7 +11,8 @@ use super::{Api, hello};
 use crate::views::responses::run_of;
 
 /// Asked in the background.
-fn ask(input: Value) -> Value {
+fn ask(input: impl Into<Value>) -> Value {
+    let input: Value = input.into();
     json!({"model": "helper", "input": input, "background": true})
 }
 
@@ -90,7 +91,7 @@ async fn a_response_that_is_not_kept_is_found_by_those_who_read_its_stream_and_b
     api.call(&admin, Method::DELETE, &path, None).await.ok(404);
     let item = reference(response["output"][0]["id"].as_str().unwrap());
     api.post("/v1/responses", ask(json!([item, message("And?")]))).await.ok(404);
-    let mut behind = ask(json!("And?"));
+    let mut behind = ask("And?");
     behind["previous_response_id"] = json!(id);
     assert_eq!(
         api.post("/v1/responses", behind).await.ok(400)["error"]["code"],
@@ -102,7 +103,7 @@ async fn a_response_that_is_not_kept_is_found_by_those_who_read_its_stream_and_b
 async fn nothing_is_added_to_a_conversation_in_which_a_response_is_being_made() {
     let api = Api::start().await;
     let conversation = api.post("/v1/conversations", json!({})).await.ok(200)["id"].clone();
-    let mut asked = ask(json!("hi"));
+    let mut asked = ask("hi");
     asked["conversation"] = conversation.clone();
     api.post("/v1/responses", asked).await.ok(200);
     let path = format!("/v1/conversations/{}/items", conversation.as_str().unwrap());

@@ -19,7 +19,7 @@ use longhaul_shared::{
         step::{FinishReason, OutputPart, Step},
         transition::{Reason, RunStatus},
     },
-    store::{LogCursor, LogReader, SharedStore, StopOutcome},
+    store::{LogCursor, LogReader, SharedStore, StopOutcome, StopRequest},
 };
 use tempfile::TempDir;
 use tokio::sync::{Semaphore, watch};
@@ -39,6 +39,8 @@ struct Troubled {
     permits: Semaphore,
     /// How many appends went together, commit by commit.
     batches: Mutex<Vec<usize>>,
+    /// What every end that names no stop is answered with.
+    stop: Mutex<Option<StopRequest>>,
     /// Ends that are written and not answered.
     answers_to_lose: AtomicUsize,
 }
@@ -99,7 +101,11 @@ impl Log for Troubled {
         self.begin(appends).await;
         let mut results = vec![];
         for append in appends {
-            if self.is_locked(append) {
+            let stop = *self.stop.lock().unwrap_or_else(PoisonError::into_inner);
+            if let Some(stop) = stop.filter(|_| append.ending.is_some() && append.stop_requested_at.is_none())
+            {
+                results.push(Err(StoreError::Stopping(stop)));
+            } else if self.is_locked(append) {
                 results.push(Err(StoreError::Locked));
             } else {
                 let result = self.store.commit(std::slice::from_ref(append)).await.remove(0);
@@ -133,6 +139,7 @@ async fn bench(runs: usize, permits: usize) -> (Arc<Troubled>, Vec<(Claim, RunLo
         locked,
         permits,
         batches: Mutex::default(),
+        stop: Mutex::default(),
         answers_to_lose: AtomicUsize::new(0),
     });
     let coalesce = Coalesce { time: Duration::ZERO, bytes: 1 };
@@ -269,4 +276,16 @@ async fn an_end_that_a_stop_came_before_is_written_as_the_end_by_that_stop() {
         };
         assert_eq!((step.finish_reason, step.first_seq, step.last_seq), (FinishReason::Stop, 3, 5));
     }
+}
+
+#[tokio::test]
+async fn an_end_by_a_stop_names_it_so_that_no_stop_comes_before_it() {
+    let (troubled, mut open, _dir) = bench(1, 1_000).await;
+    let (claim, log) = open.pop().unwrap();
+    let (run_id, reason) = (claim.run.id, Reason::Expired);
+    *troubled.stop.lock().unwrap() = Some(StopRequest { run_id, reason, requested_at: 7 });
+    written(&log, end_of(&claim)).await.unwrap();
+    let over = troubled.store.run(claim.run.workspace_id, run_id).await.unwrap();
+    assert_eq!((over.status, over.reason), (RunStatus::Aborted, Some(reason)));
+    assert_eq!(over.stop_requested_at, Some(7));
 }

@@ -13,7 +13,7 @@ use crate::{
         run::{Ending, Run, RunError},
         transition::{MessageStatus, Reason, RunStatus},
     },
-    store::{NewRun, STOP_GRACE_MS, StopOutcome, StoreError, admission::StartAt},
+    store::{Append, NewRun, STOP_GRACE_MS, StopOutcome, StoreError, admission::StartAt},
 };
 
 upheld! {
@@ -298,7 +298,11 @@ async fn no_other_end_comes_before_a_stop(db: Database) {
         ];
         let results = db.store.commit(&both).await;
         assert!(matches!(&results[..], [Err(StoreError::Stopping(_)), Ok(_)]), "{results:?}");
-        db.commit(finishing(&claim, saved.last + 1, Ending { reason, error: None })).await;
+        let by_stop = finishing(&claim, saved.last + 1, Ending { reason, error: None });
+        assert!(!by_stop.yields_to_stop());
+        let expired = finishing(&claim, saved.last + 1, Ending { reason: Reason::Expired, error: None });
+        assert!(!Append { stop_requested_at: Some(1), ..expired }.yields_to_stop(), "it names its stop");
+        db.commit(by_stop).await;
         let over = db.now(&claim.run).await;
         assert_eq!((over.status, over.reason), (RunStatus::Aborted, Some(reason)));
         assert_eq!(db.now(&other.run).await.status, RunStatus::Succeeded);
