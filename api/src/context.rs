@@ -61,13 +61,14 @@ pub(crate) async fn wrap(State(tasks): State<TaskTracker>, request: Request, nex
     let id = RequestId::of(request.headers());
     let method = request.method().clone();
     let path = request.uri().path().to_owned();
-    let wants_stream = method == Method::GET && wants_event_stream(request.headers());
+    let is_event_source = method == Method::GET && is_events(&path) && wants_event_stream(request.headers());
 
     let response = answer(&tasks, limit(&method, &path), next.run(request).in_current_span()).await;
     let mut response = finish(response, &id, &path);
     // An EventSource gives up for good on a status other than 200 and comes back after a broken connection.
-    let may_pass = response.status() == StatusCode::TOO_MANY_REQUESTS || response.status().is_server_error();
-    if wants_stream && may_pass {
+    let status = response.status();
+    let may_pass = matches!(status, StatusCode::TOO_MANY_REQUESTS | StatusCode::SERVICE_UNAVAILABLE);
+    if is_event_source && may_pass {
         response = reset();
     }
     let headers = response.headers_mut();
@@ -78,11 +79,18 @@ pub(crate) async fn wrap(State(tasks): State<TaskTracker>, request: Request, nex
         request.id = id.as_str(),
         http.method = %method,
         http.path = path,
-        http.status = response.status().as_u16(),
+        http.status = status.as_u16(),
         duration_ms = started.elapsed().as_millis() as u64,
         "a call was answered"
     );
     response
+}
+
+/// What an EventSource is pointed at.
+fn is_events(path: &str) -> bool {
+    path.strip_prefix("/v1/runs/")
+        .and_then(|rest| rest.split_once('/'))
+        .is_some_and(|(_, rest)| rest == "events")
 }
 
 /// What the handler answers within the limit. It has a task of its own, because what it asks of the database must not be

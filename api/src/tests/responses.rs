@@ -118,6 +118,23 @@ async fn nothing_is_added_to_a_conversation_in_which_a_response_is_being_made() 
 }
 
 #[tokio::test]
+async fn a_page_that_went_on_with_a_response_keeps_its_chat() {
+    let api = Api::start().await;
+    let admin = api.key("default", KeyRole::Admin).await;
+    let response = api.post("/v1/responses", ask("hi")).await.ok(200);
+    let id = response["id"].as_str().unwrap();
+    let mut claim = api.claim().await;
+    api.say(&mut claim, &hello()).await;
+    api.finish(&mut claim, 3, "Hello").await;
+    let chat = format!("/v1/chats/{}", claim.run.chat_id);
+    let more = json!({"agent": "helper", "input": "more"});
+    api.post(&format!("{chat}/messages"), more).await.ok(202);
+    api.call(&admin, Method::DELETE, &format!("/v1/responses/{id}"), None).await.ok(200);
+    api.get(&format!("/v1/responses/{id}")).await.ok(404);
+    api.get(&chat).await.ok(200);
+}
+
+#[tokio::test]
 async fn unknown_calls_of_these_clients_are_refused_in_their_own_form() {
     let api = Api::start().await;
     let refused = api.get("/v1/models").await.ok(404);

@@ -66,6 +66,17 @@ async fn a_chat_goes_on_under_each_of_its_names() {
 }
 
 #[tokio::test]
+async fn a_chat_that_was_deleted_is_not_begun_again_under_its_id() {
+    let api = Api::start().await;
+    let (_, chat_id) = api.finished_run().await;
+    let admin = api.key("default", KeyRole::Admin).await;
+    let conversation = format!("conv_{}", chat_id.replace('-', ""));
+    api.call(&admin, Method::DELETE, &format!("/v1/conversations/{conversation}"), None).await.ok(200);
+    let again = api.post("/api/chat", body(&conversation, "m1", "more")).await;
+    assert_eq!((again.status.as_u16(), again.text()), (404, "this chat was deleted"));
+}
+
+#[tokio::test]
 async fn a_question_that_waits_is_not_shown_before_the_answer_that_it_waits_for() {
     let api = Api::start().await;
     let (run_id, chat_id) = api.submit("first").await;

@@ -124,6 +124,7 @@ mod tests {
         let segment = segment(RunId::generate(), 5, &["a", "b", "c"]);
         let whole = cache.render(&segment, 0);
         assert_eq!(whole, cache.render(&segment, 4));
+        assert!(cache.render(&segment, Seq::MAX).is_empty());
         for after in 4..=7 {
             let mut expected = String::new();
             for (seq, event) in segment.after(after) {

@@ -107,7 +107,7 @@ pub enum EventData {
     RunClaimed { worker_id: WorkerId, epoch: Epoch },
     #[serde(rename = "run.released")]
     RunReleased { reason: ReleaseReason, epoch: Epoch },
-    /// No worker holds the run until what it waits for is there: so far it is answered.
+    /// No worker holds the run until what it waits for is there. Its answer goes no further for now.
     #[serde(rename = "run.waiting")]
     RunWaiting { usage: Usage },
     /// It goes on.

@@ -81,8 +81,9 @@ pub trait Log: LogReader {
     /// message and ending. The answers stand in the order of the appends. `LeaseLost` for one whose position is
     /// not right behind the log's last event or whose message is no longer streaming; it changes nothing and does not
     /// disturb the others. `Stopping` for an end of another kind when a stop of the run has been recorded: nothing of the
-    /// append is written, and the run is to end by that stop. At most one append for each run. An append that is committed already, because the answer
-    /// was lost, is answered like the first time, without what it caused. The caller awaits it to its end.
+    /// append is written, and the run is to end by that stop. At most one append for each run. An append that is committed
+    /// already, because the answer was lost, is answered like the first time, without what it caused. The caller awaits it
+    /// to its end.
     async fn commit(&self, appends: &[Append]) -> Vec<Result<Committed>>;
     /// The same without waiting for a chat that somebody has locked: the endings of runs in it are answered `Locked`.
     /// A store that knows no such locks need not tell the two apart.

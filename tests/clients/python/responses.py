@@ -369,6 +369,13 @@ def a_choice_of_allowed_tools_is_all_that_the_model_is_told_of():
     told = asked()[-1]
     assert [tool["function"]["name"] for tool in told["tools"]] == ["get_time"]
     assert told["tool_choice"] == "required"
+    # A model that calls another one all the same.
+    script(turn(1, calls=[["look", {"op": "x"}], ["get_weather", {"city": "Rome"}]]), turn(1))
+    response = here.responses.create(
+        model="helper", input="go", tools=[GET_WEATHER, other], tool_choice={**choice, "mode": "auto"}
+    )
+    made = [(item.type, item.name, item.status) for item in response.output if item.type != "message"]
+    assert made == [("mcp_call", "look", "failed"), ("mcp_call", "get_weather", "failed")], made
 
 
 @check

@@ -101,7 +101,8 @@ impl Attempts {
         hit_if(Point::AbortIfTag, || leased.claim.run.tags.iter().any(|tag| tag == "abort"));
         hit_if(Point::PanicIfTag, || leased.claim.run.tags.iter().any(|tag| tag == "panic"));
         let mut attempt = Attempt::load(self, leased, log).await?;
-        if attempt.is_too_long {
+        // Once it has begun it goes on, even if late answers have made the conversation longer.
+        if attempt.asked.whole_history && !attempt.is_whole && attempt.replay.last_step().is_none() {
             let told = "the conversation is too long, and was not to be truncated";
             let error = RunError::new("context_length_exceeded", told);
             return attempt.finish(Ending::failed(Reason::Provider, error)).await;
@@ -195,8 +196,8 @@ pub(super) struct Attempt<'a> {
     /// What the log says of this run. Its numbers are this attempt's own count: the recorder knows the real ones.
     pub(super) replay: Replay,
     pub(super) conversation: Arc<Vec<ModelMessage>>,
-    /// The conversation is to be given whole and cannot.
-    is_too_long: bool,
+    /// Nothing of it had to be left out.
+    is_whole: bool,
     /// The last step that the conversation contains; they are complete before the model is asked again.
     pub(super) steps_in_conversation: u32,
     pub(super) usage: Usage,
@@ -218,7 +219,7 @@ impl<'a> Attempt<'a> {
             deadline: Instant::now() + Duration::from_millis(left),
             hard_stop: cx.hard_stop.clone(),
         };
-        let (replay, conversation, asked) = loop_until_read(&interrupts, || {
+        let (replay, (conversation, is_whole), asked) = loop_until_read(&interrupts, || {
             let (store, run, agent) = (Arc::clone(&cx.store), run.clone(), Arc::clone(&agent));
             bounded(cx.store.patience(), async move {
                 let replay = if run.attempts > 1 {
@@ -245,8 +246,8 @@ impl<'a> Attempt<'a> {
             agent,
             asked,
             replay,
-            is_too_long: conversation.is_none(),
-            conversation: Arc::new(conversation.unwrap_or_default()),
+            conversation: Arc::new(conversation),
+            is_whole,
             steps_in_conversation: 0,
             usage: run.usage,
             interrupts,

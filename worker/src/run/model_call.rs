@@ -114,7 +114,7 @@ impl Attempt<'_> {
             model: self.agent.model_name.clone(),
             messages: self.conversation_so_far(),
             tools: self.tools_on_offer(),
-            client_tools: self.client_tools(),
+            client_tools: self.client_tools_on_offer().cloned().collect(),
             options: self.options(step),
             run_id: self.run.id,
             step,
@@ -179,8 +179,8 @@ impl Attempt<'_> {
         }
     }
 
-    fn client_tools(&self) -> Vec<ClientTool> {
-        self.asked.tools.iter().filter(|tool| self.asked.allows(&tool.name)).cloned().collect()
+    fn client_tools_on_offer(&self) -> impl Iterator<Item = &ClientTool> {
+        self.asked.tools.iter().filter(|tool| self.asked.allows(&tool.name))
     }
 
     /// Whether a tool of the agent may be called that was called so often before.
@@ -189,7 +189,7 @@ impl Attempt<'_> {
     }
 
     fn is_clients(&self, tool: &str) -> bool {
-        self.asked.tools.iter().any(|own| own.name == tool)
+        self.client_tools_on_offer().any(|own| own.name == tool)
     }
 
     fn options(&self, step: u32) -> ModelOptions {

@@ -237,6 +237,9 @@ impl Attempt<'_> {
         if !self.may_call(self.replay.calls_before(call.step, call.call)) {
             return Err("the client allows no more tool calls in this run; it was not executed".to_owned());
         }
+        if !self.asked.allows(&call.name) {
+            return Err("the client does not allow this tool; it was not executed".to_owned());
+        }
         self.agent.tools.check(&call.name, &call.arguments)
     }
 

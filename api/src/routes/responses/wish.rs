@@ -216,8 +216,8 @@ fn read_tool_choice(choice: &Value) -> Result<(Option<ToolChoice>, Option<Vec<St
                 (Some("function"), Some(name)) => Some(name.to_owned()),
                 _ => None,
             };
-            let names = choice["tools"].as_array().and_then(|tools| tools.iter().map(name).collect());
-            let names: Option<Vec<String>> = names;
+            let names: Option<Vec<String>> =
+                choice["tools"].as_array().and_then(|tools| tools.iter().map(name).collect());
             let told = "must be a list of functions";
             return Ok((Some(mode), Some(names.ok_or_else(|| ApiError::body("/tool_choice/tools", told))?)));
         }

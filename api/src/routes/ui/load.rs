@@ -10,6 +10,7 @@ use axum::{
 use futures::StreamExt;
 use longhaul_shared::{
     domain::{
+        chat::Chat,
         ids::RunId,
         message::{Message, Part, Replaced, Role, Speaker},
         run::Run,
@@ -71,7 +72,11 @@ pub(super) async fn load(
         }
     };
     let end = query.before.unwrap_or(i64::MAX);
-    let rows = state.store.messages_back(caller.workspace_id, chat.id, end, 2 * turns).await?;
+    let (chat, rows) = at_one_moment(&state, chat, end, 2 * turns).await?;
+    let active = match chat.active_run_id {
+        Some(run_id) => found(state.store.run(caller.workspace_id, run_id).await)?,
+        None => None,
+    };
     let mut replaced = Replaced::default();
     let (mut oldest, mut answer) = (1, None);
     let mut newest_first = vec![];
@@ -83,7 +88,7 @@ pub(super) async fn load(
                 let answer = answer.take().filter(|answer| answer.turn == message.turn);
                 let is_waiting = answer.as_ref().is_some_and(|answer| {
                     let is_open = answer.status == Some(MessageStatus::Streaming);
-                    is_open && chat.active_run_id.is_some_and(|active| answer.run_id != Some(active))
+                    is_open && active.as_ref().is_some_and(|active| answer.turn > active.turn)
                 });
                 if !replaced.hides(&message) && !is_waiting {
                     newest_first
@@ -109,6 +114,23 @@ pub(super) async fn load(
     let before = oldest.min(replaced.from.unwrap_or(oldest));
     let before = Some(before).filter(|before| *before > 1);
     Ok(Json(LoadedChat { id, messages, active_run_id: chat.active_run_id, before }))
+}
+
+/// The chat and its messages before a turn, newest first, with no run that began or ended between the two.
+async fn at_one_moment(
+    state: &AppState,
+    mut chat: Chat,
+    before: i64,
+    limit: u32,
+) -> Result<(Chat, Vec<Message>), ApiError> {
+    loop {
+        let rows = state.store.messages_back(chat.workspace_id, chat.id, before, limit).await?;
+        let now = state.store.chat(chat.workspace_id, chat.id).await?;
+        if now.active_run_id == chat.active_run_id {
+            return Ok((now, rows));
+        }
+        chat = now;
+    }
 }
 
 fn said(message: Message) -> UiMessage {

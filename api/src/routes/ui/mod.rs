@@ -102,6 +102,11 @@ enum Named {
     Nothing,
 }
 
+/// Whether it is the id of a response or of a conversation, there or not.
+fn is_ours(id: &str) -> bool {
+    responses::run_of(id).is_some() || responses::chat_of(id).is_some()
+}
+
 /// The run or the chat that has this id, here or in OpenAI's API, or the chat that a page calls so.
 async fn named(state: &AppState, workspace: WorkspaceId, id: String) -> Result<Named, ApiError> {
     // As names are cleaned before they are stored.

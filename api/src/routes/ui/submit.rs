@@ -17,7 +17,7 @@ use longhaul_shared::{
 use serde::Deserialize;
 use serde_json::{Map, Value, value::RawValue};
 
-use super::{Named, named, stream};
+use super::{Named, is_ours, named, stream};
 use crate::{
     auth::{Caller, Operator},
     error::{ApiError, Code},
@@ -89,10 +89,14 @@ pub(super) async fn submit(
     };
     let submitted = submit_to_the_end(&state.store, &state.bus, &state.agents, submission).await;
     let admitted = submitted.map_err(|error| match error {
-        SubmitError::ChatNotFound => ApiError::new(Code::NotFound, "this chat was deleted"),
+        SubmitError::ChatNotFound => deleted(),
         error => error.into(),
     })?;
     Ok(stream(&state, &admitted.run, 0))
+}
+
+fn deleted() -> ApiError {
+    ApiError::new(Code::NotFound, "this chat was deleted")
 }
 
 /// The chat that the page goes on with, by any of its names; by its last answer, if the page has none for it.
@@ -101,6 +105,8 @@ async fn chat_of(state: &AppState, caller: &Caller, body: &Body) -> Result<Optio
         return Ok(match named(state, caller.workspace_id, name.clone()).await? {
             Named::Chat(chat) => Some(chat.id),
             Named::Run(run) => Some(run.chat_id),
+            // Ids of ours are no names for a page to make up.
+            Named::Nothing if is_ours(name) => return Err(deleted()),
             Named::Nothing => None,
         });
     }

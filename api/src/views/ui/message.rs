@@ -55,6 +55,17 @@ pub(crate) struct ToolPart {
 #[derive(Clone, Debug, PartialEq, Serialize)]
 pub(crate) struct Approval {
     id: String,
+    /// Absent: the page has not answered, or nobody knows.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    approved: Option<bool>,
+}
+
+impl ToolPart {
+    fn answered(&mut self, approved: bool) {
+        if let Some(approval) = &mut self.approval {
+            approval.approved = Some(approved);
+        }
+    }
 }
 
 impl UiMessage {
@@ -110,7 +121,7 @@ impl UiMessage {
             Chunk::ToolApprovalRequest { approval_id, tool_call_id } => {
                 if let Some(call) = self.call(tool_call_id) {
                     call.state = "approval-requested";
-                    call.approval = Some(Approval { id: approval_id.clone() });
+                    call.approval = Some(Approval { id: approval_id.clone(), approved: None });
                 }
             }
             Chunk::ToolOutputAvailable(outcome) => self.settle(outcome, "output-available"),
@@ -118,6 +129,7 @@ impl UiMessage {
             Chunk::ToolOutputDenied { tool_call_id } => {
                 if let Some(call) = self.call(tool_call_id) {
                     call.state = "output-denied";
+                    call.answered(false);
                 }
             }
             Chunk::FinishStep
@@ -139,6 +151,12 @@ impl UiMessage {
             call.state = state;
             call.output.clone_from(&outcome.output);
             call.error_text.clone_from(&outcome.error_text);
+            if outcome.output.is_some() {
+                call.answered(true);
+            } else {
+                // It may have failed when it was approved, or been cut off before.
+                call.approval = None;
+            }
         }
     }
 }

@@ -2,10 +2,12 @@
 //!
 //! Chunks are numbered from 0 in their run. [`Encoder`] is a pure function of the log, so that every replay has the
 //! same chunks under the same numbers, and [`UiMessage`] a pure function of the chunks, so that what is stored is what
-//! was seen. But for approvals, which version 5 does not have, only forms are used that versions 5 to 7 of the SDK accept.
-//! A run that waits for an approval ends the answer for the page; when it goes on, so does that message. A change of what is made of an event changes
-//! the replays of all runs: it needs a renderer of its own, chosen by the version that the run has (`runs.renderer`), as
-//! the one that drops the text of a step that is done over, which version 7 alone understands.
+//! was seen. But for approvals, which version 5 does not have, only forms are used that versions 5 to 7 of the SDK
+//! accept. A run that waits for an approval ends the answer for the page; when it goes on, so does that message.
+//!
+//! A change of what is made of an event changes the replays of all runs: it needs a renderer of its own, chosen by the
+//! version that the run has (`runs.renderer`), as the one that drops the text of a step that is done over, which version
+//! 7 alone understands.
 
 mod chunk;
 mod message;
