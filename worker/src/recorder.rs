@@ -9,6 +9,7 @@
 //! makes the store panic is found and refused.
 
 mod pending;
+mod run;
 mod run_log;
 #[cfg(test)]
 mod tests;
@@ -25,9 +26,8 @@ use longhaul_shared::{
     bus::Bus,
     domain::{
         event::Segment,
-        ids::{Epoch, Millis, RunId, Seq},
+        ids::{Epoch, RunId, Seq},
         retry::Backoff,
-        settle::{Stop, end_by_stop},
     },
     failpoint::{Point, hit, hit_if},
     jitter::jitter,
@@ -41,7 +41,7 @@ use tokio::{
 };
 use tokio_util::sync::CancellationToken;
 
-use pending::Pending;
+use run::{InFlight, Run};
 pub use run_log::{Delta, DeltaKind, RunLog, Write};
 
 /// The most runs in one transaction.
@@ -144,34 +144,6 @@ struct Task {
     held_back: Option<Instant>,
 }
 
-struct Run {
-    writer: Weak<Writer>,
-    /// Everything of an append that does not change.
-    template: Append,
-    lost: CancellationToken,
-    /// The number of the next event.
-    next: Seq,
-    step_started: Seq,
-    /// When that was written, by the database's clock.
-    step_started_at: Millis,
-    pending: Pending,
-    /// An append whose outcome is unknown: it goes again as it was, before anything else of this run.
-    unconfirmed: Option<InFlight>,
-    /// An append is under way beside the others.
-    is_aside: bool,
-}
-
-/// An append on its way, and who waits for it.
-struct InFlight {
-    append: Append,
-    step_started: Seq,
-    replies: Vec<Reply>,
-    /// When it is due.
-    since: Instant,
-    /// How often it found its chat locked and no place to wait for it.
-    put_off: u32,
-}
-
 impl Task {
     async fn run(mut self, mut entries: mpsc::Receiver<Entry>) {
         let mut is_open = true;
@@ -213,17 +185,7 @@ impl Task {
     fn take(&mut self, entry: Entry) {
         match entry {
             Entry::Open { writer, template, lost } => {
-                let run = Run {
-                    writer,
-                    next: template.first_seq,
-                    template: *template,
-                    lost,
-                    step_started: 0,
-                    step_started_at: 0,
-                    pending: Pending::default(),
-                    unconfirmed: None,
-                    is_aside: false,
-                };
+                let run = Run::new(writer, *template, lost);
                 self.runs.insert(key_of(&run.template), run);
             }
             Entry::Delta { key, delta } => {
@@ -290,18 +252,7 @@ impl Task {
                 }
             }
             Err(StoreError::Stopping(wish)) => {
-                let refused = one.append.ending.take();
-                tracing::info!(
-                    run.id = %run_id,
-                    epoch,
-                    reason = %wish.reason,
-                    instead_of = refused.as_ref().map(|ending| ending.reason.as_str()),
-                    error = refused.and_then(|ending| ending.error).map(|error| error.code),
-                    "a stop comes before the run's end"
-                );
-                let stop = Stop { requested_at: wish.requested_at, is_delivered: true };
-                one.append.ending = Some(end_by_stop(&mut one.append.events, wish.reason, stop));
-                one.append.stop_requested_at = Some(wish.requested_at);
+                one.end_by(wish);
                 one.since = Instant::now();
                 if let Some(run) = self.runs.get_mut(&key_of(&one.append)) {
                     run.next = one.append.last_seq() + 1;
@@ -424,76 +375,6 @@ async fn commit_bounded(
         Ok(Ok(results)) => Some(results),
         Ok(Err(error)) if error.is_panic() => None,
         Ok(Err(_)) | Err(_) => Some(vec![Err(StoreError::TimedOut); count]),
-    }
-}
-
-impl Run {
-    /// The attempt is gone and everything that it said is written.
-    fn is_over(&self) -> bool {
-        self.writer.strong_count() == 0
-            && self.pending.is_empty()
-            && self.unconfirmed.is_none()
-            && !self.is_aside
-    }
-
-    /// Since when or from when it has something to commit.
-    fn due(&self) -> Option<Instant> {
-        if self.is_aside {
-            return None;
-        }
-        match &self.unconfirmed {
-            Some(unconfirmed) => Some(unconfirmed.since),
-            None => self.pending.due(),
-        }
-    }
-
-    fn is_due(&self, now: Instant) -> bool {
-        self.due().is_some_and(|due| due <= now)
-    }
-
-    /// What goes into the next commit.
-    fn begin(&mut self) -> Option<InFlight> {
-        // Told that the run is lost, this worker writes no more of it, although the fence would let it.
-        if self.lost.is_cancelled() {
-            let unconfirmed = self.unconfirmed.take().map(|one| one.replies).unwrap_or_default();
-            for reply in unconfirmed.into_iter().chain(self.pending.abandon()) {
-                answer(Some(reply), &Err(RecordError::LeaseLost));
-            }
-            return None;
-        }
-        if let Some(unconfirmed) = self.unconfirmed.take() {
-            return Some(unconfirmed);
-        }
-        let Some(mut gathered) = self.pending.take(self.next, &mut self.step_started) else {
-            // Nothing to append: everything that they ask about is written.
-            let position = Position { last: self.next - 1, step_started: self.step_started };
-            for reply in self.pending.abandon() {
-                answer(Some(reply), &Ok(position));
-            }
-            return None;
-        };
-        // Of a step that begins in this append, the store writes the append's own time.
-        if (1..self.next).contains(&self.step_started) {
-            for step in gathered.steps.iter_mut().filter(|step| step.started_at == 0) {
-                step.started_at = self.step_started_at;
-            }
-        }
-        let append = Append {
-            first_seq: self.next,
-            events: gathered.events,
-            steps: gathered.steps,
-            calls: gathered.calls,
-            ending: gathered.ending,
-            ..self.template.clone()
-        };
-        self.next = append.last_seq() + 1;
-        Some(InFlight {
-            append,
-            step_started: self.step_started,
-            replies: gathered.replies,
-            since: Instant::now(),
-            put_off: 0,
-        })
     }
 }
 
