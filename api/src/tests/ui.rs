@@ -66,6 +66,35 @@ async fn a_chat_goes_on_under_each_of_its_names() {
 }
 
 #[tokio::test]
+async fn a_message_without_a_chat_that_is_sent_again_joins_its_run_while_that_is_under_way() {
+    let api = std::sync::Arc::new(Api::start().await);
+    let operator = api.key("default", KeyRole::Operator).await;
+    let post = |key: &str, text: &str| {
+        let message = json!({"id": "m1", "role": "user", "parts": [{"type": "text", "text": text}]});
+        let request = Request::builder()
+            .method(Method::POST)
+            .uri("/api/chat")
+            .header("authorization", format!("Bearer {key}"))
+            .header("content-type", "text/plain")
+            .body(Body::from(json!({"messages": [message]}).to_string()))
+            .unwrap();
+        let api = api.clone();
+        // The head comes at once, the answer with the run.
+        async move { api.respond(request).await.headers()["x-workflow-run-id"].clone() }
+    };
+    let first = post(&api.key, "hi").await;
+    assert_eq!(post(&api.key, "hi").await, first);
+    assert_ne!(post(&api.key, "ho").await, first, "another message");
+    assert_ne!(post(&operator, "hi").await, first, "another caller");
+    for _ in 0..3 {
+        let mut claim = api.claim().await;
+        api.say(&mut claim, &hello()).await;
+        api.finish(&mut claim, 3, "Hello").await;
+    }
+    assert_ne!(post(&api.key, "hi").await, first, "it is over");
+}
+
+#[tokio::test]
 async fn a_chat_that_was_deleted_is_not_begun_again_under_its_id() {
     let api = Api::start().await;
     let (_, chat_id) = api.finished_run().await;

@@ -1,30 +1,37 @@
 //! `POST /api/chat`: the newest message of a page becomes a run, and is answered by its stream.
 //!
 //! Of the history that the page sends along nothing is believed: the conversation is what is stored, and of the newest
-//! message only the text is read. A transport that names no chat is known by the last answer that it has.
+//! message only the text is read. A transport that names no chat is known by the last answer that it has, and where it has
+//! none, a message that it sends again while its run is under way by its id and its words.
 
 use axum::{extract::State, http::HeaderMap, response::Response};
 use bytes::Bytes;
 use longhaul_shared::{
     admission::{Input, LimitOverrides, Submission, SubmitError, submit_to_the_end},
     domain::{
+        asked::Asked,
         ids::{ChatId, MessageId},
         message::Part,
         run::Trigger,
     },
-    store::IfBusy,
+    store::{Fresh, IfBusy, Request},
 };
 use serde::Deserialize;
 use serde_json::{Map, Value, value::RawValue};
+use sha2::{Digest, Sha256};
 
 use super::{Named, is_ours, named, stream};
 use crate::{
     auth::{Caller, Operator},
+    dialect::UI,
     error::{ApiError, Code},
     extract::{LargeBody, parse_id, parse_json},
     routes::{found, submission::text_of},
     state::AppState,
 };
+
+/// A run that is not over, whenever it was made.
+const UNDER_WAY: Fresh = Fresh { made_within_ms: i64::MAX / 2, over_within_ms: 0 };
 
 /// The body as it comes. Everything else in it is the page's own, and so may be all but the newest message.
 #[derive(Deserialize)]
@@ -65,6 +72,12 @@ pub(super) async fn submit(
 ) -> Result<Response, ApiError> {
     let body = read(&body)?;
     let chat_id = chat_of(&state, &caller, &body).await?;
+    let fingerprint = if chat_id.is_none() { fingerprint(&caller, &body) } else { None };
+    if let Some(fingerprint) = &fingerprint
+        && let Some(run) = state.store.run_of_request(caller.workspace_id, fingerprint, UNDER_WAY).await?
+    {
+        return Ok(stream(&state, &run, 0));
+    }
     let agent = agent_for(&state, &caller, &body, chat_id).await?;
     let submission = Submission {
         workspace_id: caller.workspace_id,
@@ -85,7 +98,11 @@ pub(super) async fn submit(
         traceparent: text_of(&headers, "traceparent"),
         renderer: state.settings.renderer,
         idempotency: None,
-        request: None,
+        request: fingerprint.map(|fingerprint| Request {
+            asked: Asked::default(),
+            previous_run_id: None,
+            fingerprint,
+        }),
     };
     let submitted = submit_to_the_end(&state.store, &state.bus, &state.agents, submission).await;
     let admitted = submitted.map_err(|error| match error {
@@ -93,6 +110,14 @@ pub(super) async fn submit(
         error => error.into(),
     })?;
     Ok(stream(&state, &admitted.run, 0))
+}
+
+/// Of the first message of a chat without a name.
+fn fingerprint(caller: &Caller, body: &Body) -> Option<Vec<u8>> {
+    let id = body.message_id.as_ref().filter(|_| body.chat.is_none() && !body.replaces)?;
+    let said =
+        serde_json::to_string(&(UI, caller.identity(), id, &body.input)).expect("text has a form in JSON");
+    Some(Sha256::digest(said).to_vec())
 }
 
 fn deleted() -> ApiError {
